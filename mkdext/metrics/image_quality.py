@@ -1,0 +1,105 @@
+"""PSNR and SSIM on the luma channel, as super-resolution papers compute them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+
+def luma(image: Tensor) -> Tensor:
+    """The Y channel of MATLAB's `rgb2ycbcr` (ITU-R BT.601, 16-235), not rounded.
+
+    Args:
+        image: `[..., 3, H, W]`, RGB, uint8 or floating point in [0, 1].
+
+    Returns:
+        float64 `[..., H, W]`, in 8-bit levels: 16 is black, 235 is white.
+    """
+    rgb = image.double() / 255 if image.dtype == torch.uint8 else image.double()
+    red, green, blue = rgb.unbind(-3)
+    return 16 + 65.481 * red + 128.553 * green + 24.966 * blue
+
+
+def psnr_y(image: Tensor, reference: Tensor, border: int) -> float:
+    """Peak signal-to-noise ratio of the Y channels in dB, peak 255.
+
+    Args:
+        image: `[3, H, W]`, RGB, uint8 or floating point in [0, 1]. Papers measure saved images:
+            pass uint8 (`to_uint8`) to compare with them.
+        reference: The true image, same shape.
+        border: Pixels left out at each side; papers leave out as many as the scale.
+
+    Returns:
+        The ratio, infinite for equal images.
+
+    Raises:
+        ValueError: Shapes differ or nothing is left inside the border.
+
+    Example:
+        >>> reference = torch.zeros(3, 16, 16)
+        >>> round(psnr_y(reference + 0.1, reference, border=4), 2)
+        21.32
+    """
+    image_y, reference_y = _cropped_luma("psnr_y", image, reference, border, smallest=1)
+    error = (image_y - reference_y).square().mean().item()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim_y(image: Tensor, reference: Tensor, border: int) -> float:
+    """Structural similarity of the Y channels (Wang et al. 2004), as their `ssim_index.m` has it.
+
+    11x11 Gaussian window of sigma 1.5, K = (0.01, 0.03), range 255, mean over whole windows.
+
+    Args:
+        image: `[3, H, W]`, RGB, uint8 or floating point in [0, 1].
+        reference: The true image, same shape.
+        border: Pixels left out at each side.
+
+    Returns:
+        At most 1, which equal images have.
+
+    Raises:
+        ValueError: Shapes differ or less than 11x11 pixels are left inside the border.
+
+    Example:
+        >>> image = torch.rand(3, 32, 32)
+        >>> ssim_y(image, image, border=4)
+        1.0
+    """
+    image_y, reference_y = _cropped_luma("ssim_y", image, reference, border, smallest=11)
+    return float(
+        structural_similarity(
+            image_y.numpy(),
+            reference_y.numpy(),
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=255,
+        )
+    )
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Round an image in [0, 1] to 8-bit levels, clipping what lies outside."""
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _cropped_luma(
+    name: str, image: Tensor, reference: Tensor, border: int, smallest: int
+) -> tuple[Tensor, Tensor]:
+    if image.shape != reference.shape or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"{name}: image and reference must both be [3, H, W], "
+            f"got {list(image.shape)} and {list(reference.shape)}"
+        )
+    height, width = image.shape[1:]
+    if border < 0 or min(height, width) - 2 * border < smallest:
+        raise ValueError(
+            f"{name}: at least {smallest} pixels must be left inside the border, "
+            f"got {width}x{height} pixels with border={border}"
+        )
+    inside = (slice(border, height - border), slice(border, width - border))
+    return luma(image.cpu())[inside], luma(reference.cpu())[inside]

@@ -1,0 +1,162 @@
+"""The folder of a training: configuration, metrics, checkpoints, samples, summary."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """Paths and atomic writes below one folder.
+
+    A run holds `config.yaml`, `metrics.jsonl`, `checkpoints/` (`student.safetensors`: the
+    weights; `state.pt`: all that an exact resume needs), `samples/`, `summary.json` and
+    `summary.png`.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved options."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """Everything for an exact resume."""
+        return self.root / "checkpoints" / "state.pt"
+
+    @property
+    def student(self) -> Path:
+        """The student's weights."""
+        return self.root / "checkpoints" / "student.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of pictures."""
+        return self.root / "samples"
+
+    @property
+    def summary(self) -> Path:
+        """The numbers at the end."""
+        return self.root / "summary.json"
+
+    @property
+    def picture(self) -> Path:
+        """The learning curves at the end."""
+        return self.root / "summary.png"
+
+    def open(self, config: Mapping[str, Any]) -> bool:
+        """Make the folder, or find it ready to be resumed.
+
+        Args:
+            config: The resolved options; a run can only go on with the ones it began with.
+
+        Returns:
+            Whether there is a checkpoint to go on from.
+
+        Raises:
+            ValueError: The folder cannot be written, is not a run's, or belongs to a run with other
+                options, which are named.
+        """
+        try:
+            self.state.parent.mkdir(parents=True, exist_ok=True)
+            self.samples.mkdir(exist_ok=True)
+            with atomic_write(self.root / ".writable") as path:
+                path.touch()
+            (self.root / ".writable").unlink()
+        except OSError as error:
+            raise ValueError(f"--out {self.root} cannot be written: {error.strerror}") from None
+        if not self.config.exists():
+            write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+            return False
+        there = yaml.safe_load(self.config.read_text())
+        names = [name for name in {**there, **config} if there.get(name) != config.get(name)]
+        if names:
+            changes = "; ".join(
+                f"{name} was {there.get(name)!r}, now {config.get(name)!r}" for name in names
+            )
+            raise ValueError(
+                f"--out {self.root} holds a run of other options ({changes}): "
+                "give another --out, or the same options to go on"
+            )
+        return self.state.exists()
+
+    def save_state(self, state: Mapping[str, Any], student: Mapping[str, Tensor]) -> None:
+        """Replace the checkpoint: first the weights, then the state that a resume starts from."""
+        save_weights(self.student, student)
+        with atomic_write(self.state) as path:
+            torch.save(dict(state), path)
+
+    def load_state(self) -> dict[str, Any]:
+        """Read what `save_state` wrote.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        try:
+            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"checkpoint {self.state} is damaged ({error}): delete it to begin again"
+            ) from None
+        return state
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the metrics after `step`, which a resumed run will write again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        write_text(self.metrics, "".join(kept))
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one record, which must have a `step`."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of `path` once it is written and on the disk."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as safetensors, atomically."""
+    with atomic_write(path) as unfinished:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        unfinished.write_bytes(safetensors.torch.save(tensors))
