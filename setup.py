@@ -1,0 +1,65 @@
+"""Build of the C++ operators; everything else about the package stands in pyproject.toml."""
+
+import os
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+import pybind11
+from pybind11.setup_helpers import ParallelCompile
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+
+from find_torch import TORCH_REQUIREMENT, find_torch  # noqa: E402
+
+CSRC = Path("csrc")
+HASHING = runpy.run_path(str(ROOT / "mkdext" / "_source_hash.py"))
+REQUIRED = os.environ.get("MKDEXT_REQUIRE_EXT", "0") not in {"", "0"}
+
+
+class BuildOperators(build_ext):
+    """Compiles ``mkdext._C`` with the headers of the torch that ``find_torch`` locates."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link one extension module.
+
+        Raises:
+            CompileError: There is no usable torch, or the compiler failed. Unless
+                ``MKDEXT_REQUIRE_EXT=1``, setuptools reports it and goes on without the module.
+        """
+        torch = find_torch()
+        if torch is None:
+            raise CompileError(f"mkdext._C needs the headers of {TORCH_REQUIREMENT}: install it")
+        # -isystem: the warnings of other people's headers are not ours.
+        for include in (torch / "include", Path(pybind11.get_include())):
+            ext.extra_compile_args += ["-isystem", str(include)]
+        ext.library_dirs.append(str(torch / "lib"))
+        with ParallelCompile(default=os.cpu_count() or 1, needs_recompile=lambda *_: True):
+            super().build_extension(ext)
+
+
+operators = Extension(
+    "mkdext._C",
+    sources=[str(CSRC / "registration.cpp"), *sorted(map(str, CSRC.glob("cpu/*.cpp")))],
+    depends=[str(path) for path in HASHING["source_files"](CSRC)],
+    define_macros=[("MKDEXT_SOURCE_HASH", f'"{HASHING["source_hash"](CSRC)}"')],
+    extra_compile_args=[*(CSRC / "compile_flags.txt").read_text().split(), "-g0"],
+    # Named so that the loader finds the libtorch_cpu which "import torch" has loaded; there is no
+    # rpath, so the binary is tied to no particular torch.
+    libraries=["torch_cpu"],
+    language="c++",
+    optional=not REQUIRED,
+)
+
+options = {}
+if "mkdext_backend" in sys.modules:
+    # pip builds in the clone itself, where leftovers of an earlier build would enter the wheel.
+    scratch = tempfile.TemporaryDirectory()
+    options = {"build": {"build_base": scratch.name}, "egg_info": {"egg_base": scratch.name}}
+
+setup(ext_modules=[operators], cmdclass={"build_ext": BuildOperators}, options=options)
