@@ -1,0 +1,298 @@
+// The CPU side of dynamic_conv2d.h: tensors in, tasks out to the threads, one algorithm per task.
+//
+// Parallel axis  (sample, part): a part is a range of output rows (forward, input gradient) or of
+//                output channels (weight gradient). Each task writes only its own part, and where
+//                the cuts fall changes no order of summation, so the bits do not depend on the
+//                number of threads.
+#include "../dynamic_conv2d.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include "direct.h"
+#include "scratch.h"
+
+namespace mkdext::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The number of parts per sample that keeps all threads busy to the end. A part costs a packing of
+// the weights, so no more than needed.
+int64_t parts_per_sample(int64_t batch, int64_t limit) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t parts = 1;
+  while (batch * parts % threads != 0 && batch * parts < 4 * threads) ++parts;
+  return std::min(parts, limit);
+}
+
+// Calls run(sample, begin, end) for parts that cover [0, size) of each sample, on all threads.
+// prepare() gives each thread what it passes on to run as first argument.
+template <typename Prepare, typename Run>
+void for_each_part(int64_t batch, int64_t size, const Prepare& prepare, const Run& run) {
+  if (batch == 0) return;
+  const int64_t parts = parts_per_sample(batch, size);
+  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
+    auto scratch = prepare();
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task % parts;
+      run(scratch, task / parts, part * size / parts, (part + 1) * size / parts);
+    }
+  });
+}
+
+// One product of the correlation; a null weight leaves it out.
+template <typename T>
+struct Term {
+  const T* input;
+  const T* weight;
+};
+
+// output = the sum of the terms' correlations. For kInputGrad the "input" is a gradient of the
+// output, and the shape is still the one of the forward.
+template <typename T>
+void correlate(const DynamicConvShape& shape, WeightOrder order,
+               std::initializer_list<Term<T>> terms, T* output) {
+  const bool forward = order == WeightOrder::kForward;
+  const SampleShape sample{forward ? shape.in_channels : shape.out_channels,
+                           forward ? shape.out_channels : shape.in_channels, shape.height,
+                           shape.width, shape.kernel_size};
+  const int64_t area = shape.height * shape.width;
+  const int64_t weight_size =
+      shape.in_channels * shape.out_channels * shape.kernel_size * shape.kernel_size;
+  const DirectKernels<T>& kernels = direct_kernels<T>();
+  for_each_part(
+      shape.batch, shape.height,
+      [&] { return Scratch<T>(kernels.correlate_scratch(sample)); },
+      [&](Scratch<T>& scratch, int64_t b, int64_t begin, int64_t end) {
+        bool accumulate = false;
+        for (const Term<T>& term : terms) {
+          if (term.weight == nullptr) continue;
+          kernels.correlate(sample, order, term.input + b * sample.in_channels * area,
+                            term.weight + b * weight_size, begin, end, accumulate, scratch.data(),
+                            output + b * sample.out_channels * area);
+          accumulate = true;
+        }
+      });
+}
+
+template <typename T>
+void weight_grad(const DynamicConvShape& shape, const T* grad, const T* input, T* grad_weight) {
+  const SampleShape sample{shape.in_channels, shape.out_channels, shape.height, shape.width,
+                           shape.kernel_size};
+  const int64_t area = shape.height * shape.width;
+  const int64_t weight_size =
+      shape.in_channels * shape.out_channels * shape.kernel_size * shape.kernel_size;
+  const DirectKernels<T>& kernels = direct_kernels<T>();
+  for_each_part(
+      shape.batch, shape.out_channels,
+      [&] { return Scratch<T>(kernels.weight_grad_scratch(sample)); },
+      [&](Scratch<T>& scratch, int64_t b, int64_t begin, int64_t end) {
+        kernels.weight_grad(sample, grad + b * shape.out_channels * area,
+                            input + b * shape.in_channels * area, begin, end, scratch.data(),
+                            grad_weight + b * weight_size);
+      });
+}
+
+// ----------------------------------------------------------------------------- the torch layer
+
+void check_map(const Tensor& map, const char* name, const DynamicConvShape& shape,
+               int64_t channels) {
+  STD_TORCH_CHECK(map.dim() == 4 && map.size(0) == shape.batch && map.size(1) == channels &&
+                      map.size(2) == shape.height && map.size(3) == shape.width,
+                  "dynamic_conv2d: ", name, " must be [", shape.batch, ", ", channels, ", ",
+                  shape.height, ", ", shape.width, "]");
+}
+
+void check_weight(const Tensor& weight, const char* name, const DynamicConvShape& shape) {
+  STD_TORCH_CHECK(weight.dim() == 5 && weight.size(0) == shape.batch &&
+                      weight.size(1) == shape.out_channels &&
+                      weight.size(2) == shape.in_channels && weight.size(3) == shape.kernel_size &&
+                      weight.size(4) == shape.kernel_size,
+                  "dynamic_conv2d: ", name, " must be [", shape.batch, ", ", shape.out_channels,
+                  ", ", shape.in_channels, ", ", shape.kernel_size, ", ", shape.kernel_size, "]");
+}
+
+void check_shape(const DynamicConvShape& shape) {
+  STD_TORCH_CHECK(shape.in_channels > 0 && shape.out_channels > 0 && shape.height > 0 &&
+                      shape.width > 0 && shape.kernel_size % 2 == 1,
+                  "dynamic_conv2d: sizes must be positive and the kernel size odd");
+}
+
+void check_type(const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == like.scalar_type(),
+                  "dynamic_conv2d: all tensors must be on the CPU and of one dtype");
+}
+
+// Calls run with a null pointer of the element type of `like`.
+template <typename Run>
+void dispatch(const Tensor& like, const Run& run) {
+  if (like.scalar_type() == ScalarType::Float) {
+    run(static_cast<float*>(nullptr));
+  } else {
+    STD_TORCH_CHECK(like.scalar_type() == ScalarType::Double,
+                    "dynamic_conv2d: dtype must be float32 or float64");
+    run(static_cast<double*>(nullptr));
+  }
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+Tensor dynamic_conv2d(const Tensor& input, const Tensor& weight) {
+  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5,
+                  "dynamic_conv2d: input must be 4-D and weight 5-D");
+  const DynamicConvShape shape{input.size(0),  input.size(1), weight.size(1),
+                               input.size(2), input.size(3), weight.size(3)};
+  check_shape(shape);
+  check_weight(weight, "weight", shape);
+  check_type(weight, input);
+  const Tensor x = torch::stable::contiguous(input);
+  const Tensor w = torch::stable::contiguous(weight);
+  Tensor output = torch::stable::new_empty(
+      x, {shape.batch, shape.out_channels, shape.height, shape.width});
+  dispatch(x, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    correlate<T>(shape, WeightOrder::kForward, {{data<T>(x), data<T>(w)}},
+                 mutable_data<T>(output));
+  });
+  return output;
+}
+
+Tensor dynamic_conv2d_input_grad(const Tensor& grad, const Tensor& weight) {
+  STD_TORCH_CHECK(grad.dim() == 4 && weight.dim() == 5,
+                  "dynamic_conv2d: grad must be 4-D and weight 5-D");
+  const DynamicConvShape shape{grad.size(0), weight.size(2), grad.size(1),
+                               grad.size(2), grad.size(3),   weight.size(3)};
+  check_shape(shape);
+  check_weight(weight, "weight", shape);
+  check_type(weight, grad);
+  const Tensor g = torch::stable::contiguous(grad);
+  const Tensor w = torch::stable::contiguous(weight);
+  Tensor output =
+      torch::stable::new_empty(g, {shape.batch, shape.in_channels, shape.height, shape.width});
+  dispatch(g, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    correlate<T>(shape, WeightOrder::kInputGrad, {{data<T>(g), data<T>(w)}},
+                 mutable_data<T>(output));
+  });
+  return output;
+}
+
+Tensor dynamic_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64_t kernel_size) {
+  STD_TORCH_CHECK(grad.dim() == 4 && input.dim() == 4,
+                  "dynamic_conv2d: grad and input must be 4-D");
+  const DynamicConvShape shape{input.size(0),  input.size(1), grad.size(1),
+                               input.size(2), input.size(3), kernel_size};
+  check_shape(shape);
+  check_map(grad, "grad", shape, shape.out_channels);
+  check_type(grad, input);
+  const Tensor g = torch::stable::contiguous(grad);
+  const Tensor x = torch::stable::contiguous(input);
+  Tensor output = torch::stable::new_empty(
+      g, {shape.batch, shape.out_channels, shape.in_channels, kernel_size, kernel_size});
+  dispatch(g, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    weight_grad<T>(shape, data<T>(g), data<T>(x), mutable_data<T>(output));
+  });
+  return output;
+}
+
+// Returns grad_g, grad_x and grad_w of dynamic_conv2d.h. What is not wanted, and what is zero
+// because no cotangent reaches it, is an empty tensor of one dimension.
+std::tuple<Tensor, Tensor, Tensor> dynamic_conv2d_double_backward(
+    const Tensor& grad, std::optional<Tensor> input, std::optional<Tensor> weight,
+    std::optional<Tensor> grad_grad_input, std::optional<Tensor> grad_grad_weight, bool want_grad,
+    bool want_input, bool want_weight) {
+  STD_TORCH_CHECK(grad.dim() == 4, "dynamic_conv2d: grad must be 4-D");
+  STD_TORCH_CHECK(grad_grad_input || grad_grad_weight,
+                  "dynamic_conv2d: a double backward needs a cotangent");
+  DynamicConvShape shape{grad.size(0), 0, grad.size(1), grad.size(2), grad.size(3), 0};
+  const auto prepare_map = [&](const std::optional<Tensor>& map, const char* name) {
+    check_map(*map, name, shape, shape.in_channels);
+    check_type(*map, grad);
+    return torch::stable::contiguous(*map);
+  };
+  const auto prepare_weight = [&](const std::optional<Tensor>& value, const char* name) {
+    check_weight(*value, name, shape);
+    check_type(*value, grad);
+    return torch::stable::contiguous(*value);
+  };
+  // Any kernel-shaped tensor tells the channels and the kernel size; only the weight gradient of
+  // ggx can do without one, and then `weight` must still be given.
+  const std::optional<Tensor>& like = grad_grad_weight ? grad_grad_weight : weight;
+  STD_TORCH_CHECK(like && like->dim() == 5, "dynamic_conv2d: weight must be given and 5-D");
+  shape.in_channels = like->size(2);
+  shape.kernel_size = like->size(3);
+  check_shape(shape);
+
+  const Tensor g = torch::stable::contiguous(grad);
+  std::optional<Tensor> x, w, ggx, ggw;
+  if (grad_grad_input) ggx = prepare_map(grad_grad_input, "grad_grad_input");
+  if (grad_grad_weight) ggw = prepare_weight(grad_grad_weight, "grad_grad_weight");
+  if (want_grad && ggw) {
+    STD_TORCH_CHECK(input, "dynamic_conv2d: input must be given");
+    x = prepare_map(input, "input");
+  }
+  if (want_grad && ggx) {
+    STD_TORCH_CHECK(weight, "dynamic_conv2d: weight must be given");
+    w = prepare_weight(weight, "weight");
+  }
+
+  const auto output = [&](bool wanted, std::initializer_list<int64_t> sizes) {
+    return wanted ? torch::stable::new_empty(g, sizes) : torch::stable::new_empty(g, {0});
+  };
+  const bool input_wanted = want_input && ggw.has_value();
+  const bool weight_wanted = want_weight && ggx.has_value();
+  Tensor grad_grad =
+      output(want_grad, {shape.batch, shape.out_channels, shape.height, shape.width});
+  Tensor grad_input =
+      output(input_wanted, {shape.batch, shape.in_channels, shape.height, shape.width});
+  Tensor grad_weight = output(weight_wanted, {shape.batch, shape.out_channels, shape.in_channels,
+                                              shape.kernel_size, shape.kernel_size});
+  dispatch(g, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const auto optional_data = [](const std::optional<Tensor>& tensor) -> const T* {
+      return tensor ? data<T>(*tensor) : nullptr;
+    };
+    if (want_grad) {
+      correlate<T>(shape, WeightOrder::kForward,
+                   {{optional_data(ggx), optional_data(w)}, {optional_data(x), optional_data(ggw)}},
+                   mutable_data<T>(grad_grad));
+    }
+    if (input_wanted) {
+      correlate<T>(shape, WeightOrder::kInputGrad, {{data<T>(g), data<T>(*ggw)}},
+                   mutable_data<T>(grad_input));
+    }
+    if (weight_wanted) {
+      weight_grad<T>(shape, data<T>(g), data<T>(*ggx), mutable_data<T>(grad_weight));
+    }
+  });
+  return {grad_grad, grad_input, grad_weight};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mkdext, CPU, m) {
+  m.impl("dynamic_conv2d", TORCH_BOX(&dynamic_conv2d));
+  m.impl("dynamic_conv2d_input_grad", TORCH_BOX(&dynamic_conv2d_input_grad));
+  m.impl("dynamic_conv2d_weight_grad", TORCH_BOX(&dynamic_conv2d_weight_grad));
+  m.impl("dynamic_conv2d_double_backward", TORCH_BOX(&dynamic_conv2d_double_backward));
+}
+
+}  // namespace mkdext::cpu

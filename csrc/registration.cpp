@@ -1,0 +1,70 @@
+// Every operator schema of the package, one line each, and the Python module `mkdext._C`, which
+// holds no tensor functions: importing it registers the operators as torch.ops.mkdext.*.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/version.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/instruction_set.h"
+
+#ifndef MKDEXT_SOURCE_HASH
+#define MKDEXT_SOURCE_HASH ""
+#endif
+
+STABLE_TORCH_LIBRARY(mkdext, m) {
+  m.def("dynamic_conv2d(Tensor input, Tensor weight) -> Tensor");
+  m.def("dynamic_conv2d_input_grad(Tensor grad, Tensor weight) -> Tensor");
+  m.def("dynamic_conv2d_weight_grad(Tensor grad, Tensor input, int kernel_size) -> Tensor");
+  m.def(
+      "dynamic_conv2d_double_backward(Tensor grad, Tensor? input, Tensor? weight, "
+      "Tensor? grad_grad_input, Tensor? grad_grad_weight, bool want_grad, bool want_input, "
+      "bool want_weight) -> (Tensor, Tensor, Tensor)");
+  m.def("texture_kernels(Tensor features, int grid, int kernel_size) -> Tensor");
+  m.def("texture_kernels_transpose(Tensor kernels, int grid, int height, int width) -> Tensor");
+}
+
+namespace {
+
+namespace py = pybind11;
+
+std::string version_of(unsigned long long packed) {
+  return std::to_string(packed >> 56) + "." + std::to_string((packed >> 48) & 0xff);
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "g++ " __VERSION__;
+#endif
+  info["torch_headers"] = TORCH_VERSION;
+  info["abi_target"] = version_of(TORCH_FEATURE_VERSION);
+  info["source_hash"] = MKDEXT_SOURCE_HASH;
+  return info;
+}
+
+std::string instruction_set() {
+  return mkdext::cpu::instruction_set_name(mkdext::cpu::active_instruction_set());
+}
+
+std::vector<std::string> cpu_features() {
+  std::vector<std::string> names;
+  for (const auto set : mkdext::cpu::supported_instruction_sets()) {
+    names.push_back(mkdext::cpu::instruction_set_name(set));
+  }
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info,
+        "Compiler, torch headers, the oldest torch it runs with, and the hash of the sources.");
+  m.def("instruction_set", &instruction_set, "The instruction set that the CPU kernels use.");
+  m.def("cpu_features", &cpu_features,
+        "The instruction sets that this processor can run, smallest first.");
+}
