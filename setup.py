@@ -45,7 +45,7 @@ class BuildOperators(build_ext):
 
 operators = Extension(
     "mkdext._C",
-    sources=[str(CSRC / "registration.cpp"), *sorted(map(str, CSRC.glob("cpu/*.cpp")))],
+    sources=[str(path) for path in HASHING["source_files"](CSRC) if path.suffix == ".cpp"],
     depends=[str(path) for path in HASHING["source_files"](CSRC)],
     define_macros=[("MKDEXT_SOURCE_HASH", f'"{HASHING["source_hash"](CSRC)}"')],
     extra_compile_args=[*(CSRC / "compile_flags.txt").read_text().split(), "-g0"],

@@ -1,9 +1,9 @@
 """Finding, checking and loading the compiled operators ``mkdext._C``.
 
-``pip install .`` puts ``_C`` into site-packages, but in the root of a clone ``import mkdext`` finds
-the source tree, which holds none. So ``_C`` is looked for beside this file first and then in every
-other ``mkdext`` folder on ``sys.path``. When the C++ sources lie beside the package, a binary counts
-only if it carries their hash: one made from other sources is never loaded.
+An installed package has its ``_C`` beside it. A source tree mostly has not: ``pip install .`` puts
+``_C`` into site-packages, but in the root of a clone ``import mkdext`` finds the source tree. There
+every other ``mkdext`` folder on ``sys.path`` is looked into as well, and a binary counts only if it
+carries the hash of the C++ sources of the tree: one made from other sources is never loaded.
 
 Without a usable binary the operators run on plain PyTorch, and ``available`` says so once.
 """
@@ -125,11 +125,13 @@ def _load() -> ExtensionStatus:
         )
     matching = [path for path in candidates if _matches_sources(path)]
     if not matching:
+        path = candidates[0]
+        in_place = path.parent == _PACKAGE
         return ExtensionStatus(
             "stale",
-            candidates[0],
-            f"{candidates[0]} was compiled from other C++ sources than those in {_csrc()}",
-            f"{_REBUILD} (or `python setup.py build_ext --inplace` if it was built in place)",
+            path,
+            f"{path} was compiled from other C++ sources than those in {_csrc()}",
+            "run `python setup.py build_ext --inplace` again" if in_place else f"{_REBUILD} again",
         )
     path = matching[0]
     try:
@@ -150,8 +152,10 @@ def _load() -> ExtensionStatus:
 
 
 def _candidates() -> list[Path]:
-    """List the ``_C`` libraries for this Python, the one beside this file first."""
-    folders = [_PACKAGE, *(Path(entry or ".").resolve() / "mkdext" for entry in sys.path)]
+    """List the ``_C`` libraries for this Python that may be used, the one beside this file first."""
+    folders = [_PACKAGE]
+    if _csrc() is not None:
+        folders += [Path(entry or ".").resolve() / "mkdext" for entry in sys.path]
     paths = (folder / f"_C{suffix}" for folder in folders for suffix in EXTENSION_SUFFIXES)
     return list(dict.fromkeys(path for path in paths if path.is_file()))
 

@@ -1,0 +1,248 @@
+"""``python -m mkdext.doctor``: what is installed, compiled and missing, and how to mend it.
+
+It imports nothing beyond the standard library until it has looked for it, so that it runs where
+something is missing, PyTorch included. It exits with 0 if mkdext is usable and 1 if it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mkdext
+from mkdext import _extension
+
+MINIMUM_TORCH = (2, 10)
+REQUIRED_PACKAGES = {
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "safetensors": "safetensors",
+    "rich": "rich",
+    "tyro": "tyro",
+    "pyyaml": "yaml",
+    "matplotlib": "matplotlib",
+}
+"""Distribution name and import name of every dependency besides PyTorch."""
+
+OPTIONAL_PACKAGES = {"tensorboard": ("tensorboard", "curves of a training in a browser")}
+"""Distribution name, import name and use of what mkdext takes when it is there."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the report."""
+
+    name: str
+    value: str
+    level: Literal["ok", "note", "problem"] = "ok"
+    """``note``: mkdext works without it; ``problem``: it does not."""
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything, in the order of the report."""
+    torch = _import_torch()
+    return [
+        Finding("mkdext", f"{mkdext.__version__} in {Path(mkdext.__file__).parent}"),
+        Finding(
+            "python", f"{platform.python_version()} at {sys.executable}, {platform.platform()}"
+        ),
+        _torch(torch),
+        *_required_packages(),
+        _compiler(),
+        *(_operators() if not isinstance(torch, Exception) else ()),
+        *(_hardware(torch) if not isinstance(torch, Exception) else ()),
+        *_optional_packages(),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report.
+
+    Returns:
+        The exit status: 1 if there is a problem, else 0.
+    """
+    parser = argparse.ArgumentParser(prog="mkdext doctor", description=_summary())
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    options = parser.parse_args(arguments)
+    findings = examine()
+    usable = all(finding.level != "problem" for finding in findings)
+    if options.json:
+        print(json.dumps({"usable": usable, "findings": [*map(asdict, findings)]}, indent=2))
+    else:
+        _print(findings, usable)
+    return 0 if usable else 1
+
+
+def _summary() -> str:
+    return "Show what is installed, compiled and missing, and the fix for each problem."
+
+
+def _import_torch() -> Any:
+    """Return the module, or the exception that importing it raised."""
+    try:
+        import torch
+    except Exception as error:  # a broken PyTorch raises OSError, RuntimeError and others
+        return error
+    return torch
+
+
+def _torch(torch: Any) -> Finding:
+    oldest = ".".join(map(str, MINIMUM_TORCH))
+    fix = f"pip install 'torch>={oldest}'"
+    if isinstance(torch, ModuleNotFoundError):
+        return Finding("torch", "not installed", "problem", fix)
+    if isinstance(torch, Exception):
+        return Finding("torch", f"does not import: {_first_line(torch)}", "problem", fix)
+    kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    value = f"{torch.__version__} ({kind} build)"
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
+        return Finding("torch", f"{value}, older than {oldest}", "problem", fix)
+    return Finding("torch", value)
+
+
+def _required_packages() -> Iterator[Finding]:
+    missing = [name for name, module in REQUIRED_PACKAGES.items() if not _is_installed(module)]
+    if missing:
+        listed = ", ".join(missing)
+        yield Finding(
+            "packages", f"missing: {listed}", "problem", f"pip install {' '.join(missing)}"
+        )
+    else:
+        versions = (f"{name} {importlib.metadata.version(name)}" for name in REQUIRED_PACKAGES)
+        yield Finding("packages", ", ".join(versions))
+
+
+def _optional_packages() -> Iterator[Finding]:
+    for name, (module, use) in OPTIONAL_PACKAGES.items():
+        if _is_installed(module):
+            yield Finding(name, importlib.metadata.version(name))
+        else:
+            yield Finding(name, f"not installed (optional: {use})", "note", f"pip install {name}")
+
+
+def _compiler() -> Finding:
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    for command in wanted:
+        if path := shutil.which(command.split()[0]):
+            answer = subprocess.run(
+                [path, "--version"], capture_output=True, text=True, check=False
+            )
+            return Finding("compiler", f"{(answer.stdout.splitlines() or ['?'])[0]} at {path}")
+    return Finding(
+        "compiler",
+        f"none of {', '.join(wanted)} found",
+        "note",
+        "needed to build: `apt install g++`, `dnf install gcc-c++` or `xcode-select --install`",
+    )
+
+
+def _operators() -> Iterator[Finding]:
+    status = _extension.status()
+    if status.state != "loaded":
+        # Without a binary the operators run on plain PyTorch by design; a wrong one is a mistake.
+        tolerated = status.state == "missing" and not _extension.is_required()
+        yield Finding("operators", status.reason, "note" if tolerated else "problem", status.fix)
+        return
+    build = status.build
+    yield Finding("operators", f"compiled, {status.path}")
+    yield Finding(
+        "built with",
+        f"{build['compiler']}, headers of torch {build['torch_headers']}, "
+        f"stable ABI of torch {build['abi_target']}",
+    )
+    try:
+        yield Finding("instruction set", _instruction_set())
+    except RuntimeError as error:
+        yield Finding(
+            "instruction set", _first_line(error), "problem", "unset MKDEXT_INSTRUCTION_SET"
+        )
+    else:
+        yield _trial()
+
+
+def _instruction_set() -> str:
+    extension = _extension.module()
+    return f"{extension.instruction_set()} (available: {', '.join(extension.cpu_features())})"
+
+
+def _trial() -> Finding:
+    """Run an operator on known numbers: what loads may still compute nonsense."""
+    import torch
+
+    features = torch.arange(64, dtype=torch.float64).reshape(1, 1, 8, 8)
+    pooled = torch.ops.mkdext.texture_kernels(features, 1, 1)
+    weight = torch.zeros(1, 1, 1, 3, 3, dtype=torch.float64)
+    weight[..., 1, 1] = 1
+    same = torch.ops.mkdext.dynamic_conv2d(features, weight)
+    if torch.equal(same, features) and pooled.item() == features.mean().item():
+        return Finding("trial run", "right")
+    return Finding(
+        "trial run",
+        "the compiled operators give wrong numbers",
+        "problem",
+        "please report it with the output of `python -m mkdext.doctor --json`",
+    )
+
+
+def _hardware(torch: Any) -> Iterator[Finding]:
+    yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors")
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names = (torch.cuda.get_device_name(index) for index in range(count))
+        yield Finding("cuda", ", ".join(names))
+    else:
+        yield Finding("cuda", "no device", "note")
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _print(findings: Sequence[Finding], usable: bool) -> None:
+    verdict = "mkdext is usable." if usable else "mkdext is not usable: see the problems above."
+    if not _is_installed("rich"):
+        for finding in findings:
+            fix = f"  -> {finding.fix}" if finding.fix else ""
+            print(f"{finding.level:<8} {finding.name}: {finding.value}{fix}")
+        print(verdict)
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "note": "yellow", "problem": "bold red"}
+    table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        style = styles[finding.level]
+        text = Text(finding.value)
+        if finding.fix:
+            text.append(f"\nfix: {finding.fix}", style)
+        table.add_row(Text(finding.level, style), finding.name, text)
+    console = Console()
+    console.print(table)
+    console.print(verdict, style=styles["ok" if usable else "problem"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
