@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from torch import nn
 
+from mkdext.models.near_names import did_you_mean
 from mkdext.models.rcan import RCAN, RCANConfig
 
 RCAN_CONFIGS = {
@@ -37,7 +36,8 @@ def create_model(name: str, scale: int) -> nn.Module:
         49799
     """
     if name not in RCAN_CONFIGS:
-        near = difflib.get_close_matches(name, MODEL_NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"network {name!r} is unknown, there are {', '.join(MODEL_NAMES)}{hint}")
+        raise ValueError(
+            f"network {name!r} is unknown, there are {', '.join(MODEL_NAMES)}"
+            f"{did_you_mean(name, MODEL_NAMES)}"
+        )
     return RCAN(RCAN_CONFIGS[name], scale)

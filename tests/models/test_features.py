@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mkdext.models import (
+    RCAN,
+    RCANConfig,
+    check_points,
+    create_model,
+    default_points,
+    forward_with_features,
+)
+
+TINY = RCANConfig(groups=2, blocks=1, features=4, reduction=2)
+# The second is followed by an in-place ReLU.
+POINTS = ["body.0", "body.1.body.0.body.0", "tail.0"]
+
+
+class TwoWays(nn.Module):
+    """Has a module that runs twice, one that never runs, one that gives a tuple."""
+
+    def __init__(self) -> None:
+        """Make the modules."""
+        super().__init__()
+        self.twice = nn.Conv2d(3, 3, 1)
+        self.never = nn.Conv2d(3, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+        self.flat = nn.Flatten()
+        self.pair = nn.LSTM(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flat(x)
+        self.pair(x.mean(dim=(2, 3)))
+        return self.norm(self.twice(self.twice(x)))
+
+
+def tiny_rcan(dtype: torch.dtype = torch.float32) -> RCAN:
+    torch.manual_seed(0)
+    return RCAN(TINY, scale=2).to(dtype)
+
+
+def count_hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_features_are_the_outputs_of_the_named_modules_in_the_order_given() -> None:
+    model, lr = tiny_rcan(), torch.rand(2, 3, 5, 7)
+    with torch.no_grad():
+        sr, (late, early) = forward_with_features(model, ["body.1", "body.0"], lr)
+        expected = model.body[0](model.head(model.sub_mean(lr * 255)))
+    assert torch.equal(sr, model(lr))
+    assert torch.equal(early, expected)
+    assert torch.equal(late, model.body[1](expected))
+
+
+def test_an_in_place_operation_after_the_point_does_not_change_the_feature() -> None:
+    model, lr = tiny_rcan(), torch.rand(2, 3, 5, 7)
+    _, (feature,) = forward_with_features(model, ["body.0.body.0.body.0"], lr)
+    assert (feature < 0).any()
+    shallow = model.head(model.sub_mean(lr * 255))
+    expected = model.body[0].body[0].body[0](shallow)
+    assert torch.equal(feature, expected)
+    gradient, expected_gradient = (
+        torch.autograd.grad(x.square().mean(), model.head[0].weight) for x in (feature, expected)
+    )
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_given_parameters_stand_in_for_those_of_the_network_and_get_the_gradient() -> None:
+    model, other, lr = tiny_rcan(), RCAN(TINY, scale=2), torch.rand(1, 3, 4, 4)
+    parameters = dict(other.named_parameters())
+    sr, features = forward_with_features(model, POINTS, lr, parameters)
+    expected_sr, expected = forward_with_features(other, POINTS, lr)
+    assert torch.equal(sr, expected_sr)
+    assert all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
+    features[0].sum().backward()
+    assert other.head[0].weight.grad is not None
+    assert model.head[0].weight.grad is None
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_hooks_are_removed_also_after_an_error(functional: bool) -> None:
+    model = tiny_rcan()
+    parameters = dict(model.named_parameters()) if functional else None
+    forward_with_features(model, POINTS, torch.rand(1, 3, 4, 4), parameters)
+    assert count_hooks(model) == 0
+    with pytest.raises(RuntimeError):
+        forward_with_features(model, POINTS, torch.rand(1, 5, 4, 4), parameters)
+    with pytest.raises(ValueError, match="nowhere"):
+        forward_with_features(model, [*POINTS, "nowhere"], torch.rand(1, 3, 4, 4), parameters)
+    assert count_hooks(model) == 0
+
+
+def test_features_and_output_differentiate_twice_through_given_parameters() -> None:
+    model = tiny_rcan(torch.float64)
+    names = ["head.0.weight", "body.0.body.0.body.0.bias", "tail.1.weight"]
+    lr = torch.rand(1, 3, 2, 3, dtype=torch.float64)
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        parameters = dict(zip(names, tensors, strict=True))
+        sr, features = forward_with_features(model, POINTS, lr, parameters)
+        return sr, *features
+
+    tensors = [model.get_parameter(name).detach().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(run, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
+
+
+def test_works_under_inference_mode() -> None:
+    model, lr = tiny_rcan(), torch.rand(1, 3, 4, 4)
+    with torch.inference_mode():
+        _, features = forward_with_features(model, POINTS, lr)
+    assert [list(f.shape) for f in features] == [[1, 4, 4, 4], [1, 4, 4, 4], [1, 4, 8, 8]]
+
+
+def test_features_keep_channels_last() -> None:
+    model = tiny_rcan().to(memory_format=torch.channels_last)
+    lr = torch.rand(2, 3, 5, 6).contiguous(memory_format=torch.channels_last)
+    _, features = forward_with_features(model, ["body.0"], lr)
+    assert features[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_unknown_point_is_refused_with_near_names() -> None:
+    with pytest.raises(
+        ValueError, match=r"'bdy\.0' is no sub-module of RCAN; did you mean body\.0"
+    ):
+        check_points(tiny_rcan(), ["bdy.0"])
+    with pytest.raises(ValueError, match=r"'groups' is no sub-module of RCAN; it has sub_mean, "):
+        check_points(tiny_rcan(), ["groups"])
+    with pytest.raises(ValueError, match=r"'' is no sub-module"):
+        check_points(tiny_rcan(), [""])
+
+
+def test_an_unknown_parameter_is_refused_with_near_names() -> None:
+    with pytest.raises(ValueError, match=r"'head\.0\.weigth'.* did you mean head\.0\.weight"):
+        forward_with_features(
+            tiny_rcan(), POINTS, torch.rand(1, 3, 4, 4), {"head.0.weigth": torch.rand(4, 3, 3, 3)}
+        )
+
+
+@pytest.mark.parametrize(
+    ("point", "reason"),
+    [
+        ("twice", "'twice' must run once in a forward pass, it ran 2 times"),
+        ("never", "'never' must run once in a forward pass, it ran 0 times"),
+        ("flat", r"'flat' must give a tensor \[B, C, H, W\], got \[1, 768\]"),
+        ("pair", r"'pair' must give a tensor \[B, C, H, W\], got tuple"),
+    ],
+)
+def test_a_point_that_gives_no_feature_map_is_refused(point: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check_points(TwoWays(), [point])
+
+
+def test_no_point_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        check_points(tiny_rcan(), [])
+
+
+def test_check_points_gives_the_channels_of_each_point() -> None:
+    assert check_points(create_model("rcan-c", scale=4), ["body.1", "tail.1"]) == [32, 3]
+
+
+def test_check_points_takes_the_dtype_and_device_of_the_network() -> None:
+    assert check_points(tiny_rcan(torch.float64), ["body.1"]) == [4]
+    with torch.device("meta"):
+        model = RCAN(TINY, scale=2)
+    assert check_points(model, ["body.1"]) == [4]
+
+
+def test_check_points_leaves_running_statistics_and_modes_alone() -> None:
+    model = TwoWays().train()
+    model.pair.eval()
+    assert check_points(model, ["norm"]) == [3]
+    assert model.training and model.norm.training and not model.pair.training
+    assert model.norm.num_batches_tracked == 0
+
+
+def test_default_points_are_those_the_network_declares() -> None:
+    assert default_points(create_model("rcan-a", scale=4)) == [f"body.{g}" for g in range(4)]
+    with torch.device("meta"):
+        teacher = create_model("rcan-t", scale=4)
+    assert default_points(teacher) == ["body.2", "body.4", "body.7", "body.9"]
+    assert default_points(teacher, count=1) == ["body.9"]
+
+
+@pytest.mark.parametrize("count", [0, -1, 5])
+def test_more_points_than_groups_are_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=rf"count must be 1\.\.4, got {count}"):
+        default_points(create_model("rcan-a", scale=4), count)
+
+
+def test_a_network_that_declares_no_points_is_told_to_name_them() -> None:
+    with pytest.raises(ValueError, match="TwoWays declares no distillation points; name 4 of its"):
+        default_points(TwoWays())
