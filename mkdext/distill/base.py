@@ -1,0 +1,47 @@
+"""What a distillation method is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class DistillationMethod(nn.Module, ABC):
+    """A loss between feature maps of a student and of a teacher.
+
+    Its parameters, if it has any, are trained by the meta-gradient. It is made for the channel
+    counts of the distillation points and sees nothing of the networks but their feature maps.
+    """
+
+    @abstractmethod
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The distillation loss.
+
+        Args:
+            student: One feature map `[B, C_s, h, w]` for each distillation point.
+            teacher: As many maps `[B, C_t, h, w]`, without gradient.
+
+        Returns:
+            A scalar, differentiable twice with respect to the student's maps and the method's
+            parameters.
+        """
+
+    def gradient(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss and its gradient with respect to the student's maps, both differentiable.
+
+        A method that cuts part of its dependence on the student from what the student descends
+        must still let the gradient returned here depend on it: the meta-gradient of several inner
+        steps sees how every step changes the next one.
+        """
+        maps = tuple(f.view_as(f) for f in student)
+        loss = self(maps, teacher)
+        return loss, torch.autograd.grad(loss, maps, create_graph=True)
+
+    @abstractmethod
+    def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
+        """Numbers that show how the method fares, to be logged now and then."""

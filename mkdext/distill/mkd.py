@@ -1,0 +1,266 @@
+"""MKD: meta knowledge distillation (Zhu, Chen, Liu), section 3.2.
+
+A knowledge representation network (KRNet) at each distillation point turns the features of
+student and teacher into knowledge. It convolves both with the same kernels, which it generates for
+each sample from the student's features, corrected by their correlation with the teacher's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mkdext.distill.base import DistillationMethod
+from mkdext.ops import dynamic_conv2d, texture_kernels
+
+LEAKY_SLOPE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class MKDOptions:
+    """The choices of a KRNet. The paper's literal form is `MKDOptions.literal()`."""
+
+    grid: int = 8
+    """The map is cut into grid x grid patches, each of which becomes a kernel: c_o = grid^2."""
+    kernel_size: int = 3
+    """Width of the generated kernels, odd."""
+    hidden: int | None = None
+    """Channels between the two 1x1 convolutions that match dimensions; none: the teacher's."""
+    correlation: Literal["cosine", "scaled", "raw"] = "cosine"
+    """Inner product of a student's with a teacher's channel: as cosine times sqrt(h*w), divided by
+    sqrt(h*w), or raw (the paper's formula, whose softmax saturates on large maps)."""
+    softmax_over: Literal["student", "teacher"] = "student"
+    """Channels over which the correlation is normalised."""
+    detach_kernels: bool = True
+    """Generate the kernels from features cut from the student's graph, so that the student cannot
+    lower the loss by generating kernels that see nothing."""
+    normalize_kernels: bool = True
+    """Give each generated kernel the norm 1, so that the knowledge cannot fade."""
+    relative: bool = True
+    """Divide the gap of each point by the mean magnitude of the teacher's knowledge."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.grid < 1:
+            raise ValueError(f"MKDOptions: grid must be at least 1, got {self.grid}")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"MKDOptions: kernel_size must be odd and positive, got {self.kernel_size}"
+            )
+        if self.hidden is not None and self.hidden < 1:
+            raise ValueError(f"MKDOptions: hidden must be at least 1, got {self.hidden}")
+
+    @classmethod
+    def literal(cls, grid: int = 8) -> MKDOptions:
+        """The equations of the paper as printed."""
+        return cls(
+            grid=grid,
+            correlation="raw",
+            detach_kernels=False,
+            normalize_kernels=False,
+            relative=False,
+        )
+
+
+class Knowledge(NamedTuple):
+    """What a KRNet makes of one pair of feature maps."""
+
+    student: Tensor
+    """`K^s`, `[B, c_o, h, w]` (MKD eq. 5)."""
+    teacher: Tensor
+    """`K^t`, `[B, c_o, h, w]` (MKD eq. 6)."""
+    kernels: tuple[Tensor, Tensor]
+    """`W_1` `[B, c_o, C_t, k, k]` and `W_2` `[B, c_o, c_o, k, k]` (MKD eq. 4)."""
+    correlation: Tensor
+    """Softmax weights, `[B, C_s, C_t]`."""
+
+
+class KRNet(nn.Module):
+    """Knowledge representation network of one distillation point (MKD eq. 4-6).
+
+    Example:
+        >>> krnet = KRNet(16, 32, MKDOptions(grid=4))
+        >>> student, teacher = torch.rand(2, 16, 24, 24), torch.rand(2, 32, 24, 24)
+        >>> knowledge = krnet(student, teacher, source=student)
+        >>> knowledge.teacher.shape
+        torch.Size([2, 16, 24, 24])
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int, options: MKDOptions) -> None:
+        """Make the network for `C_s` student and `C_t` teacher channels."""
+        super().__init__()
+        self.options = options
+        hidden = options.hidden or teacher_channels
+        self.match = nn.Sequential(
+            nn.Conv2d(student_channels, hidden, 1),
+            nn.LeakyReLU(LEAKY_SLOPE),
+            nn.Conv2d(hidden, teacher_channels, 1),
+        )
+        outputs = options.grid**2
+        self.kernel1 = nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False)
+        self.kernel2 = nn.Conv2d(teacher_channels, outputs, 1, bias=False)
+
+    def forward(self, student: Tensor, teacher: Tensor, source: Tensor) -> Knowledge:
+        """Turn features into knowledge.
+
+        Args:
+            student: `[B, C_s, h, w]`.
+            teacher: `[B, C_t, h, w]`.
+            source: The student's features once more, for the kernels to be generated from.
+        """
+        weights = self.correlate(source, teacher)
+        corrected = torch.einsum("bst,bshw->bthw", weights, source)
+        first = self.generate(self.kernel1, corrected)
+        second = self.generate(self.kernel2, corrected)
+        return Knowledge(
+            student=extract(self.match(student), first, second),
+            teacher=extract(teacher, first, second),
+            kernels=(first, second),
+            correlation=weights,
+        )
+
+    def correlate(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Channel correlation of student and teacher, `sigma(F_s . F_t)` in MKD eq. 4.
+
+        Returns:
+            `[B, C_s, C_t]`, which sums to 1 over the channels named by `softmax_over`.
+        """
+        pixels = student.shape[-2] * student.shape[-1]
+        rows, columns = student.flatten(2), teacher.flatten(2)
+        if self.options.correlation == "cosine":
+            rows, columns = functional.normalize(rows, dim=2), functional.normalize(columns, dim=2)
+        product = rows @ columns.transpose(1, 2)
+        if self.options.correlation == "cosine":
+            product = product * math.sqrt(pixels)
+        elif self.options.correlation == "scaled":
+            product = product / math.sqrt(pixels)
+        return product.softmax(dim=1 if self.options.softmax_over == "student" else 2)
+
+    def generate(self, reorganize: nn.Module, corrected: Tensor) -> Tensor:
+        """Texture-aware kernels: a 1x1 convolution, then a kernel from each patch of the map.
+
+        Args:
+            reorganize: The 1x1 convolution, `C_t` to `C` channels.
+            corrected: Student features corrected by the correlation, `[B, C_t, h, w]`.
+
+        Returns:
+            `[B, grid^2, C, k, k]`.
+        """
+        options = self.options
+        kernels = texture_kernels(reorganize(corrected), options.grid, options.kernel_size)
+        if options.normalize_kernels:
+            kernels = functional.normalize(kernels.flatten(2), dim=2).view_as(kernels)
+        return kernels
+
+
+class MKD(DistillationMethod):
+    """Meta knowledge distillation: one KRNet for each distillation point (MKD eq. 7).
+
+    Example:
+        >>> mkd = MKD([16, 16], [32, 32], MKDOptions(grid=4))
+        >>> student = [torch.rand(2, 16, 24, 24) for _ in range(2)]
+        >>> teacher = [torch.rand(2, 32, 24, 24) for _ in range(2)]
+        >>> mkd(student, teacher).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        options: MKDOptions | None = None,
+    ) -> None:
+        """Make the KRNets for the channels of each point.
+
+        Raises:
+            ValueError: Student and teacher differ in the number of points.
+        """
+        super().__init__()
+        if len(student_channels) != len(teacher_channels) or not student_channels:
+            raise ValueError(
+                "MKD: student and teacher must have the same number of distillation points, "
+                f"got {len(student_channels)} and {len(teacher_channels)}"
+            )
+        self.options = options or MKDOptions()
+        self.krnets = nn.ModuleList(
+            KRNet(cs, ct, self.options)
+            for cs, ct in zip(student_channels, teacher_channels, strict=True)
+        )
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """L_kd of MKD eq. 7: the sum over the points of the mean gap between the knowledge."""
+        sources = [f.detach() for f in student] if self.options.detach_kernels else student
+        return self._loss(self.knowledge(student, teacher, sources))
+
+    def gradient(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss and its gradient with respect to the student's maps, both differentiable."""
+        maps = tuple(f.view_as(f) for f in student)
+        sources = student if self.options.detach_kernels else maps
+        loss = self._loss(self.knowledge(maps, teacher, sources))
+        return loss, torch.autograd.grad(loss, maps, create_graph=True)
+
+    def knowledge(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], sources: Sequence[Tensor]
+    ) -> list[Knowledge]:
+        """The knowledge at each point; the kernels are generated from `sources`."""
+        features = zip(student, teacher, sources, strict=True)
+        return [krnet(*maps) for krnet, maps in zip(self.krnets, features, strict=True)]
+
+    def _loss(self, points: list[Knowledge]) -> Tensor:
+        return torch.stack([self._gap(point) for point in points]).sum()
+
+    def _gap(self, point: Knowledge) -> Tensor:
+        gap = functional.l1_loss(point.student, point.teacher)
+        return gap / point.teacher.abs().mean() if self.options.relative else gap
+
+    @torch.no_grad()
+    def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
+        """Means over the points, to see a collapse.
+
+        Returns:
+            `knowledge_student`, `knowledge_teacher`: mean magnitudes. `gap`: of the two, relative
+            to the teacher's. `kernel_norm`: of `W_1`, by output channel. `kernel_spread`: standard
+            deviation of `W_1` over samples and output channels, relative to its magnitude; 0 when
+            all kernels are the same. `correlation_entropy`: 0 when each channel picks one other,
+            1 when all count alike.
+        """
+        rows = []
+        for point in self.knowledge(student, teacher, student):
+            first = point.kernels[0].flatten(2)
+            axis = 1 if self.options.softmax_over == "student" else 2
+            entropy = torch.special.entr(point.correlation).sum(axis).mean()
+            teacher_size = point.teacher.abs().mean()
+            rows.append(
+                {
+                    "knowledge_student": point.student.abs().mean(),
+                    "knowledge_teacher": teacher_size,
+                    "gap": functional.l1_loss(point.student, point.teacher) / teacher_size,
+                    "kernel_norm": first.norm(dim=2).mean(),
+                    "kernel_spread": first.flatten(0, 1).std(0).mean() / first.abs().mean(),
+                    "correlation_entropy": entropy / math.log(point.correlation.shape[axis]),
+                }
+            )
+        return {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
+
+
+def extract(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Two dynamic convolutions with an activation between them (MKD eq. 5 and 6).
+
+    Args:
+        features: `[B, C_t, h, w]`.
+        first: `W_1`, `[B, c_o, C_t, k, k]`.
+        second: `W_2`, `[B, c_o, c_o, k, k]`.
+
+    Returns:
+        `[B, c_o, h, w]`.
+    """
+    hidden = functional.leaky_relu(dynamic_conv2d(features, first), LEAKY_SLOPE)
+    return dynamic_conv2d(hidden, second)
