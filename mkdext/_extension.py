@@ -152,7 +152,7 @@ def _load() -> ExtensionStatus:
 
 
 def _candidates() -> list[Path]:
-    """List the ``_C`` libraries for this Python that may be used, the one beside this file first."""
+    """List the ``_C`` libraries that may be used, the one beside this file first."""
     folders = [_PACKAGE]
     if _csrc() is not None:
         folders += [Path(entry or ".").resolve() / "mkdext" for entry in sys.path]

@@ -1,0 +1,27 @@
+"""What every test may use, and the line of the pytest header that tells what is under test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import mkdext
+from mkdext import _extension
+
+
+def pytest_report_header() -> str:
+    status = _extension.status()
+    where = status.path if status.state == "loaded" else f"{status.state}: {status.reason}"
+    return f"mkdext: {Path(mkdext.__file__).parent}\ncompiled operators: {where}"
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The compiled library; the test is skipped where none was built, and fails if it is unfit."""
+    status = _extension.status()
+    if status.state == "missing" and not _extension.is_required():
+        pytest.skip(f"{status.reason}: {status.fix}")
+    assert status.state == "loaded", f"{status.reason}: {status.fix}"
+    assert status.path is not None
+    return status.path
