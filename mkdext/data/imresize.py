@@ -1,19 +1,25 @@
 """MATLAB's `imresize(image, scale, 'bicubic')`, exact and differentiable.
 
-torch's antialiased bicubic interpolation has MATLAB's kernel (a = -0.5, stretched when
-downscaling) and differs only at the border, where MATLAB mirrors the image with the edge pixel
-repeated. So the image is padded that way, interpolated and cropped.
+Both paths mirror the image at its border, the edge pixel repeated, and resize first the rows,
+then the columns. Floating point: torch's antialiased bicubic interpolation has MATLAB's kernel
+(a = -0.5, stretched when downscaling) and differs from it only in the border. 8-bit levels: for an
+integer factor the weights are rational numbers, so the sums are taken in integers and
+rounding is exact whatever the order of the sum.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from fractions import Fraction
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_BICUBIC_RADIUS = 2
+_RADIUS = 2  # of the bicubic kernel
 
 
 def imresize(images: Tensor, scale: float) -> Tensor:
@@ -21,10 +27,10 @@ def imresize(images: Tensor, scale: float) -> Tensor:
 
     Args:
         images: `[..., H, W]`, floating point or uint8. Floating point is not clipped and can be
-            differentiated any number of times. uint8 is rounded and clipped after each of the two
-            passes (rows first), as MATLAB does.
-        scale: An integer factor, or one divided by an integer. The result has
-            `ceil(scale * H)` rows and `ceil(scale * W)` columns.
+            differentiated any number of times; 16-bit types are computed in float32. uint8 is
+            rounded (halves up) and clipped after each of the two passes, as MATLAB does, and has
+            no gradient.
+        scale: A positive integer, or one divided by a positive integer.
 
     Returns:
         `[..., ceil(scale * H), ceil(scale * W)]`, the type of `images`.
@@ -42,7 +48,7 @@ def imresize(images: Tensor, scale: float) -> Tensor:
         raise TypeError(f"imresize: images must be floating point or uint8, got {images.dtype}")
     if images.ndim < 2 or min(images.shape[-2:]) < 1:
         raise ValueError(f"imresize: images must be [..., H, W], got {list(images.shape)}")
-    if not scale > 0:
+    if not 0 < scale < math.inf:
         raise ValueError(f"imresize: scale must be positive, got {scale}")
     factor = round(max(scale, 1 / scale))
     if not math.isclose(max(scale, 1 / scale), factor, rel_tol=1e-6):
@@ -50,33 +56,97 @@ def imresize(images: Tensor, scale: float) -> Tensor:
     if factor == 1:
         return images.clone()
     planes = images.reshape(-1, 1, *images.shape[-2:])
-    for axis in (-2, -1):
-        planes = _resize_axis(planes, axis, factor, enlarge=scale > 1)
-    return planes.reshape(*images.shape[:-2], *planes.shape[-2:])
+    if planes.dtype in (torch.float16, torch.bfloat16):
+        planes = planes.float()
+    resize_rows = _resize_levels if images.dtype == torch.uint8 else _resize_floats
+    for _ in range(2):
+        planes = resize_rows(planes, factor, scale > 1).transpose(-1, -2)
+    return planes.reshape(*images.shape[:-2], *planes.shape[-2:]).to(images.dtype)
 
 
-def _resize_axis(planes: Tensor, axis: int, factor: int, enlarge: bool) -> Tensor:
-    if planes.dtype == torch.uint8:
-        resized = _resize_axis(planes.double(), axis, factor, enlarge)
-        # MATLAB rounds halves up; a tie that float arithmetic misses by an ulp counts as one.
-        return (resized + 0.5 + 1e-9).floor().clamp(0, 255).to(torch.uint8)
-    size = planes.shape[axis]
+def _resize_floats(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
+    """Resize along the rows: `[N, 1, H, W]` -> `[N, 1, H', W]`."""
+    size, width = planes.shape[-2:]
     if enlarge:
-        pad, out = 2 * _BICUBIC_RADIUS, size * factor
-        padded_out, first = (size + 2 * pad) * factor, pad * factor
+        # The interpolation cuts its kernel at the border of what it gets: pad by two radii.
+        pad, out = 2 * _RADIUS, size * factor
+        padded_size, padded_out, first = size + 2 * pad, (size + 2 * pad) * factor, pad * factor
     else:
         # The padded size is a multiple of the factor, so that the sampling grid keeps its phase.
-        pad, out = _BICUBIC_RADIUS * factor, math.ceil(size / factor)
-        padded_out, first = out + 2 * _BICUBIC_RADIUS, _BICUBIC_RADIUS
-    total = padded_out // factor if enlarge else padded_out * factor
-    index = _symmetric_index(size, pad, total, planes.device)
-    padded = planes.index_select(axis, index)
-    shape = list(planes.shape[-2:])
-    shape[axis] = padded_out
-    resized = functional.interpolate(padded, size=shape, mode="bicubic", antialias=True)
-    return resized.narrow(axis, first, out)
+        pad, out = _RADIUS * factor, math.ceil(size / factor)
+        padded_out, first = out + 2 * _RADIUS, _RADIUS
+        padded_size = padded_out * factor
+    rows = torch.from_numpy(_mirrored(size, pad, padded_size)).to(planes.device)
+    padded = planes.index_select(-2, rows)
+    resized = functional.interpolate(
+        padded, size=(padded_out, width), mode="bicubic", antialias=True
+    )
+    return resized.narrow(-2, first, out)
 
 
-def _symmetric_index(size: int, pad: int, total: int, device: torch.device) -> Tensor:
-    position = (torch.arange(total, device=device) - pad) % (2 * size)
-    return torch.where(position < size, position, 2 * size - 1 - position)
+def _resize_levels(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
+    """Resize uint8 along the rows: `[N, 1, H, W]` -> `[N, 1, H', W]`, rounded and clipped.
+
+    In numpy, because photographs are prepared by several Python threads beside a training, where
+    torch's own threads wait for each other a hundred times longer than they work.
+    """
+    phases, denominator = _integer_weights(factor, enlarge)
+    largest = 255 * max(sum(map(abs, taps.values())) for taps in phases) + denominator
+    integer = np.int32 if largest < 2**31 else np.int64
+    step = 1 if enlarge else factor
+    size, width = planes.shape[-2:]
+    pad, out = _RADIUS * step, math.ceil(size / step)
+    rows = _mirrored(size, pad, out * step + 2 * pad)
+    resized = np.empty((len(planes), out, len(phases), width), np.uint8)
+    total, product = np.empty((2, out, width), integer)
+    for plane, result in zip(planes[:, 0].cpu().numpy(), resized, strict=True):
+        padded = plane[rows].astype(integer)
+        for phase, taps in enumerate(phases):
+            total.fill(denominator // 2)
+            for offset, weight in taps.items():
+                first = pad + offset
+                source = padded[first : first + (out - 1) * step + 1 : step]
+                total += np.multiply(source, weight, out=product)
+            total //= denominator
+            result[:, phase] = total.clip(0, 255, out=total)
+    return torch.from_numpy(resized.reshape(len(planes), 1, -1, width)).to(planes.device)
+
+
+@functools.lru_cache
+def _integer_weights(factor: int, enlarge: bool) -> tuple[list[dict[int, int]], int]:
+    """Exact weights `weight / denominator` of the source pixels, for each phase of the result.
+
+    Reduced by `factor`, result `i` is a sum over source pixels `factor * i + offset`, the same for
+    every `i`. Enlarged, result `factor * i + phase` is a sum over source pixels `i + offset`.
+    """
+    stretch = 1 if enlarge else factor
+    if enlarge:
+        centres = [Fraction(2 * phase + 1, 2 * factor) - Fraction(1, 2) for phase in range(factor)]
+    else:
+        centres = [Fraction(factor - 1, 2)]
+    reach = _RADIUS * stretch
+    phases = [
+        {
+            offset: weight
+            for offset in range(math.ceil(centre - reach), math.floor(centre + reach) + 1)
+            if (weight := _cubic((centre - offset) / stretch) / stretch)
+        }
+        for centre in centres
+    ]
+    denominator = math.lcm(*(weight.denominator for taps in phases for weight in taps.values()))
+    integers = [{k: int(weight * denominator) for k, weight in taps.items()} for taps in phases]
+    return integers, denominator
+
+
+def _cubic(x: Fraction) -> Fraction:
+    """Keys' cubic convolution kernel, a = -1/2."""
+    x = abs(x)
+    if x <= 1:
+        return 3 * x**3 / 2 - 5 * x**2 / 2 + 1
+    return -(x**3) / 2 + 5 * x**2 / 2 - 4 * x + 2 if x <= 2 else Fraction(0)
+
+
+def _mirrored(size: int, pad: int, total: int) -> npt.NDArray[np.int64]:
+    """Rows of an image of `size` rows that lie at `-pad` to `total - pad - 1` of its mirrorings."""
+    position = (np.arange(total) - pad) % (2 * size)
+    return np.minimum(position, 2 * size - 1 - position)
