@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,68 @@ class RCAN(nn.Module):
         if not 1 <= count <= groups:
             raise ValueError(f"distillation_points: count must be 1..{groups}, got {count}")
         return [f"body.{math.ceil(i * groups / count) - 1}" for i in range(1, count + 1)]
+
+
+def infer_rcan(weights: Mapping[str, Tensor]) -> tuple[RCANConfig, int] | None:
+    """Size and scale of the RCAN that `weights` seem to be of, from their names and shapes.
+
+    Returns:
+        The configuration and the scale; none if the weights are of another architecture. That they
+        are complete is not checked.
+
+    Example:
+        >>> config = RCANConfig(groups=4, blocks=1, features=16)
+        >>> infer_rcan(RCAN(config, scale=8).state_dict()) == (config, 8)
+        True
+    """
+    names = "\n".join(weights)
+    blocks = set(re.findall(r"^body\.(\d+)\.body\.(\d+)\.body\.0\.weight$", names, re.M))
+    stages = re.findall(r"^tail\.0\.\d\.weight$", names, re.M)
+    head = weights.get("head.0.weight")
+    squeeze = weights.get("body.0.body.0.body.3.conv_du.0.weight")
+    if not blocks or not stages or head is None or squeeze is None:
+        return None
+    if any(w.ndim != 4 for w in (head, squeeze)) or not 1 <= squeeze.shape[0] <= head.shape[0]:
+        return None
+    features = head.shape[0]
+    config = RCANConfig(
+        groups=len({group for group, _ in blocks}),
+        blocks=len({block for _, block in blocks}),
+        features=features,
+        reduction=features // squeeze.shape[0],
+    )
+    scale = 3 if weights[stages[0]].numel() == 81 * features**2 else 2 ** len(stages)
+    return config, scale
+
+
+def official_rcan_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the names of the official code, if they have those of BasicSR's RCAN.
+
+    BasicSR keeps the colour mean in its options; it is set to that of DIV2K, its default. Other
+    weights are given back as they are.
+    """
+    groups = {name.split(".")[1] for name in weights if ".residual_group." in name}
+    if "conv_first.weight" not in weights or not groups:
+        return weights
+    blocks = {name.split(".")[3] for name in weights if ".residual_group." in name}
+    renamed = {}
+    for name, tensor in weights.items():
+        for pattern, official in (
+            (r"conv_first\.", "head.0."),
+            (r"conv_after_body\.", f"body.{len(groups)}."),
+            (r"conv_last\.", "tail.1."),
+            (r"upsample\.", "tail.0."),
+            (r"(body\.\d+)\.conv\.", rf"\1.body.{len(blocks)}."),
+            (r"(body\.\d+)\.residual_group\.(\d+)\.rcab\.", r"\1.body.\2.body."),
+            (r"(.*\.body\.3)\.attention\.1\.", r"\1.conv_du.0."),
+            (r"(.*\.body\.3)\.attention\.3\.", r"\1.conv_du.2."),
+        ):
+            name = re.sub(f"^{pattern}", official, name)
+        renamed[name] = tensor
+    for name, sign in (("sub_mean", -1), ("add_mean", 1)):
+        shift = MeanShift(DIV2K_MEAN, sign)
+        renamed |= {f"{name}.weight": shift.weight, f"{name}.bias": shift.bias}
+    return renamed
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:

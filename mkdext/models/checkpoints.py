@@ -1,0 +1,258 @@
+"""Weights from files: read without executing anything, loaded strictly or not at all."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mkdext.models.rcan import RCAN, infer_rcan, official_rcan_names
+from mkdext.models.registry import MODEL_NAMES, create_model
+
+_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+_NAME_PREFIXES = ("module.", "_orig_mod.")
+_LISTED = 10
+
+
+def load_model(path: str | Path, scale: int | None = None, name: str | None = None) -> nn.Module:
+    """Make the network that a file holds the weights of.
+
+    Size and scale are taken from the shapes of the weights. The files of the official RCAN code, of
+    BasicSR's and of this package are understood. Torch's random generators are not touched.
+
+    Args:
+        path: A file that `read_weights` can read.
+        scale: Scale that the network must have; none: any.
+        name: One of `MODEL_NAMES` that the network must be; none: any.
+
+    Returns:
+        A network in float32 on the CPU that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`,
+        colours in [0, 1].
+
+    Raises:
+        ValueError: The file cannot be read, or the weights are of an unknown architecture, of
+            another scale or name than asked for, incomplete, or not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from mkdext.models import create_model
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(create_model("rcan-b", scale=2).state_dict(), f"{folder}/weights.pt")
+        ...     model = load_model(f"{folder}/weights.pt")
+        >>> model.config
+        RCANConfig(groups=4, blocks=4, features=16, reduction=16)
+        >>> model.scale
+        2
+    """
+    weights = official_rcan_names(read_weights(path))
+    found = infer_rcan(weights)
+    if found is None:
+        raise ValueError(
+            f"weights file {path} is of no architecture that is known here (RCAN: "
+            f"{', '.join(MODEL_NAMES)} or any other size); it holds {_listing(list(weights))}"
+        )
+    config, found_scale = found
+    wanted_scale = found_scale if scale is None else scale
+    try:
+        # Nothing is allocated before the weights are known to fit.
+        with torch.device("meta"):
+            model = RCAN(config, wanted_scale) if name is None else create_model(name, wanted_scale)
+        _check_fit(model, weights)
+    except ValueError as error:
+        raise ValueError(f"weights file {path}: {error}") from None
+    model.to_empty(device="cpu")
+    model.load_state_dict(weights)
+    return model
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a network, all of them or none.
+
+    Args:
+        model: Network that takes the weights, in its own dtype and on its own device.
+        weights: Weights by name, as `read_weights` gives them.
+
+    Raises:
+        ValueError: A name is missing or unexpected, a shape or a kind of number is wrong, or a
+            number is NaN or infinite. The network is not changed.
+
+    Example:
+        >>> from mkdext.models import create_model
+        >>> trained, model = create_model("rcan-a", scale=4), create_model("rcan-a", scale=4)
+        >>> load_weights(model, trained.state_dict())
+    """
+    _check_fit(model, weights)
+    model.load_state_dict(weights)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from a safetensors file or from one that `torch.save` made.
+
+    The format is told from the content, not from the name. Of a pickle only tensors and plain
+    containers are read; it is refused when it asks for anything else, and never executed. Weights
+    under `params_ema`, `params`, `state_dict`, `model_state_dict` or `model` are found, in this
+    order, and the `module.` that DataParallel puts before every name is removed, as is the
+    `_orig_mod.` of `torch.compile`.
+
+    Returns:
+        Tensors by name, on the CPU, of the dtype that they have in the file.
+
+    Raises:
+        ValueError: The file is missing, a directory, unreadable, empty, damaged, of another format,
+            asks for code, or holds no state dict.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"params": {"module.bias": torch.ones(2)}}, f"{folder}/weights.pt")
+        ...     read_weights(f"{folder}/weights.pt")
+        {'bias': tensor([1., 1.])}
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"weights file {path} does not exist; check the path")
+    if path.is_dir():
+        raise ValueError(f"weights file {path} is a directory; name a file in it")
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise ValueError(f"weights file {path} cannot be read: {error.strerror}") from None
+    if not start:
+        raise ValueError(f"weights file {path} is empty; fetch or copy it again")
+    # safetensors: the length of the header in 8 bytes, then the header, which is JSON.
+    if start[4:9] == b"\0\0\0\0{":
+        return _plain_names(_read_safetensors(path))
+    if start.startswith((b"PK\3\4", b"\x80")):
+        return _plain_names(_state_dict(_read_pickle(path), path))
+    raise ValueError(
+        f"weights file {path} is neither a safetensors file nor one made by torch.save: "
+        f"it begins with {start!r}; fetch or copy it again"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+    if not weights:
+        raise ValueError(f"weights file {path} holds no tensor; name a file with weights")
+    return weights
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # Given a path, torch.load judges the format by the suffix.
+        with path.open("rb") as file, warnings.catch_warnings():
+            # For a TorchScript archive torch warns before it raises.
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"weights file {path} is a pickle that asks for "
+            f"{asked[1] if asked else 'more than tensors'}, which could execute code, so it was "
+            "not loaded; save the tensors alone: torch.save(model.state_dict(), FILE)"
+        ) from None
+    except Exception as error:  # A damaged pickle can raise nearly anything.
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = re.split(r"\. |\n", str(error))[0] or type(error).__name__
+    return ValueError(
+        f"weights file {path} is damaged or cut off ({reason}); fetch or copy it again"
+    )
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The weights in what a pickle held."""
+    while isinstance(content, Mapping):
+        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if wrapper is None:
+            break
+        content = content[wrapper]
+    if (
+        isinstance(content, Mapping)
+        and content
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    ):
+        return {name: tensor.detach() for name, tensor in content.items()}
+    if isinstance(content, Mapping):
+        what = f"a dictionary of {_listing([str(key) for key in content])}"
+    else:
+        what = f"a {type(content).__name__}"
+    raise ValueError(
+        f"weights file {path} must hold a state dict, tensors by name, alone or under one of "
+        f"{', '.join(_WRAPPERS)}, got {what}; save it with torch.save(model.state_dict(), FILE)"
+    )
+
+
+def _plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers of a network put before every name."""
+    for prefix in _NAME_PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            return _plain_names({n.removeprefix(prefix): w for n, w in weights.items()})
+    return weights
+
+
+def _check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    misfits = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of a wrong shape": [
+            f"{name} is {list(weights[name].shape)}, must be {list(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+        "of a wrong kind of number": [
+            f"{name} is {weights[name].dtype}, must be {tensor.dtype}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].is_floating_point() != tensor.is_floating_point()
+        ],
+    }
+    parts = [f"{len(names)} {what} ({_listing(names)})" for what, names in misfits.items() if names]
+    if parts:
+        raise ValueError(
+            f"the weights do not fit the network: {'; '.join([*_causes(model, weights), *parts])}"
+        )
+    # In the dtype of the network: a float64 can overflow a float32.
+    broken = [n for n, t in own.items() if not weights[n].to(t.dtype).isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} weights hold NaN or infinite numbers ({_listing(broken)}); "
+            "the training that wrote them diverged, take an earlier checkpoint"
+        )
+
+
+def _causes(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Why weights do not fit `model`, where that can be told."""
+    own = model.state_dict().keys()
+    common = len(own & weights.keys())
+    found = infer_rcan(weights)
+    if found is not None and isinstance(model, RCAN):
+        config, scale = found
+        causes = []
+        if config != model.config:
+            causes.append(f"the checkpoint is {config}, the network is {model.config}")
+        if scale != model.scale:
+            causes.append(f"the checkpoint is for x{scale}, the network is x{model.scale}")
+        return causes
+    if 2 * common < len(own):
+        return [f"they are of another architecture, {common} of {len(own)} names are the same"]
+    return []
+
+
+def _listing(names: Sequence[str]) -> str:
+    more = f", ... {len(names)} in all" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
