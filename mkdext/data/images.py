@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +17,11 @@ from torch import Tensor
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+Progress = Callable[[Sequence[Path]], Iterable[Path]]
+"""Wraps an iteration over files, to show how far it has come."""
+
+# What Pillow may take a file for. It knows more formats, some of which start other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
 
 class BadImageError(ValueError):
@@ -36,13 +43,29 @@ class BadImage:
 def find_images(folder: Path) -> list[Path]:
     """All image files below `folder`, sorted by path.
 
+    Files count by their suffix (`IMAGE_SUFFIXES`, in small or capital letters). Names that begin
+    with a dot are left out, and links to other folders are not followed.
+
     Raises:
-        ValueError: `folder` does not exist, is no directory, or holds no image file.
+        ValueError: `folder` does not exist, is no directory, cannot be read in all its parts, or
+            holds no image file.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (8, 8)).save(folder / "black.png")
+        >>> [path.name for path in find_images(folder)]
+        ['black.png']
     """
     if not folder.is_dir():
         state = "is not a directory" if folder.exists() else "does not exist"
         raise ValueError(f"image folder {folder} {state}")
-    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
+    try:
+        paths = sorted(_image_files(folder))
+    except OSError as error:
+        raise ValueError(
+            f"image folder {error.filename} cannot be read: {error.strerror}"
+        ) from None
     if not paths:
         raise ValueError(f"image folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return paths
@@ -51,63 +74,142 @@ def find_images(folder: Path) -> list[Path]:
 def read_image(path: Path) -> Tensor:
     """Decode a photograph.
 
-    Grey and palette images become RGB, 16-bit grey is scaled to 8 bit, an opaque alpha channel is
-    dropped and a camera's orientation tag is applied.
+    Grey, palette and CMYK images become RGB, 16-bit levels become 8-bit ones, an opaque alpha
+    channel is dropped and a camera's orientation tag is applied.
 
     Returns:
         uint8 `[3, H, W]`.
 
     Raises:
-        BadImageError: The file is missing, no image, truncated, partly transparent, or of
-            floating-point pixels.
+        BadImageError: The file is missing, unreadable, no image, damaged, partly transparent,
+            of several pages or frames, or has 32-bit or floating-point pixels.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "grey.png"
+        >>> Image.new("L", (8, 6), 128).save(path)
+        >>> read_image(path).shape
+        torch.Size([3, 6, 8])
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
+            # A camera's MPO file holds the photograph first, then previews or a second view.
+            frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+            if frames > 1:
+                raise BadImageError(f"holds {frames} pages or frames; save one as a still image")
             file.load()
-            image = ImageOps.exif_transpose(file)
+            ImageOps.exif_transpose(file, in_place=True)
+            levels = np.asarray(_as_rgb(file)).transpose(2, 0, 1)
+    except BadImageError:
+        raise
     except UnidentifiedImageError:
-        raise BadImageError("not an image, whatever its name says") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"cannot be decoded ({error})") from None
-    if image.mode == "F":
-        raise BadImageError("has floating-point pixels; save it with 8 or 16 bits")
-    if image.mode in _SIXTEEN_BIT_MODES:
-        grey = np.rint(np.asarray(image).astype(np.float64).clip(0, 65535) / 257).astype(np.uint8)
-        image = Image.fromarray(grey)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
-            raise BadImageError("has transparent pixels; flatten it onto a background")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+        reason = "not an image of a known format, whatever its name says"
+        raise BadImageError(reason if path.stat().st_size else "is empty (0 bytes)") from None
+    except OSError as error:
+        raise BadImageError(f"cannot be read ({error.strerror or error})") from None
+    # Pillow's decoders raise whatever a damaged file makes them stumble over, and its warnings
+    # are exceptions here while files are checked.
+    except Exception as error:
+        raise BadImageError(f"cannot be decoded ({error or type(error).__name__})") from None
+    return torch.from_numpy(np.array(levels, order="C"))
 
 
 def check_images(
     paths: Sequence[Path],
     minimum_side: int = 1,
-    progress: Callable[[Iterable[Path]], Iterable[Path]] = iter,
+    progress: Progress = iter,
+    use: Callable[[Path, Tensor], None] | None = None,
 ) -> tuple[list[Path], list[BadImage]]:
-    """Decode every file once, to know before any work which ones cannot be used.
+    """Decode every file once, in parallel, to know before any work which ones cannot be used.
+
+    A file that makes Pillow warn (damaged metadata, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`)
+    counts as bad.
 
     Args:
         paths: The files.
         minimum_side: Smallest width and height, in pixels, that is large enough.
         progress: Wraps the iteration over the files, to show how far it has come.
+        use: Called with each usable file and its pixels, by several threads at a time.
 
     Returns:
         The usable files and the others, each in the order given.
+
+    Example:
+        >>> good, bad = check_images([Path("missing.png")])
+        >>> print(bad[0])
+        missing.png: cannot be read (No such file or directory)
     """
-    with ThreadPoolExecutor() as pool:
-        reasons = pool.map(lambda path: _reason_against(path, minimum_side), paths)
-        found = [(path, next(reasons)) for path in progress(paths)]
+
+    def reason_against(path: Path) -> str | None:
+        try:
+            image = read_image(path)
+        except BadImageError as error:
+            return str(error)
+        height, width = image.shape[-2:]
+        if min(height, width) < minimum_side:
+            return f"is {width}x{height} pixels, needs at least {minimum_side} on each side"
+        if use is not None:
+            use(path, image)
+        return None
+
+    with _pillow_warnings_raised(), ThreadPoolExecutor() as pool:
+        try:
+            reasons = pool.map(reason_against, paths)
+            found = [(path, next(reasons)) for path in progress(paths)]
+        finally:
+            pool.shutdown(cancel_futures=True)
     good = [path for path, reason in found if reason is None]
     return good, [BadImage(path, reason) for path, reason in found if reason is not None]
 
 
-def _reason_against(path: Path, minimum_side: int) -> str | None:
-    try:
-        height, width = read_image(path).shape[1:]
-    except BadImageError as error:
-        return str(error)
-    if min(height, width) < minimum_side:
-        return f"is {width}x{height} pixels, needs at least {minimum_side} on each side"
-    return None
+def bad_images_message(bad: Sequence[BadImage], lines: int = 20) -> str:
+    """The message to a user about files that cannot be used.
+
+    Args:
+        bad: At least one such file.
+        lines: How many of them are named; the others are counted.
+
+    Example:
+        >>> print(bad_images_message([BadImage(Path("a.png"), "is empty (0 bytes)")]))
+        1 image cannot be used:
+          a.png: is empty (0 bytes)
+    """
+    named = [f"  {image}" for image in bad[:lines]]
+    if len(bad) > lines:
+        named.append(f"  ... and {len(bad) - lines} more")
+    return "\n".join([f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be used:", *named])
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for root, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(root, name)
+            is_image = path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+            # A dangling link is kept, to be reported; a pipe or device would block its reader.
+            if is_image and (path.is_symlink() or path.is_file()):
+                yield path
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise BadImageError("has 32-bit or floating-point pixels; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        grey = np.rint(np.asarray(image) / 257).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise BadImageError("has transparent pixels; flatten it onto a background")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _pillow_warnings_raised() -> Iterator[None]:
+    # One change of the filters around all threads: the filters belong to the whole process.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module=r"PIL\.")
+        yield

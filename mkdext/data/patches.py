@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,55 +12,161 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mkdext.data.images import read_image
+from mkdext.data.images import BadImage, BadImageError, Progress, check_images, read_image
 from mkdext.data.imresize import imresize
 
 Pair = tuple[Tensor, Tensor]
+
+_WORKERS = 4  # threads that make batches ahead; one is enough unless photographs must be decoded
 
 
 class ImagePairs(Sequence[Pair]):
     """Photographs with their low-resolution versions, made by MATLAB's bicubic on 8-bit levels.
 
     Item `i` is `(lr, hr)`: uint8 `[3, h, w]` and `[3, scale*h, scale*w]`. Decoded pairs stay in
-    memory up to a limit, the least recently used make room.
+    memory until it is used up; what does not fit is decoded each time. Several threads may share
+    one object.
+
+    Example:
+        >>> from mkdext.data import builtin_photographs
+        >>> lr, hr = ImagePairs(builtin_photographs("validation"), scale=4)[0]
+        >>> lr.shape, hr.shape
+        (torch.Size([3, 75, 112]), torch.Size([3, 300, 448]))
     """
 
     def __init__(self, paths: Sequence[Path], scale: int, cache_bytes: int = 2 << 30) -> None:
-        """Take the files as they are; they were checked before."""
+        """Take the files as they are; nothing is read yet.
+
+        Args:
+            paths: The files.
+            scale: Downscaling factor.
+            cache_bytes: Memory for decoded pairs.
+        """
         self.paths = list(paths)
         self.scale = scale
-        self._cache_bytes = cache_bytes
-        self._cached_bytes = 0
-        self._cache: OrderedDict[int, Pair] = OrderedDict()
+        self._free_bytes = cache_bytes
+        self._is_full = False
+        self._cache: dict[Path, Pair] = {}
         self._lock = threading.Lock()
+
+    @classmethod
+    def checked(
+        cls,
+        paths: Sequence[Path],
+        scale: int,
+        minimum_side: int = 1,
+        progress: Progress = iter,
+        cache_bytes: int = 2 << 30,
+    ) -> tuple[ImagePairs, list[BadImage]]:
+        """Check the files as `check_images` does, keeping in memory what it decodes.
+
+        Args:
+            paths: The files.
+            scale: Downscaling factor.
+            minimum_side: Smallest width and height, in pixels, that is large enough.
+            progress: Wraps the iteration over the files, to show how far it has come.
+            cache_bytes: Memory for decoded pairs.
+
+        Returns:
+            The pairs of the usable files, and the other files.
+        """
+        pairs = cls(paths, scale, cache_bytes)
+        pairs.paths, bad = check_images(paths, minimum_side, progress, pairs._keep)
+        return pairs, bad
 
     def __len__(self) -> int:
         """Number of photographs."""
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
-        """The pair `(lr, hr)` of photograph `index`."""
+        """The pair `(lr, hr)` of photograph `index`.
+
+        Raises:
+            BadImageError: The file cannot be read.
+        """
+        path = self.paths[index]
+        if path not in self._cache:
+            hr = _read(path)
+            self._keep(path, hr)
+            return self._cache.get(path) or make_pair(hr, self.scale)
+        return self._cache[path]
+
+    def patch(self, index: int, size: int, place: tuple[float, float]) -> Pair:
+        """A square part of pair `index`, without making the whole pair when memory is full.
+
+        Args:
+            index: Which photograph.
+            size: Width and height in low-resolution pixels.
+            place: Row and column, 0 for the first possible one to just under 1 for the last.
+
+        Returns:
+            `(lr, hr)`, uint8 `[3, size, size]` and `[3, scale*size, scale*size]`.
+
+        Raises:
+            BadImageError: The file cannot be read.
+            ValueError: The photograph is smaller than the patch.
+        """
+        path, scale = self.paths[index], self.scale
+        pair = None if self._is_full and path not in self._cache else self[index]
+        hr = pair[1] if pair else _whole_cells(_read(path), scale)
+        height, width = hr.shape[1] // scale, hr.shape[2] // scale
+        if min(height, width) < size:
+            raise ValueError(
+                f"{path}: {hr.shape[2]}x{hr.shape[1]} pixels are too few for patches of {size} "
+                f"low-resolution pixels at scale {scale}"
+            )
+        top, left = int(place[0] * (height - size + 1)), int(place[1] * (width - size + 1))
+        hr_patch = _square(hr, top * scale, left * scale, size * scale)
+        lr_patch = _square(pair[0], top, left, size) if pair else _lr(hr, scale, top, left, size)
+        return lr_patch, hr_patch
+
+    def _keep(self, path: Path, hr: Tensor) -> None:
+        if self._is_full:
+            return
+        pair = make_pair(hr, self.scale)
+        size = sum(side.numel() for side in pair)
         with self._lock:
-            if index in self._cache:
-                self._cache.move_to_end(index)
-                return self._cache[index]
-        pair = make_pair(read_image(self.paths[index]), self.scale)
-        with self._lock:
-            if index not in self._cache:
-                self._cache[index] = pair
-                self._cached_bytes += _bytes(pair)
-            while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-                self._cached_bytes -= _bytes(self._cache.popitem(last=False)[1])
-        return pair
+            if path in self._cache:
+                return
+            if size > self._free_bytes:
+                self._is_full = True
+                return
+            self._free_bytes -= size
+            self._cache[path] = pair
 
 
 class PatchSampler:
-    """Batches of random crops, flips and rotations, a function of the seed and the step alone."""
+    """Batches of random crops, flips and rotations, a function of the seed and the step alone.
+
+    Every photograph is as likely as any other, and so is every place in it.
+
+    Example:
+        >>> from mkdext.data import builtin_photographs
+        >>> pairs = ImagePairs(builtin_photographs("validation"), scale=4)
+        >>> sampler = PatchSampler(pairs, scale=4, patch_size=24, batch_size=2, seed=0)
+        >>> lr, hr = sampler.batch(step=1000)
+        >>> lr.shape, hr.shape
+        (torch.Size([2, 3, 24, 24]), torch.Size([2, 3, 96, 96]))
+    """
 
     def __init__(
-        self, pairs: Sequence[Pair], scale: int, patch_size: int, batch_size: int, seed: int
+        self, pairs: ImagePairs, scale: int, patch_size: int, batch_size: int, seed: int
     ) -> None:
-        """Sample `batch_size` patches of `patch_size` low-resolution pixels a step."""
+        """Sample `batch_size` patches of `patch_size` low-resolution pixels a step.
+
+        Raises:
+            ValueError: There is no photograph, `scale` is not that of `pairs`, a size is not
+                positive, or the seed is negative.
+        """
+        if not pairs:
+            raise ValueError("PatchSampler: pairs must hold at least one photograph")
+        if scale != pairs.scale:
+            raise ValueError(f"PatchSampler: scale must be {pairs.scale} as in pairs, got {scale}")
+        if min(patch_size, batch_size) < 1 or seed < 0:
+            raise ValueError(
+                "PatchSampler: patch_size and batch_size must be positive and seed not negative, "
+                f"got {patch_size}, {batch_size} and {seed}"
+            )
         self.pairs = pairs
         self.scale = scale
         self.patch_size = patch_size
@@ -72,36 +178,41 @@ class PatchSampler:
 
         Returns:
             `lr` `[B, 3, p, p]` and `hr` `[B, 3, scale*p, scale*p]`, float32 in [0, 1].
+
+        Raises:
+            BadImageError: A file cannot be read any more.
+            ValueError: A photograph is smaller than the patch.
         """
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, step]))
-        patches = [self._patch(random) for _ in range(self.batch_size)]
-        lr, hr = (torch.stack(side).float() / 255 for side in zip(*patches, strict=True))
-        return lr, hr
+        size = self.batch_size
+        indices, places = random.integers(len(self.pairs), size=size), random.random((size, 2))
+        flips, turns = random.integers(2, size=size), random.integers(4, size=size)
+        # numpy, because torch's threads would compete with those of the training.
+        lr, hr = (
+            np.empty((size, 3, side, side), np.float32)
+            for side in (self.patch_size, self.patch_size * self.scale)
+        )
+        for i in range(size):
+            patches = self.pairs.patch(int(indices[i]), self.patch_size, tuple(places[i]))
+            for batch, patch in zip((lr, hr), patches, strict=True):
+                levels = patch.numpy()[:, :, ::-1] if flips[i] else patch.numpy()
+                np.divide(np.rot90(levels, turns[i], (1, 2)), np.float32(255), out=batch[i])
+        return torch.from_numpy(lr), torch.from_numpy(hr)
 
     def batches(self, first: int, last: int) -> Iterator[Pair]:
-        """The batches of steps `first` to `last - 1`, made ahead by a background thread."""
-        ahead = 4
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            waiting: list[Future[Pair]] = []
+        """The batches of steps `first` to `last - 1` in order, made ahead by background threads."""
+        ahead = 2 * _WORKERS
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            waiting: deque[Future[Pair]] = deque()
             try:
-                for step in range(first, last + ahead):
-                    if step < last:
-                        waiting.append(pool.submit(self.batch, step))
-                    if step >= first + ahead:
-                        yield waiting.pop(0).result()
+                for step in range(first, last):
+                    waiting.append(pool.submit(self.batch, step))
+                    if len(waiting) > ahead:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
             finally:
-                for future in waiting:
-                    future.cancel()
-
-    def _patch(self, random: np.random.Generator) -> Pair:
-        lr, hr = self.pairs[int(random.integers(len(self.pairs)))]
-        size, scale = self.patch_size, self.scale
-        top = int(random.integers(lr.shape[1] - size + 1))
-        left = int(random.integers(lr.shape[2] - size + 1))
-        flip, turns = bool(random.integers(2)), int(random.integers(4))
-        lr = lr[:, top : top + size, left : left + size]
-        hr = hr[:, top * scale : (top + size) * scale, left * scale : (left + size) * scale]
-        return _turned(lr, flip, turns), _turned(hr, flip, turns)
+                pool.shutdown(cancel_futures=True)
 
 
 def make_pair(hr: Tensor, scale: int) -> Pair:
@@ -113,15 +224,42 @@ def make_pair(hr: Tensor, scale: int) -> Pair:
 
     Returns:
         `(lr, hr)`, uint8 `[3, H // scale, W // scale]` and `[3, scale*h, scale*w]`.
+
+    Raises:
+        ValueError: A side of `hr` is shorter than `scale`.
+
+    Example:
+        >>> lr, hr = make_pair(torch.zeros(3, 50, 41, dtype=torch.uint8), scale=4)
+        >>> lr.shape, hr.shape
+        (torch.Size([3, 12, 10]), torch.Size([3, 48, 40]))
     """
-    height, width = (size // scale * scale for size in hr.shape[1:])
-    hr = hr[:, :height, :width].contiguous()
+    if min(hr.shape[-2:]) < scale:
+        raise ValueError(f"make_pair: hr must have {scale} pixels a side, got {list(hr.shape)}")
+    hr = _whole_cells(hr, scale).contiguous()
     return imresize(hr, 1 / scale), hr
 
 
-def _turned(patch: Tensor, flip: bool, turns: int) -> Tensor:
-    return torch.rot90(patch.flip(2) if flip else patch, turns, (1, 2))
+def _read(path: Path) -> Tensor:
+    try:
+        return read_image(path)
+    except BadImageError as error:
+        raise BadImageError(f"{path}: {error}") from None
 
 
-def _bytes(pair: Pair) -> int:
-    return sum(side.numel() for side in pair)
+def _whole_cells(hr: Tensor, scale: int) -> Tensor:
+    height, width = (size // scale * scale for size in hr.shape[1:])
+    return hr[:, :height, :width]
+
+
+def _lr(hr: Tensor, scale: int, top: int, left: int, size: int) -> Tensor:
+    """A square of the low-resolution version of `hr`, from the pixels that it depends on alone."""
+    # The kernel reaches less than two low-resolution pixels beyond the one it makes.
+    first_row, first_column = max(top - 2, 0), max(left - 2, 0)
+    rows = slice(first_row * scale, (top + size + 2) * scale)
+    columns = slice(first_column * scale, (left + size + 2) * scale)
+    lr = imresize(hr[:, rows, columns], 1 / scale)
+    return _square(lr, top - first_row, left - first_column, size)
+
+
+def _square(image: Tensor, top: int, left: int, size: int) -> Tensor:
+    return image[:, top : top + size, left : left + size]

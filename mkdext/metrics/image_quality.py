@@ -17,7 +17,19 @@ def luma(image: Tensor) -> Tensor:
 
     Returns:
         float64 `[..., H, W]`, in 8-bit levels: 16 is black, 235 is white.
+
+    Raises:
+        TypeError: `image` is neither uint8 nor floating point.
+        ValueError: `image` is not `[..., 3, H, W]`.
+
+    Example:
+        >>> luma(torch.tensor([255, 255, 255], dtype=torch.uint8).reshape(3, 1, 1)).item()
+        235.0
     """
+    if not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise TypeError(f"luma: image must be uint8 or floating point, got {image.dtype}")
+    if image.ndim < 3 or image.shape[-3] != 3:
+        raise ValueError(f"luma: image must be [..., 3, H, W], got {list(image.shape)}")
     rgb = image.double() / 255 if image.dtype == torch.uint8 else image.double()
     red, green, blue = rgb.unbind(-3)
     return 16 + 65.481 * red + 128.553 * green + 24.966 * blue
@@ -36,6 +48,7 @@ def psnr_y(image: Tensor, reference: Tensor, border: int) -> float:
         The ratio, infinite for equal images.
 
     Raises:
+        TypeError: An image is neither uint8 nor floating point.
         ValueError: Shapes differ or nothing is left inside the border.
 
     Example:
@@ -45,7 +58,7 @@ def psnr_y(image: Tensor, reference: Tensor, border: int) -> float:
     """
     image_y, reference_y = _cropped_luma("psnr_y", image, reference, border, smallest=1)
     error = (image_y - reference_y).square().mean().item()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return math.inf if error == 0 else 20 * math.log10(255) - 10 * math.log10(error)
 
 
 def ssim_y(image: Tensor, reference: Tensor, border: int) -> float:
@@ -62,6 +75,7 @@ def ssim_y(image: Tensor, reference: Tensor, border: int) -> float:
         At most 1, which equal images have.
 
     Raises:
+        TypeError: An image is neither uint8 nor floating point.
         ValueError: Shapes differ or less than 11x11 pixels are left inside the border.
 
     Example:
@@ -71,7 +85,7 @@ def ssim_y(image: Tensor, reference: Tensor, border: int) -> float:
     """
     image_y, reference_y = _cropped_luma("ssim_y", image, reference, border, smallest=11)
     return float(
-        structural_similarity(
+        structural_similarity(  # type: ignore[no-untyped-call]
             image_y.numpy(),
             reference_y.numpy(),
             gaussian_weights=True,
@@ -83,7 +97,23 @@ def ssim_y(image: Tensor, reference: Tensor, border: int) -> float:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Round an image in [0, 1] to 8-bit levels, clipping what lies outside."""
+    """Round an image in [0, 1] to 8-bit levels, clipping what lies outside.
+
+    Args:
+        image: Floating point, any shape.
+
+    Returns:
+        uint8, the same shape.
+
+    Raises:
+        TypeError: `image` is not floating point.
+
+    Example:
+        >>> to_uint8(torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1])).tolist()
+        [0, 0, 128, 255, 255]
+    """
+    if not image.is_floating_point():
+        raise TypeError(f"to_uint8: image must be floating point, got {image.dtype}")
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -102,4 +132,4 @@ def _cropped_luma(
             f"got {width}x{height} pixels with border={border}"
         )
     inside = (slice(border, height - border), slice(border, width - border))
-    return luma(image.cpu())[inside], luma(reference.cpu())[inside]
+    return luma(image.detach().cpu())[inside], luma(reference.detach().cpu())[inside]
