@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import runpy
+import importlib
 import sys
 
 import mkdext
@@ -12,14 +12,14 @@ COMMANDS = {
     "train": "distil a super-resolution network",
     "doctor": "show what is installed, compiled and missing, and the fix",
 }
-"""Every command, by the name of its module, with one line of help."""
+"""Every command with one line of help. Its module has ``main(arguments) -> exit status``."""
 
 
 def main() -> int:
     """Run the command named by the first argument with the rest of the arguments.
 
     Returns:
-        The exit status: 2 if there is no such command.
+        The exit status: that of the command, 2 if there is no such command.
     """
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in {"-h", "--help"}:
@@ -27,8 +27,8 @@ def main() -> int:
     elif name == "--version":
         print(f"mkdext {mkdext.__version__}")
     elif name in COMMANDS:
-        sys.argv = [f"mkdext {name}", *arguments]
-        runpy.run_module(f"mkdext.{name}", run_name="__main__")
+        status: int = importlib.import_module(f"mkdext.{name}").main(arguments)
+        return status
     else:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f", did you mean {close[0]!r}?" if close else f"; it is one of {', '.join(COMMANDS)}"

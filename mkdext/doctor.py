@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 1 if there is a problem, else 0.
     """
-    parser = argparse.ArgumentParser(prog="mkdext doctor", description=_summary())
+    parser = argparse.ArgumentParser(prog="python -m mkdext.doctor", description=_summary())
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     options = parser.parse_args(arguments)
     findings = examine()

@@ -35,7 +35,7 @@ def test_every_module_that_is_a_command_is_listed() -> None:
 def test_command_explains_itself(command: str) -> None:
     answer = run(command, "--help")
     assert answer.returncode == 0, answer.stderr
-    assert f"mkdext {command}" in answer.stdout
+    assert f"usage: python -m mkdext.{command} " in answer.stdout
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
