@@ -31,5 +31,8 @@ def builtin_teacher(scale: int = BUILTIN_SCALE) -> nn.Module:
             f"the built-in teacher is for scale {BUILTIN_SCALE} only, got {scale}; "
             f"give a teacher for scale {scale} with --teacher-weights FILE"
         )
-    with resources.as_file(resources.files("mkdext") / "assets" / _FILE) as path:
+    asset = resources.files("mkdext") / "assets" / _FILE
+    if not asset.is_file():
+        raise ValueError(f"the built-in teacher, {asset}, is missing; install mkdext again")
+    with resources.as_file(asset) as path:
         return load_model(path, scale)

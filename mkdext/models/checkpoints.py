@@ -26,7 +26,7 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
     """Make the network that a file holds the weights of.
 
     Size and scale are taken from the shapes of the weights. The files of the official RCAN code, of
-    BasicSR's and of this package are understood. Torch's random generators are not touched.
+    BasicSR's and of this package are understood. Torch's random generator is not touched.
 
     Args:
         path: A file that `read_weights` can read.
@@ -62,14 +62,11 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
     config, found_scale = found
     wanted_scale = found_scale if scale is None else scale
     try:
-        # Nothing is allocated before the weights are known to fit.
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
             model = RCAN(config, wanted_scale) if name is None else create_model(name, wanted_scale)
-        _check_fit(model, weights)
+        load_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"weights file {path}: {error}") from None
-    model.to_empty(device="cpu")
-    model.load_state_dict(weights)
     return model
 
 

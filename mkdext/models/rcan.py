@@ -178,18 +178,20 @@ def infer_rcan(weights: Mapping[str, Tensor]) -> tuple[RCANConfig, int] | None:
     names = "\n".join(weights)
     blocks = set(re.findall(r"^body\.(\d+)\.body\.(\d+)\.body\.0\.weight$", names, re.M))
     stages = re.findall(r"^tail\.0\.\d\.weight$", names, re.M)
-    head = weights.get("head.0.weight")
+    conv = weights.get("body.0.body.0.body.0.weight")
     squeeze = weights.get("body.0.body.0.body.3.conv_du.0.weight")
-    if not blocks or not stages or head is None or squeeze is None:
+    if conv is None or squeeze is None or not stages:
         return None
-    if any(w.ndim != 4 for w in (head, squeeze)) or not 1 <= squeeze.shape[0] <= head.shape[0]:
+    features = len(conv) if conv.ndim else 0
+    if conv.shape != (features, features, 3, 3) or squeeze.ndim != 4:
         return None
-    features = head.shape[0]
+    if not 1 <= len(squeeze) <= features:
+        return None
     config = RCANConfig(
         groups=len({group for group, _ in blocks}),
         blocks=len({block for _, block in blocks}),
         features=features,
-        reduction=features // squeeze.shape[0],
+        reduction=features // len(squeeze),
     )
     scale = 3 if weights[stages[0]].numel() == 81 * features**2 else 2 ** len(stages)
     return config, scale

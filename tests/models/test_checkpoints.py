@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import re
@@ -136,10 +135,10 @@ def test_the_format_is_told_from_the_content(tmp_path: Path) -> None:
         assert all(torch.equal(read[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("length", range(1, 40))
-def test_a_safetensors_header_of_any_length_is_recognised(file: Path, length: int) -> None:
-    save_file({"n" * length: torch.ones(1)}, file)
-    assert list(read_weights(file)) == ["n" * length]
+def test_a_safetensors_header_of_any_length_is_recognised(file: Path) -> None:
+    for length in range(1, 200):
+        save_file({"n" * length: torch.ones(1)}, file)
+        assert list(read_weights(file)) == ["n" * length]
 
 
 @pytest.mark.parametrize("key", ["params_ema", "params", "state_dict", "model_state_dict", "model"])
@@ -311,7 +310,7 @@ def test_weights_of_another_architecture_say_so(file: Path) -> None:
     torch.save(edsr, file)
     with pytest.raises(ValueError, match=r"^weights file .* is of no architecture that is known"):
         load_model(file)
-    with pytest.raises(ValueError, match=r"another architecture, 12 of 52 names are the same"):
+    with pytest.raises(ValueError, match=r"another architecture, 12 of 66 names are the same"):
         load_weights(RCAN(SMALL, 4), edsr)
 
 
@@ -348,12 +347,3 @@ def test_buffers_count_as_weights() -> None:
     trained(torch.rand(2, 3, 4, 4))
     load_weights(model, trained.state_dict())
     assert_same(model, trained.state_dict())
-
-
-def test_a_file_object_is_not_needed_to_stay_open(file: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save({"a": torch.ones(1)}, buffer)
-    file.write_bytes(buffer.getvalue())
-    weights = read_weights(file)
-    file.unlink()
-    assert weights["a"] == 1
