@@ -1,11 +1,140 @@
-"""`python -m mkdext.train`."""
+"""`python -m mkdext.train`: distil a super-resolution network."""
 
 from __future__ import annotations
 
-import tyro
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from mkdext.training.loop import train
-from mkdext.training.options import TrainOptions
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mkdext.training import (
+    BUILTIN_DEMO,
+    NonFiniteError,
+    TrainingStopped,
+    TrainOptions,
+    train,
+)
+from mkdext.training.config_files import config_of, read_config
+from mkdext.training.plan import count_parameters, prepare
+from mkdext.training.run_directory import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand(TrainOptions):
+    """Distil a super-resolution network.
+
+    Without --train-dir this is a training of minutes on the photographs that come with
+    scikit-image: the built-in teacher, a small student, short defaults. With --train-dir the
+    defaults are those of the paper.
+    """
+
+    config: Path | None = None
+    """YAML file of options, such as the config.yaml of another run; flags given count more."""
+    resume: bool = False
+    """Go on with the run in --out, with the options that it was begun with."""
+    dry_run: bool = False
+    """Show the resolved options, sizes and the memory that a step needs, and stop."""
+
+    def options(self) -> TrainOptions:
+        """What is trained, without how the command was called."""
+        names = [field.name for field in dataclasses.fields(TrainOptions)]
+        return TrainOptions(**{name: getattr(self, name) for name in names})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Flags; none: those of the process.
+
+    Returns:
+        The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
+        the signal for one that was stopped.
+    """
+    console = Console()
+    try:
+        command = parse(list(sys.argv[1:] if arguments is None else arguments))
+        options = command.options()
+        if command.dry_run:
+            show_plan(options, console)
+            return 0
+        train(options, console)
+    except ValueError as error:
+        return _fail(error, 2)
+    except NonFiniteError as error:
+        return _fail(error, 1)
+    except OSError as error:
+        return _fail(f"--out: {error}; make room, then the same command goes on", 1)
+    except TrainingStopped as stopped:
+        return _fail(stopped, 128 + stopped.signal_number)
+    if not options.train_dir:
+        console.print(
+            "\nTry it on photographs of yours:\n"
+            "  python -m mkdext.train --train-dir FOLDER --val-dir FOLDER --out runs/mine",
+            highlight=False,
+        )
+    return 0
+
+
+def parse(arguments: list[str]) -> TrainCommand:
+    """Options from flags, over those of a configuration file, over the defaults.
+
+    Raises:
+        ValueError: A configuration file is not usable, or a number is out of range.
+        SystemExit: A flag is unknown or malformed, or help was asked for.
+    """
+    given = arguments
+    config = _value_of("--config", given)
+    if "--resume" in given:
+        run = RunDirectory(Path(_value_of("--out", given) or BUILTIN_DEMO.out))
+        if not run.config.exists():
+            raise ValueError(f"--resume: there is no run in --out {run.root}")
+        config = str(run.config)
+    if config is not None:
+        given = read_config(Path(config)) + given
+    short = config is None and not any(a.split("=")[0] in _TRAIN_DIR for a in given)
+    base = BUILTIN_DEMO if short else TrainOptions()
+    default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    return tyro.cli(TrainCommand, args=given, default=default, prog="python -m mkdext.train")
+
+
+_TRAIN_DIR = ("--train-dir", "--train_dir")
+
+
+def show_plan(options: TrainOptions, console: Console) -> None:
+    """Print what a training would do."""
+    plan = prepare(options)
+    console.print(yaml.safe_dump(config_of(options), sort_keys=False).rstrip(), highlight=False)
+    table = Table("", "parameters", title="sizes")
+    table.add_row(f"student {options.student}", f"{plan.student_parameters:,}")
+    if plan.step.distillation:
+        table.add_row("teacher", f"{count_parameters(plan.step.distillation.teacher):,}")
+        table.add_row(
+            f"method {options.method}", f"{count_parameters(plan.step.distillation.method):,}"
+        )
+    console.print(table)
+    console.print(f"memory of a step: about {plan.memory / 1e9:.2f} GB", highlight=False)
+    console.print(f"would write to {options.out}", highlight=False)
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _fail(error: object, status: int) -> int:
+    print(f"mkdext.train: {error}", file=sys.stderr)
+    return status
+
 
 if __name__ == "__main__":
-    train(tyro.cli(TrainOptions))
+    sys.exit(main())

@@ -30,17 +30,17 @@ class DistillationMethod(nn.Module, ABC):
         """
 
     def gradient(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], create_graph: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss and its gradient with respect to the student's maps, both differentiable.
+        """The loss, and what the student descends: its gradient with respect to the student's maps.
 
-        A method that cuts part of its dependence on the student from what the student descends
-        must still let the gradient returned here depend on it: the meta-gradient of several inner
-        steps sees how every step changes the next one.
+        A method may cut part of the loss's dependence on the student from what it descends. With
+        `create_graph` both results are differentiable, also through what was cut: the meta-gradient
+        of several inner steps sees how every step changes the next one.
         """
         maps = tuple(f.view_as(f) for f in student)
         loss = self(maps, teacher)
-        return loss, torch.autograd.grad(loss, maps, create_graph=True)
+        return loss, torch.autograd.grad(loss, maps, create_graph=create_graph)
 
     @abstractmethod
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:

@@ -38,8 +38,8 @@ class MKDOptions:
     softmax_over: Literal["student", "teacher"] = "student"
     """Channels over which the correlation is normalised."""
     detach_kernels: bool = True
-    """Generate the kernels from features cut from the student's graph, so that the student cannot
-    lower the loss by generating kernels that see nothing."""
+    """Hold the kernels constant in what the student descends, so that it cannot lower the loss by
+    generating kernels that see nothing. The meta-gradient takes account of them all the same."""
     normalize_kernels: bool = True
     """Give each generated kernel the norm 1, so that the knowledge cannot fade."""
     relative: bool = True
@@ -195,17 +195,19 @@ class MKD(DistillationMethod):
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """L_kd of MKD eq. 7: the sum over the points of the mean gap between the knowledge."""
-        sources = [f.detach() for f in student] if self.options.detach_kernels else student
-        return self._loss(self.knowledge(student, teacher, sources))
+        return self._loss(self.knowledge(student, teacher, student))
 
     def gradient(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], create_graph: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss and its gradient with respect to the student's maps, both differentiable."""
+        """The loss, and its gradient with respect to the student's maps, kernels held constant.
+
+        With `detach_kernels` off it is the whole gradient.
+        """
         maps = tuple(f.view_as(f) for f in student)
         sources = student if self.options.detach_kernels else maps
         loss = self._loss(self.knowledge(maps, teacher, sources))
-        return loss, torch.autograd.grad(loss, maps, create_graph=True)
+        return loss, torch.autograd.grad(loss, maps, create_graph=create_graph)
 
     def knowledge(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], sources: Sequence[Tensor]

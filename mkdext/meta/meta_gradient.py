@@ -104,13 +104,16 @@ def meta_gradient(
     def named(theta: Tensors) -> Parameters:
         return dict(zip(names, theta, strict=True))
 
+    def positional(descent: Descent) -> _PositionalDescent:
+        return lambda theta: descent(named(theta))
+
     descents = [inner] * steps + ([closing] if closing else [])
     theta = tuple(p.detach().requires_grad_() for p in parameters.values())
     if state is None:
         state = optimizer.initial_state(theta)
     differentiate = _unrolled if mode == "unrolled" else _replayed
     gradients, value, values, theta = differentiate(
-        [lambda theta, descent=descent: descent(named(theta)) for descent in descents],
+        [positional(descent) for descent in descents],
         lambda theta: objective(named(theta)),
         theta,
         tuple(meta_parameters),
@@ -178,7 +181,9 @@ def _replayed(
             materialize_grads=True,
         )
         adjoint = pulled[: -len(phi)]
-        phi_gradients = tuple(g + p for g, p in zip(phi_gradients, pulled[-len(phi) :], strict=True))
+        phi_gradients = tuple(
+            g + p for g, p in zip(phi_gradients, pulled[-len(phi) :], strict=True)
+        )
     return phi_gradients, final, values, theta
 
 

@@ -1,85 +1,217 @@
-"""The training loop."""
+"""A training from its options to its summary."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from rich.console import Console
 
-from mkdext.data.images import check_images, find_images, read_image
-from mkdext.data.patches import ImagePairs, PatchSampler, make_pair
-from mkdext.metrics.image_quality import psnr_y, ssim_y, to_uint8
-from mkdext.models.registry import create_model
+from mkdext.data import ImagePairs, PatchSampler
+from mkdext.models import forward_with_features
+from mkdext.training.config_files import config_of
 from mkdext.training.options import TrainOptions
-from mkdext.training.run_directory import RunDirectory
-from mkdext.training.schedule import cosine_lr
+from mkdext.training.photographs import training_photographs, validation_photographs
+from mkdext.training.plan import Plan, prepare
+from mkdext.training.progress import TrainingProgress, track
+from mkdext.training.report import save_curves, save_strip, score_table
+from mkdext.training.run_directory import RunDirectory, write_text
+from mkdext.training.signals import StopSignals
+from mkdext.training.steps import NonFiniteError
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+
+Summary = dict[str, Any]
 
 
-def train(options: TrainOptions) -> None:
-    run = RunDirectory(options.out)
-    config = {
-        k: [str(x) for x in v] if isinstance(v, tuple) else (str(v) if isinstance(v, Path) else v)
-        for k, v in dataclasses.asdict(options).items()
-        if k != "out"
-    }
-    paths = [p for folder in options.train_dir for p in find_images(folder)]
-    good, bad = check_images(paths, options.patch_size * options.scale)
+class TrainingStopped(Exception):
+    """The training was asked to stop; its checkpoint is written."""
+
+    def __init__(self, signal_number: int, step: int, out: Path) -> None:
+        """Tell what stopped it and where."""
+        super().__init__(f"stopped after step {step}; the same command goes on from {out}")
+        self.signal_number = signal_number
+
+
+def train(options: TrainOptions, console: Console | None = None) -> Summary:
+    """Train a student, or go on with a training that was interrupted.
+
+    On a CPU a resumed training ends with the same weights, bit for bit, as one never stopped.
+
+    Args:
+        options: What to do.
+        console: Where progress is shown; none: the standard output.
+
+    Returns:
+        What `summary.json` in the run directory holds: `method`, `scale`, `seed`, `iterations`,
+        `seconds`, `parameters`, and `validation`: `psnr_y` and `ssim_y` by set and by way of
+        enlarging (`bicubic`, `student`, `teacher`).
+
+    Raises:
+        ValueError: Options, files or folders are not usable; nothing was done.
+        NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
+        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+    """
+    console = console or Console()
+    plan = prepare(options)
+    sets = validation_photographs(options, track(console))
+    pairs, bad = training_photographs(options, track(console))
     for image in bad:
-        print(image)
-    pairs = ImagePairs(good, options.scale)
+        console.print(f"left out: {image}", highlight=False, markup=False)
+    run = RunDirectory(options.out)
+    resumed = run.open(config_of(options))
+    if run.summary.exists():
+        console.print(f"{run.root} is finished; give another --out to train again")
+        summary: Summary = json.loads(run.summary.read_text())
+        return summary
+    first, seconds = load_checkpoint(run, plan) if resumed else (0, 0.0)
+    if first:
+        console.print(f"going on after step {first} of {options.iterations}")
+    seconds += _run_steps(plan, run, pairs, sets, first, seconds, console)
+    return _finish(plan, run, sets, seconds, console)
+
+
+def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[int, float]:
+    """Put a training back to its checkpoint.
+
+    Returns:
+        Steps done and seconds spent on them.
+    """
+    state = run.load_state()
+    plan.student.load_state_dict(state["student"])
+    plan.step.optimizer.load_state_dict(state["optimizer"])
+    if plan.step.distillation:
+        plan.step.distillation.method.load_state_dict(state["method"])
+        plan.step.distillation.optimizer.load_state_dict(state["method_optimizer"])
+    run.keep_metrics_until(state["step"])
+    return state["step"], state["seconds"]
+
+
+def save_checkpoint(run: RunDirectory, plan: Plan, step: int, seconds: float) -> None:
+    """Write all that `load_checkpoint` needs."""
+    state = {
+        "step": step,
+        "seconds": seconds,
+        "student": plan.student.state_dict(),
+        "optimizer": plan.step.optimizer.state_dict(),
+    }
+    if plan.step.distillation:
+        state["method"] = plan.step.distillation.method.state_dict()
+        state["method_optimizer"] = plan.step.distillation.optimizer.state_dict()
+    run.save_state(state, plan.student.state_dict())
+
+
+def _run_steps(
+    plan: Plan,
+    run: RunDirectory,
+    pairs: ImagePairs,
+    sets: dict[str, ImagePairs],
+    first: int,
+    seconds: float,
+    console: Console,
+) -> float:
+    options = plan.options
     sampler = PatchSampler(
         pairs, options.scale, options.patch_size, options.batch_size, options.seed
     )
-    val = {
-        folder.name: [make_pair(read_image(p), options.scale) for p in find_images(folder)]
-        for folder in options.val_dir
-    }
-    torch.manual_seed(options.seed)
-    model = create_model(options.student, options.scale).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), options.lr, betas=(0.9, 0.999))
-    first = 0
-    if run.open(config):
-        state = run.load_state()
-        model.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-        run.keep_metrics_until(first)
-    start = time.monotonic()
-    for step, (lr, hr) in enumerate(sampler.batches(first, options.iterations), first):
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(
-                step, options.iterations, options.lr, options.lr_min, options.warmup
+    begin = time.monotonic()
+    with (
+        StopSignals() as stop,
+        TrainingProgress(console, first, options.iterations, options.batch_size) as progress,
+    ):
+        for step, (lr, hr) in enumerate(sampler.batches(first, options.iterations), first):
+            lr, hr = (
+                side.to(options.device, memory_format=torch.channels_last) for side in (lr, hr)
             )
-        lr = lr.contiguous(memory_format=torch.channels_last)
-        loss = nn.functional.l1_loss(model(lr), hr)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        done = step + 1
-        if done % 50 == 0:
-            run.add_metrics({"step": done, "loss": loss.item(), "t": time.monotonic() - start})
-        if done % options.validate_every == 0 or done == options.iterations:
-            scores = {name: validate(model, pairs, options.scale) for name, pairs in val.items()}
-            run.add_metrics({"step": done, "validation": scores})
-            print(done, scores, time.monotonic() - start, flush=True)
-        if done % options.checkpoint_every == 0 or done == options.iterations:
-            state = {
-                "step": done,
-                "student": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            run.save_state(state, model.state_dict())
+            try:
+                values = {name: value.item() for name, value in plan.step(step, lr, hr).items()}
+            except NonFiniteError as error:
+                kept = f"; the checkpoint in {run.root} is from before it" if step else ""
+                raise NonFiniteError(
+                    f"step {step + 1}: {error}{kept}. Lower --lr (now {options.lr:g})"
+                    + (
+                        f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
+                        if plan.teacher
+                        else ""
+                    )
+                ) from None
+            done = step + 1
+            last = done == options.iterations
+            rate = plan.step.optimizer.param_groups[0]["lr"]
+            shown = {n: values[n] for n in ("reconstruction", "distillation") if n in values}
+            progress.update(done, shown | {"lr": rate})
+            if done % options.log_every == 0 or last:
+                speed = round(progress.patches_per_second, 1)
+                record = {"step": done, "lr": rate, **values, "patches_per_second": speed}
+                run.add_metrics(record | _method_statistics(plan, lr))
+            if done % options.validate_every == 0 or last:
+                scores = {name: measure(plan.student, p, options.scale) for name, p in sets.items()}
+                run.add_metrics({"step": done, "validation": scores})
+                progress.say(f"step {done}: {_in_words(scores)}")
+                _save_sample(plan, run, sets, done)
+            if done % options.checkpoint_every == 0 or last or stop.received:
+                save_checkpoint(run, plan, done, seconds + time.monotonic() - begin)
+            if stop.received and not last:
+                raise TrainingStopped(stop.received, done, run.root)
+    return time.monotonic() - begin
 
 
-def validate(model: nn.Module, pairs: list[tuple[Tensor, Tensor]], scale: int) -> dict[str, Any]:
-    psnrs, ssims = [], []
-    with torch.inference_mode():
-        for lr, hr in pairs:
-            sr = to_uint8(model(lr[None].float() / 255)[0])
-            psnrs.append(psnr_y(sr, hr, scale))
-            ssims.append(ssim_y(sr, hr, scale))
-    return {"psnr_y": sum(psnrs) / len(psnrs), "ssim_y": sum(ssims) / len(ssims)}
+def _method_statistics(plan: Plan, lr: torch.Tensor) -> dict[str, float]:
+    distillation = plan.step.distillation
+    if distillation is None:
+        return {}
+    with torch.no_grad():
+        _, features = forward_with_features(plan.student, distillation.student_points, lr)
+        hints = plan.step.teacher_features(distillation, lr)
+    return distillation.method.statistics(features, hints)
+
+
+def _save_sample(plan: Plan, run: RunDirectory, sets: dict[str, ImagePairs], done: int) -> None:
+    lr, hr = next(iter(sets.values()))[0]
+    pictures = {"lr": lr, "student": picture(plan.student, lr)}
+    if plan.teacher:
+        pictures["teacher"] = picture(plan.teacher, lr)
+    save_strip(run.samples / f"step_{done:07d}.png", pictures | {"hr": hr})
+
+
+def _in_words(scores: dict[str, Scores]) -> str:
+    return ", ".join(
+        f"{name} {score['psnr_y']:.2f} dB / {score['ssim_y']:.4f}" for name, score in scores.items()
+    )
+
+
+def _finish(
+    plan: Plan, run: RunDirectory, sets: dict[str, ImagePairs], seconds: float, console: Console
+) -> Summary:
+    options = plan.options
+    ways: dict[str, Upscaler] = {"bicubic": bicubic(options.scale), "student": plan.student}
+    if plan.teacher:
+        ways["teacher"] = plan.teacher
+    validation: dict[str, dict[str, Scores]] = {
+        name: {way: measure(upscale, pairs, options.scale) for way, upscale in ways.items()}
+        for name, pairs in sets.items()
+    }
+    summary: Summary = {
+        "method": options.method,
+        "student": options.student,
+        "scale": options.scale,
+        "seed": options.seed,
+        "iterations": options.iterations,
+        "seconds": round(seconds, 1),
+        "parameters": plan.student_parameters,
+        "validation": validation,
+    }
+    save_curves(run.picture, run.metrics, validation)
+    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+    console.print(score_table(validation))
+    console.print(f"{options.iterations} steps in {seconds:.0f} s; written to {run.root}:")
+    for path, what in (
+        (run.student, "the student's weights"),
+        (run.summary, "the numbers above"),
+        (run.picture, "the learning curves"),
+        (run.samples, "low resolution, student, teacher and truth side by side"),
+    ):
+        console.print(f"  {path.relative_to(run.root)}: {what}", highlight=False)
+    return summary

@@ -1,10 +1,47 @@
-"""The options of a training."""
+"""The options of a training; each docstring is the help of the flag."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
+
+from mkdext.distill import MKDOptions
+
+METHOD_NAMES = ("vanilla", "mkd")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaOptions:
+    """How the distillation method is trained by the meta-gradient (MKD eq. 2 and 3)."""
+
+    steps: int = 1
+    """Inner steps T on the distillation loss."""
+    every: int = 1
+    """Student steps from one meta step to the next; a larger number costs less."""
+    inner_optimizer: Literal["sgd", "adam"] = "sgd"
+    """Update rule of the inner loop; adam begins with the student's own moments."""
+    inner_lr: float = 0.01
+    """Step length of the inner loop."""
+    mode: Literal["unrolled", "replayed"] = "unrolled"
+    """Keep the graph of all inner steps, or compute each again: the memory of one step."""
+    rollback: bool = True
+    """Put the student back after the inner loop; otherwise it goes on from there."""
+    closing_step: bool = False
+    """End the inner loop with one step on the reconstruction loss, as L2T-ww does."""
+    keep: float = 0.0
+    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss."""
+    lr: float = 1e-4
+    """Learning rate of Adam for the method's parameters."""
+    weight_decay: float = 1e-4
+    """Weight decay of the method's parameters."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _at_least(1, self, "steps", "every")
+        _positive(self, "inner_lr", "lr")
+        _at_least(0, self, "keep", "weight_decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,17 +49,25 @@ class TrainOptions:
     """What to train, on what, how long. Defaults are those of the MKD paper, section 4.1."""
 
     student: str = "rcan-a"
-    """Network to train."""
+    """Network to train: rcan-a, rcan-b, rcan-c or rcan-t."""
+    teacher: str | None = None
+    """Network to learn from: 'builtin' (comes with the package, x4), or the name of the network
+    that the teacher's weights must be of; none: whatever the weights are of."""
+    teacher_weights: Path | None = None
+    """Weights of the teacher (.safetensors or .pt); none: the built-in teacher."""
     scale: int = 4
-    """Enlargement factor."""
-    method: Literal["vanilla"] = "vanilla"
-    """Way of training: 'vanilla' has no teacher."""
+    """Enlargement factor: 2, 3, 4 or 8."""
+    method: Literal["vanilla", "mkd"] = "mkd"
+    """Way of training: 'mkd' is meta knowledge distillation, 'vanilla' has no teacher."""
+
     train_dir: tuple[Path, ...] = ()
-    """Folders of photographs to train on."""
+    """Folders of photographs to train on; none: the built-in photographs."""
     val_dir: tuple[Path, ...] = ()
-    """Folders of photographs to measure on, each reported by its name."""
+    """Folders of photographs to measure on, each reported by its name; none: the held-out built-in
+    ones."""
     bad_images: Literal["refuse", "skip"] = "refuse"
-    """What to do with broken or too small training files, once all are named."""
+    """What to do with broken or too small training photographs, once all are named."""
+
     iterations: int = 300_000
     """Student steps."""
     batch_size: int = 16
@@ -35,11 +80,87 @@ class TrainOptions:
     """Learning rate at the end of the cosine."""
     warmup: int = 0
     """Steps over which the learning rate first rises to its value."""
+
+    kd_weight: float = 0.1
+    """Weight of the distillation loss beside the reconstruction loss."""
+    kd_fade: bool = False
+    """Let the weight of the distillation loss fall to 0 along half a cosine."""
+    hint_share: float = 0.0
+    """Share of the steps on the distillation loss alone, before those on reconstruction alone, each
+    with its own cosine (FitNet's stage-wise training); 0: both losses together."""
+
+    mkd: MKDOptions = dataclasses.field(default_factory=MKDOptions)
+    """The knowledge representation networks."""
+    meta: MetaOptions = dataclasses.field(default_factory=MetaOptions)
+    """The meta-gradient."""
+
     validate_every: int = 1000
-    """Steps between validations."""
+    """Steps from one validation to the next."""
     checkpoint_every: int = 500
-    """Steps between checkpoints."""
+    """Steps from one checkpoint to the next."""
+    log_every: int = 50
+    """Steps from one line of metrics to the next."""
     seed: int = 0
     """Seed of the weights and of the order of the patches."""
+    device: str = "cpu"
+    """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
     out: Path = Path("runs/train")
-    """Run directory; the same command goes on with the run it finds there."""
+    """Run directory; the same command goes on with the run that it finds there."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _at_least(
+            1,
+            self,
+            "scale",
+            "iterations",
+            "batch_size",
+            "patch_size",
+            "validate_every",
+            "checkpoint_every",
+            "log_every",
+        )
+        _positive(self, "lr")
+        _at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")
+        if self.lr_min > self.lr:
+            raise ValueError(f"lr_min must be at most lr={self.lr}, got {self.lr_min}")
+        if not 0 <= self.hint_share < 1:
+            raise ValueError(f"hint_share must be at least 0 and below 1, got {self.hint_share}")
+        if self.method not in METHOD_NAMES:
+            raise ValueError(f"method must be one of {METHOD_NAMES}, got {self.method!r}")
+
+    @property
+    def hint_steps(self) -> int:
+        """Steps on the distillation loss alone."""
+        return round(self.hint_share * self.iterations) if self.method != "vanilla" else 0
+
+
+def _at_least(least: float, options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if not (value >= least and math.isfinite(value)):
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _positive(options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+BUILTIN_DEMO = TrainOptions(
+    iterations=1000,
+    batch_size=8,
+    patch_size=24,
+    lr=1e-3,
+    lr_min=1e-5,
+    warmup=20,
+    mkd=MKDOptions(grid=4),
+    meta=MetaOptions(every=4),
+    validate_every=250,
+    checkpoint_every=100,
+    log_every=10,
+    out=Path("runs/demo"),
+)
+"""A training of minutes on two cores, on the built-in photographs."""

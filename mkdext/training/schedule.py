@@ -1,21 +1,40 @@
-"""The learning rate over a training."""
+"""How learning rate and loss weights change over a training."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+
+from mkdext.training.options import TrainOptions
 
 
-def cosine_lr(step: int, steps: int, lr: float, lr_min: float, warmup: int = 0) -> float:
-    """Learning rate of one step: linear warm-up, then half a cosine from `lr` to `lr_min`.
+class Phase(NamedTuple):
+    """What holds at one step."""
 
-    Args:
-        step: From 0 to `steps - 1`.
-        steps: Length of the training.
-        lr: Rate at the top.
-        lr_min: Rate at the end.
-        warmup: Steps of the warm-up.
-    """
+    lr: float
+    """Learning rate of the student."""
+    reconstruction: float
+    """Weight of the reconstruction loss."""
+    distillation: float
+    """Weight of the distillation loss."""
+
+
+def phase(step: int, options: TrainOptions) -> Phase:
+    """Learning rate and weights of one step, from 0 to `iterations - 1`."""
+    hints, total = options.hint_steps, options.iterations
+    first, last = (0, hints) if step < hints else (hints, total)
+    lr = cosine(step - first, last - first, options.lr, options.lr_min, options.warmup)
+    if step < hints:
+        return Phase(lr, reconstruction=0.0, distillation=1.0)
+    if options.method == "vanilla" or hints:
+        return Phase(lr, reconstruction=1.0, distillation=0.0)
+    weight = options.kd_weight
+    return Phase(lr, 1.0, cosine(step, total, weight, 0.0) if options.kd_fade else weight)
+
+
+def cosine(step: int, steps: int, start: float, end: float, warmup: int = 0) -> float:
+    """A linear rise to `start` over `warmup` steps, then half a cosine to `end`."""
     if step < warmup:
-        return lr * (step + 1) / warmup
+        return start * (step + 1) / warmup
     position = (step - warmup) / max(1, steps - warmup)
-    return lr_min + (lr - lr_min) * (1 + math.cos(math.pi * position)) / 2
+    return end + (start - end) * (1 + math.cos(math.pi * position)) / 2

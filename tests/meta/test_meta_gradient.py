@@ -58,7 +58,7 @@ class Bilevel:
 
     def descent(self, theta: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         _, feature = functional_call(self.student, theta, (self.lr,))
-        loss, slopes = self.method.gradient([feature], self.teacher)
+        loss, slopes = self.method.gradient([feature], self.teacher, create_graph=True)
         gradients = torch.autograd.grad(
             feature,
             tuple(theta.values()),
@@ -74,9 +74,7 @@ class Bilevel:
         return (sr - self.hr).abs().mean()
 
     def meta_gradient(self, **arguments):
-        return meta_gradient(
-            self.descent, self.reconstruction, self.theta, self.phi, **arguments
-        )
+        return meta_gradient(self.descent, self.reconstruction, self.theta, self.phi, **arguments)
 
     def objective_after_shift(self, direction: list[Tensor], length: float, **arguments) -> float:
         with torch.no_grad():
@@ -116,9 +114,7 @@ def test_meta_gradient_agrees_with_finite_differences(form, optimizer, steps):
         torch.manual_seed(seed)
         direction = [torch.randn_like(p) for p in bilevel.phi]
         expected = bilevel.slope(direction, **arguments)
-        actual = sum(
-            float((g * d).sum()) for g, d in zip(result.gradients, direction, strict=True)
-        )
+        actual = sum(float((g * d).sum()) for g, d in zip(result.gradients, direction, strict=True))
         assert abs(expected) > 1e-8
         assert actual == pytest.approx(expected, rel=1e-4, abs=1e-9)
 

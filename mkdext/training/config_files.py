@@ -1,0 +1,77 @@
+"""Configuration files: YAML with the names of the flags, below which flags given count."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mkdext.training.options import TrainOptions
+
+
+def read_config(path: Path) -> list[str]:
+    """Read a configuration file as command-line arguments.
+
+    Args:
+        path: YAML file, such as the `config.yaml` of a run.
+
+    Returns:
+        Arguments that come before those of the user.
+
+    Raises:
+        ValueError: The file is missing or not YAML of names and values, or has an unknown name.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"--config {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"--config {path} must hold names and values, got {type(config).__name__}")
+    return list(_arguments(config, TrainOptions(), path, prefix=""))
+
+
+def config_of(options: TrainOptions) -> dict[str, Any]:
+    """Everything that decides the result, as plain values with absolute paths."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value.absolute())
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return value
+
+    config: dict[str, Any] = plain(dataclasses.asdict(options))
+    del config["out"]
+    return config
+
+
+def _arguments(
+    config: Mapping[str, Any], options: object, path: Path, prefix: str
+) -> Iterator[str]:
+    known = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    for key, value in config.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it is one of {', '.join(known)}"
+            raise ValueError(f"--config {path}: there is no option {prefix + str(key)!r}{hint}")
+        if dataclasses.is_dataclass(known[name]):
+            if not isinstance(value, dict):
+                raise ValueError(f"--config {path}: {key!r} must hold names and values")
+            yield from _arguments(value, known[name], path, f"{prefix}{name}.")
+        elif isinstance(value, bool):
+            flag = name if value else f"no_{name}"
+            yield f"--{prefix}{flag}".replace("_", "-")
+        elif isinstance(value, list):
+            if value:
+                yield from (f"--{prefix}{name}".replace("_", "-"), *map(str, value))
+        else:
+            yield from (f"--{prefix}{name}".replace("_", "-"), str(value))

@@ -1,0 +1,75 @@
+"""The photographs that a training learns from and is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mkdext.data import (
+    BadImage,
+    ImagePairs,
+    bad_images_message,
+    builtin_photographs,
+    find_images,
+)
+from mkdext.training.options import TrainOptions
+
+Progress = Callable[[str], Callable[[Iterable[Path]], Iterable[Path]]]
+"""Given a title, wraps an iteration over files to show how far it has come."""
+
+BUILTIN_NAME = "built-in"
+
+
+def training_photographs(
+    options: TrainOptions, progress: Progress
+) -> tuple[ImagePairs, list[BadImage]]:
+    """Decode and check the photographs to train on.
+
+    Returns:
+        The usable ones and those left out.
+
+    Raises:
+        ValueError: A folder is missing or empty, no photograph is usable, or some are not and
+            `bad_images` is "refuse".
+    """
+    paths = [path for folder in options.train_dir for path in find_images(folder)]
+    if not options.train_dir:
+        paths = builtin_photographs("train")
+    smallest = options.patch_size * options.scale
+    pairs, bad = ImagePairs.checked(
+        paths, options.scale, smallest, progress("training photographs")
+    )
+    if bad and options.bad_images == "refuse":
+        raise ValueError(
+            f"{bad_images_message(bad)}\nremove them, or leave them out by --bad-images skip"
+        )
+    if not len(pairs):
+        raise ValueError(f"--train-dir holds no usable photograph:\n{bad_images_message(bad)}")
+    return pairs, bad
+
+
+def validation_photographs(options: TrainOptions, progress: Progress) -> dict[str, ImagePairs]:
+    """Decode and check the photographs to measure on, by the name of their folder.
+
+    Raises:
+        ValueError: A folder is missing or empty, a photograph is not usable, or two folders have
+            the same name.
+    """
+    if not options.val_dir:
+        return {BUILTIN_NAME: ImagePairs(builtin_photographs("validation"), options.scale)}
+    sets: dict[str, ImagePairs] = {}
+    for folder in options.val_dir:
+        name = folder.resolve().name
+        if name in sets:
+            raise ValueError(f"--val-dir has two folders called {name!r}; rename one of them")
+        # SSIM needs a window of 11 pixels inside a border as wide as the scale.
+        smallest = 2 * options.scale + 11
+        sets[name], bad = ImagePairs.checked(
+            find_images(folder),
+            options.scale,
+            smallest,
+            progress(name),
+        )
+        if bad:
+            raise ValueError(bad_images_message(bad))
+    return sets

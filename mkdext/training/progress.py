@@ -1,0 +1,94 @@
+"""What a user sees while a training runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import track as rich_track
+
+_PLAIN_SECONDS = 30.0
+
+
+class TrainingProgress:
+    """A bar with losses, learning rate, speed and time left; plain lines without a terminal.
+
+    Use it as a context manager.
+    """
+
+    def __init__(self, console: Console, first: int, total: int, patches: int) -> None:
+        """Begin at step `first` of `total`, with `patches` a step."""
+        self.console = console
+        self._first = first
+        self._total = total
+        self._patches = patches
+        self._begin = self._said = time.monotonic()
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=first, text="")
+
+    def __enter__(self) -> TrainingProgress:
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+    @property
+    def patches_per_second(self) -> float:
+        """Mean speed since the beginning."""
+        return self._patches_done / (time.monotonic() - self._begin)
+
+    def update(self, done: int, values: Mapping[str, float]) -> None:
+        """Show that `done` steps are done, with the values of the last one."""
+        self._patches_done = (done - self._first) * self._patches
+        text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+        text += f"  {self.patches_per_second:.0f} patches/s"
+        self._bar.update(self._task, completed=done, text=text)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._said >= _PLAIN_SECONDS:
+            self._said = now
+            left = (now - self._begin) / (done - self._first) * (self._total - done)
+            self.say(f"step {done}/{self._total}  {text}  {left:.0f} s left")
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._bar.console.print(text, highlight=False)
+
+
+def track(console: Console) -> Callable[[str], Callable[[Iterable[Path]], Iterable[Path]]]:
+    """Given a title, a wrapper that shows how far an iteration over files has come."""
+
+    def titled(title: str) -> Callable[[Iterable[Path]], Iterable[Path]]:
+        return lambda files: rich_track(
+            list(files),
+            f"reading {title}",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    return titled

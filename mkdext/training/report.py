@@ -1,0 +1,87 @@
+"""What a training leaves to look at: tables, strips of pictures, learning curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from mkdext.training.run_directory import atomic_write
+from mkdext.training.validation import Scores
+
+STRIP_SIDE = 160
+"""Width and height of each picture of a strip, in high-resolution pixels."""
+
+
+def score_table(validation: Mapping[str, Mapping[str, Scores]]) -> Table:
+    """PSNR-Y and SSIM-Y of every set (rows) and way of enlarging (columns)."""
+    ways = list(next(iter(validation.values())))
+    table = Table(title="PSNR-Y (dB) / SSIM-Y")
+    table.add_column("photographs")
+    for way in ways:
+        table.add_column(way, justify="right")
+    for name, scores in validation.items():
+        cells = [f"{scores[way]['psnr_y']:.2f} / {scores[way]['ssim_y']:.4f}" for way in ways]
+        table.add_row(name, *cells)
+    return table
+
+
+def save_strip(path: Path, pictures: Mapping[str, Tensor]) -> None:
+    """Write the centres of several pictures of one scene side by side, as a PNG.
+
+    Args:
+        path: File to write.
+        pictures: uint8 `[3, H, W]` by name, in the order from left to right; smaller ones, such as
+            the low-resolution image, are enlarged without interpolation to the size of the largest.
+    """
+    height, width = max(tuple(p.shape[1:]) for p in pictures.values())
+    side = min(STRIP_SIDE, height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    columns = [
+        functional.interpolate(p[None], size=(height, width), mode="nearest-exact")[0]
+        for p in pictures.values()
+    ]
+    strip = torch.cat([c[:, top : top + side, left : left + side] for c in columns], dim=2)
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
+        Image.fromarray(strip.permute(1, 2, 0).numpy()).save(file, "png")
+
+
+def save_curves(path: Path, metrics: Path, validation: Mapping[str, Any]) -> None:
+    """Draw the losses and the validation scores of a run over its steps, as a PNG.
+
+    Args:
+        path: File to write.
+        metrics: The run's `metrics.jsonl`.
+        validation: Final scores by set and way; bicubic and teacher become horizontal lines.
+    """
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    for name in ("reconstruction", "distillation", "meta_objective"):
+        points = [(r["step"], r[name]) for r in records if name in r]
+        if points:
+            losses.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+    losses.set(title="losses", xlabel="step", yscale="log")
+    losses.legend()
+    for index, (name, ways) in enumerate(validation.items()):
+        points = [
+            (r["step"], r["validation"][name]["psnr_y"]) for r in records if "validation" in r
+        ]
+        color = f"C{index}"
+        scores.plot(*zip(*points, strict=True), color=color, marker=".", label=f"student, {name}")
+        for way, style in (("teacher", "--"), ("bicubic", ":")):
+            if way in ways:
+                value = ways[way]["psnr_y"]
+                scores.axhline(value, color=color, linestyle=style, label=f"{way}, {name}")
+    scores.set(title="PSNR-Y (dB)", xlabel="step")
+    scores.legend()
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,41 @@
+"""Ending a training cleanly when the system or the user asks for it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class StopSignals:
+    """Turns Ctrl-C and SIGTERM into a request that is looked at between two steps.
+
+    A second Ctrl-C interrupts at once. Outside the main thread nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        """No request so far."""
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        """Take over the signals."""
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGINT, signal.SIGTERM):
+                self._before[name] = signal.signal(name, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the signals back."""
+        for name, handler in self._before.items():
+            signal.signal(name, handler)  # type: ignore[arg-type]
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
