@@ -99,7 +99,7 @@ def read_image(path: Path) -> Tensor:
                 raise BadImageError(f"holds {frames} pages or frames; save one as a still image")
             file.load()
             ImageOps.exif_transpose(file, in_place=True)
-            levels = np.asarray(_as_rgb(file)).transpose(2, 0, 1)
+            levels = np.asarray(_as_rgb(file))
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -111,7 +111,8 @@ def read_image(path: Path) -> Tensor:
     # are exceptions here while files are checked.
     except Exception as error:
         raise BadImageError(f"cannot be decoded ({error or type(error).__name__})") from None
-    return torch.from_numpy(np.array(levels, order="C"))
+    # Plane by plane, which is several times faster than a transposed copy.
+    return torch.from_numpy(np.stack([levels[..., channel] for channel in range(3)]))
 
 
 def check_images(

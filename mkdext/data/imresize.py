@@ -1,10 +1,9 @@
 """MATLAB's `imresize(image, scale, 'bicubic')`, exact and differentiable.
 
-Both paths mirror the image at its border, the edge pixel repeated, and resize first the rows,
-then the columns. Floating point: torch's antialiased bicubic interpolation has MATLAB's kernel
-(a = -0.5, stretched when downscaling) and differs from it only in the border. 8-bit levels: for an
-integer factor the weights are rational numbers, so the sums are taken in integers and
-rounding is exact whatever the order of the sum.
+The kernel is Keys' cubic (a = -1/2), stretched when downscaling; the image is mirrored at its
+border, the edge pixel repeated. For an integer factor the weights are rational numbers and few.
+Floating point images are multiplied by matrices of them. Sums of 8-bit levels are taken in
+integers, so that rounding is right whatever the order of the sum.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 _RADIUS = 2  # of the bicubic kernel
 
@@ -55,37 +53,29 @@ def imresize(images: Tensor, scale: float) -> Tensor:
         raise ValueError(f"imresize: scale must be an integer n or 1/n, got {scale}")
     if factor == 1:
         return images.clone()
-    planes = images.reshape(-1, 1, *images.shape[-2:])
-    if planes.dtype in (torch.float16, torch.bfloat16):
-        planes = planes.float()
-    resize_rows = _resize_levels if images.dtype == torch.uint8 else _resize_floats
-    for _ in range(2):
-        planes = resize_rows(planes, factor, scale > 1).transpose(-1, -2)
+    enlarge = scale > 1
+    planes = images.reshape(-1, *images.shape[-2:])
+    if images.dtype == torch.uint8:
+        for _ in range(2):
+            planes = _resize_rows_of_levels(planes, factor, enlarge).transpose(-1, -2)
+    else:
+        planes = _resize_floats(planes, factor, enlarge)
     return planes.reshape(*images.shape[:-2], *planes.shape[-2:]).to(images.dtype)
 
 
 def _resize_floats(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
-    """Resize along the rows: `[N, 1, H, W]` -> `[N, 1, H', W]`."""
-    size, width = planes.shape[-2:]
-    if enlarge:
-        # The interpolation cuts its kernel at the border of what it gets: pad by two radii.
-        pad, out = 2 * _RADIUS, size * factor
-        padded_size, padded_out, first = size + 2 * pad, (size + 2 * pad) * factor, pad * factor
-    else:
-        # The padded size is a multiple of the factor, so that the sampling grid keeps its phase.
-        pad, out = _RADIUS * factor, math.ceil(size / factor)
-        padded_out, first = out + 2 * _RADIUS, _RADIUS
-        padded_size = padded_out * factor
-    rows = torch.from_numpy(_mirrored(size, pad, padded_size)).to(planes.device)
-    padded = planes.index_select(-2, rows)
-    resized = functional.interpolate(
-        padded, size=(padded_out, width), mode="bicubic", antialias=True
+    """Resize `[N, H, W]` to `[N, H', W']`, at least in float32."""
+    dtype = torch.float64 if planes.dtype == torch.float64 else torch.float32
+    rows, columns = (
+        torch.from_numpy(_matrix(size, factor, enlarge)).to(planes.device, dtype)
+        for size in planes.shape[-2:]
     )
-    return resized.narrow(-2, first, out)
+    with torch.autocast(planes.device.type, enabled=False):
+        return rows @ planes.to(dtype) @ columns.T
 
 
-def _resize_levels(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
-    """Resize uint8 along the rows: `[N, 1, H, W]` -> `[N, 1, H', W]`, rounded and clipped.
+def _resize_rows_of_levels(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
+    """Resize uint8 `[N, H, W]` to `[N, H', W]`, rounded and clipped.
 
     In numpy, because photographs are prepared by several Python threads beside a training, where
     torch's own threads wait for each other a hundred times longer than they work.
@@ -99,7 +89,7 @@ def _resize_levels(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
     rows = _mirrored(size, pad, out * step + 2 * pad)
     resized = np.empty((len(planes), out, len(phases), width), np.uint8)
     total, product = np.empty((2, out, width), integer)
-    for plane, result in zip(planes[:, 0].cpu().numpy(), resized, strict=True):
+    for plane, result in zip(planes.cpu().numpy(), resized, strict=True):
         padded = plane[rows].astype(integer)
         for phase, taps in enumerate(phases):
             total.fill(denominator // 2)
@@ -109,7 +99,22 @@ def _resize_levels(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
                 total += np.multiply(source, weight, out=product)
             total //= denominator
             result[:, phase] = total.clip(0, 255, out=total)
-    return torch.from_numpy(resized.reshape(len(planes), 1, -1, width)).to(planes.device)
+    return torch.from_numpy(resized).flatten(1, 2).to(planes.device)
+
+
+@functools.lru_cache(maxsize=8)
+def _matrix(size: int, factor: int, enlarge: bool) -> npt.NDArray[np.float64]:
+    """What `size` pixels in a row are multiplied by: `[size', size]`."""
+    phases, denominator = _integer_weights(factor, enlarge)
+    step = 1 if enlarge else factor
+    pad, out = _RADIUS * step, math.ceil(size / step)
+    sources = _mirrored(size, pad, out * step + 2 * pad)
+    matrix = np.zeros((out, len(phases), size))
+    for phase, taps in enumerate(phases):
+        for offset, weight in taps.items():
+            columns = sources[pad + offset :][: out * step : step]
+            matrix[np.arange(out), phase, columns] += weight / denominator
+    return matrix.reshape(-1, size)
 
 
 @functools.lru_cache
