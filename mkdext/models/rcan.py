@@ -145,7 +145,16 @@ class RCAN(nn.Module):
         self.tail = nn.Sequential(upsampler(config.features, scale), conv3x3(config.features, 3))
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Super-resolve `lr`."""
+        """Super-resolve `lr`.
+
+        Raises:
+            TypeError: `lr` is of integers.
+        """
+        if not lr.is_floating_point():
+            # It would run, on colours 255 times too large.
+            raise TypeError(
+                f"RCAN: lr must be floating point in [0, 1], got {lr.dtype}; divide it by 255"
+            )
         shallow = self.head(self.sub_mean(lr * RGB_RANGE))
         deep = self.body(shallow) + shallow
         sr: Tensor = self.add_mean(self.tail(deep))

@@ -76,6 +76,11 @@ def test_any_input_size_is_enlarged(scale: int, size: tuple[int, int]) -> None:
     assert tiny_rcan(scale, torch.float32)(lr).shape == (2, 3, scale * h, scale * w)
 
 
+def test_integer_colours_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"got torch\.uint8; divide it by 255"):
+        tiny_rcan(2)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
 def test_an_empty_batch_is_enlarged() -> None:
     assert tiny_rcan(3, torch.float32)(torch.rand(0, 3, 4, 4)).shape == (0, 3, 12, 12)
 
