@@ -70,8 +70,7 @@ void correlate(const DynamicConvShape& shape, WeightOrder order,
       shape.in_channels * shape.out_channels * shape.kernel_size * shape.kernel_size;
   const DirectKernels<T>& kernels = direct_kernels<T>();
   for_each_part(
-      shape.batch, shape.height,
-      [&] { return Scratch<T>(kernels.correlate_scratch(sample)); },
+      shape.batch, shape.height, [&] { return Scratch<T>(kernels.correlate_scratch(sample)); },
       [&](Scratch<T>& scratch, int64_t b, int64_t begin, int64_t end) {
         bool accumulate = false;
         for (const Term<T>& term : terms) {
@@ -114,9 +113,8 @@ void check_map(const Tensor& map, const char* name, const DynamicConvShape& shap
 
 void check_weight(const Tensor& weight, const char* name, const DynamicConvShape& shape) {
   STD_TORCH_CHECK(weight.dim() == 5 && weight.size(0) == shape.batch &&
-                      weight.size(1) == shape.out_channels &&
-                      weight.size(2) == shape.in_channels && weight.size(3) == shape.kernel_size &&
-                      weight.size(4) == shape.kernel_size,
+                      weight.size(1) == shape.out_channels && weight.size(2) == shape.in_channels &&
+                      weight.size(3) == shape.kernel_size && weight.size(4) == shape.kernel_size,
                   "dynamic_conv2d: ", name, " must be [", shape.batch, ", ", shape.out_channels,
                   ", ", shape.in_channels, ", ", shape.kernel_size, ", ", shape.kernel_size, "]");
 }
@@ -157,19 +155,18 @@ T* mutable_data(const Tensor& tensor) {
 Tensor dynamic_conv2d(const Tensor& input, const Tensor& weight) {
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5,
                   "dynamic_conv2d: input must be 4-D and weight 5-D");
-  const DynamicConvShape shape{input.size(0),  input.size(1), weight.size(1),
+  const DynamicConvShape shape{input.size(0), input.size(1), weight.size(1),
                                input.size(2), input.size(3), weight.size(3)};
   check_shape(shape);
   check_weight(weight, "weight", shape);
   check_type(weight, input);
   const Tensor x = torch::stable::contiguous(input);
   const Tensor w = torch::stable::contiguous(weight);
-  Tensor output = torch::stable::new_empty(
-      x, {shape.batch, shape.out_channels, shape.height, shape.width});
+  Tensor output =
+      torch::stable::new_empty(x, {shape.batch, shape.out_channels, shape.height, shape.width});
   dispatch(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    correlate<T>(shape, WeightOrder::kForward, {{data<T>(x), data<T>(w)}},
-                 mutable_data<T>(output));
+    correlate<T>(shape, WeightOrder::kForward, {{data<T>(x), data<T>(w)}}, mutable_data<T>(output));
   });
   return output;
 }
@@ -197,7 +194,7 @@ Tensor dynamic_conv2d_input_grad(const Tensor& grad, const Tensor& weight) {
 Tensor dynamic_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64_t kernel_size) {
   STD_TORCH_CHECK(grad.dim() == 4 && input.dim() == 4,
                   "dynamic_conv2d: grad and input must be 4-D");
-  const DynamicConvShape shape{input.size(0),  input.size(1), grad.size(1),
+  const DynamicConvShape shape{input.size(0), input.size(1), grad.size(1),
                                input.size(2), input.size(3), kernel_size};
   check_shape(shape);
   check_map(grad, "grad", shape, shape.out_channels);

@@ -77,8 +77,7 @@ void forward(const TextureShape& shape, const T* features, T* kernels) {
         for (size_t t = 0; t < columns.size(); ++t) {
           T sum = 0;
           for (int64_t v = columns[t].begin; v < columns[t].end; ++v) sum += sums[v];
-          const int64_t count =
-              (rows[s].end - rows[s].begin) * (columns[t].end - columns[t].begin);
+          const int64_t count = (rows[s].end - rows[s].begin) * (columns[t].end - columns[t].begin);
           out[kernel_index(shape, s, t, c)] = sum / T(count);
         }
       }
@@ -101,8 +100,7 @@ void transpose(const TextureShape& shape, const T* kernels, T* features) {
       for (size_t s = 0; s < rows.size(); ++s) {
         std::fill(sums.begin(), sums.end(), T(0));
         for (size_t t = 0; t < columns.size(); ++t) {
-          const int64_t count =
-              (rows[s].end - rows[s].begin) * (columns[t].end - columns[t].begin);
+          const int64_t count = (rows[s].end - rows[s].begin) * (columns[t].end - columns[t].begin);
           const T value = in[kernel_index(shape, s, t, c)] / T(count);
           for (int64_t v = columns[t].begin; v < columns[t].end; ++v) sums[v] += value;
         }
@@ -128,8 +126,8 @@ void check(const Tensor& tensor, const TextureShape& shape) {
 
 Tensor texture_kernels(const Tensor& features, int64_t grid, int64_t kernel_size) {
   STD_TORCH_CHECK(features.dim() == 4, "texture_kernels: features must be 4-D");
-  const TextureShape shape{features.size(0), features.size(1), features.size(2),
-                           features.size(3), grid,             kernel_size};
+  const TextureShape shape{
+      features.size(0), features.size(1), features.size(2), features.size(3), grid, kernel_size};
   check(features, shape);
   const Tensor x = torch::stable::contiguous(features);
   Tensor output = torch::stable::new_empty(
@@ -146,11 +144,10 @@ Tensor texture_kernels(const Tensor& features, int64_t grid, int64_t kernel_size
 
 Tensor texture_kernels_transpose(const Tensor& kernels, int64_t grid, int64_t height,
                                  int64_t width) {
-  STD_TORCH_CHECK(kernels.dim() == 5 && kernels.size(1) == grid * grid &&
-                      kernels.size(3) == kernels.size(4),
-                  "texture_kernels: kernels must be [B, grid * grid, C, k, k]");
-  const TextureShape shape{kernels.size(0), kernels.size(2), height,
-                           width,           grid,            kernels.size(3)};
+  STD_TORCH_CHECK(
+      kernels.dim() == 5 && kernels.size(1) == grid * grid && kernels.size(3) == kernels.size(4),
+      "texture_kernels: kernels must be [B, grid * grid, C, k, k]");
+  const TextureShape shape{kernels.size(0), kernels.size(2), height, width, grid, kernels.size(3)};
   check(kernels, shape);
   const Tensor y = torch::stable::contiguous(kernels);
   Tensor output = torch::stable::new_empty(y, {shape.batch, shape.channels, height, width});
