@@ -56,8 +56,10 @@ def imresize(images: Tensor, scale: float) -> Tensor:
     enlarge = scale > 1
     planes = images.reshape(-1, *images.shape[-2:])
     if images.dtype == torch.uint8:
+        levels = planes.cpu().numpy()
         for _ in range(2):
-            planes = _resize_rows_of_levels(planes, factor, enlarge).transpose(-1, -2)
+            levels = _resize_rows_of_levels(levels, factor, enlarge).swapaxes(1, 2)
+        planes = torch.from_numpy(np.ascontiguousarray(levels)).to(images.device)
     else:
         planes = _resize_floats(planes, factor, enlarge)
     return planes.reshape(*images.shape[:-2], *planes.shape[-2:]).to(images.dtype)
@@ -74,7 +76,9 @@ def _resize_floats(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
         return rows @ planes.to(dtype) @ columns.T
 
 
-def _resize_rows_of_levels(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
+def _resize_rows_of_levels(
+    planes: npt.NDArray[np.uint8], factor: int, enlarge: bool
+) -> npt.NDArray[np.uint8]:
     """Resize uint8 `[N, H, W]` to `[N, H', W]`, rounded and clipped.
 
     In numpy, because photographs are prepared by several Python threads beside a training, where
@@ -89,7 +93,7 @@ def _resize_rows_of_levels(planes: Tensor, factor: int, enlarge: bool) -> Tensor
     rows = _mirrored(size, pad, out * step + 2 * pad)
     resized = np.empty((len(planes), out, len(phases), width), np.uint8)
     total, product = np.empty((2, out, width), integer)
-    for plane, result in zip(planes.cpu().numpy(), resized, strict=True):
+    for plane, result in zip(planes, resized, strict=True):
         padded = plane[rows].astype(integer)
         for phase, taps in enumerate(phases):
             total.fill(denominator // 2)
@@ -99,7 +103,7 @@ def _resize_rows_of_levels(planes: Tensor, factor: int, enlarge: bool) -> Tensor
                 total += np.multiply(source, weight, out=product)
             total //= denominator
             result[:, phase] = total.clip(0, 255, out=total)
-    return torch.from_numpy(resized).flatten(1, 2).to(planes.device)
+    return resized.reshape(len(planes), out * len(phases), width)
 
 
 @functools.lru_cache(maxsize=8)

@@ -223,7 +223,8 @@ def make_pair(hr: Tensor, scale: int) -> Pair:
         scale: Downscaling factor.
 
     Returns:
-        `(lr, hr)`, uint8 `[3, H // scale, W // scale]` and `[3, scale*h, scale*w]`.
+        `(lr, hr)`, uint8 `[3, H // scale, W // scale]` and `[3, scale*h, scale*w]`, the latter a
+        view of the argument.
 
     Raises:
         ValueError: A side of `hr` is shorter than `scale`.
@@ -235,7 +236,7 @@ def make_pair(hr: Tensor, scale: int) -> Pair:
     """
     if min(hr.shape[-2:]) < scale:
         raise ValueError(f"make_pair: hr must have {scale} pixels a side, got {list(hr.shape)}")
-    hr = _whole_cells(hr, scale).contiguous()
+    hr = _whole_cells(hr, scale)
     return imresize(hr, 1 / scale), hr
 
 
