@@ -2,7 +2,12 @@
 
 from mkdext.models.builtin import builtin_teacher
 from mkdext.models.checkpoints import load_model, load_weights, read_weights
-from mkdext.models.features import check_points, default_points, forward_with_features
+from mkdext.models.features import (
+    check_points,
+    default_points,
+    features_at,
+    forward_with_features,
+)
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.registry import MODEL_NAMES, create_model
 from mkdext.models.resolve import resolve_teacher
@@ -15,6 +20,7 @@ __all__ = [
     "check_points",
     "create_model",
     "default_points",
+    "features_at",
     "forward_with_features",
     "load_model",
     "load_weights",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -59,6 +59,44 @@ def forward_with_features(
             _check_parameter_names(model, parameters)
             sr = torch.func.functional_call(model, dict(parameters), (lr,))
     return sr, [tap.feature() for tap in taps]
+
+
+def features_at(model: nn.Module, points: Sequence[str], lr: Tensor) -> list[Tensor]:
+    """Feature maps alone: the network runs no further than its last point.
+
+    Args:
+        model: The network. It is left as it was, also after an error.
+        points: Names of sub-modules that `check_points` accepts.
+        lr: Input of the network, `[B, 3, h, w]`.
+
+    Returns:
+        One feature map `[B, C, H, W]` for each point, in the order of `points`.
+
+    Example:
+        >>> from mkdext.models import create_model
+        >>> model = create_model("rcan-a", scale=4)
+        >>> features_at(model, ["body.1"], torch.rand(1, 3, 8, 8))[0].shape
+        torch.Size([1, 16, 8, 8])
+    """
+    features: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            features[name] = output.clone()
+            if len(features) == len(points):
+                raise _LastPointPassed
+
+        return hook
+
+    with contextlib.ExitStack() as hooks, contextlib.suppress(_LastPointPassed):
+        for name in points:
+            hooks.enter_context(_submodule(model, name).register_forward_hook(keep(name)))
+        model(lr)
+    return [features[name] for name in points]
+
+
+class _LastPointPassed(Exception):
+    """Ends a forward pass of which the rest is not needed."""
 
 
 def check_points(model: nn.Module, points: Sequence[str]) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from mkdext.data import ImagePairs, PatchSampler
-from mkdext.models import forward_with_features
+from mkdext.models import features_at
 from mkdext.training.config_files import config_of
 from mkdext.training.options import TrainOptions
 from mkdext.training.photographs import training_photographs, validation_photographs
@@ -21,6 +21,7 @@ from mkdext.training.report import save_curves, save_strip, score_table
 from mkdext.training.run_directory import RunDirectory, write_text
 from mkdext.training.signals import StopSignals
 from mkdext.training.steps import NonFiniteError
+from mkdext.training.tensorboard import tensorboard
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
 
 Summary = dict[str, Any]
@@ -59,11 +60,11 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
     sets = validation_photographs(options, track(console))
     pairs, bad = training_photographs(options, track(console))
     for image in bad:
-        console.print(f"left out: {image}", highlight=False, markup=False)
+        console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
     run = RunDirectory(options.out)
     resumed = run.open(config_of(options))
     if run.summary.exists():
-        console.print(f"{run.root} is finished; give another --out to train again")
+        console.print(f"{run.root} is finished; give another --out to train again", soft_wrap=True)
         summary: Summary = json.loads(run.summary.read_text())
         return summary
     first, seconds = load_checkpoint(run, plan) if resumed else (0, 0.0)
@@ -119,6 +120,7 @@ def _run_steps(
     begin = time.monotonic()
     with (
         StopSignals() as stop,
+        tensorboard(run.root / "tensorboard") as write_events,
         TrainingProgress(console, first, options.iterations, options.batch_size) as progress,
     ):
         for step, (lr, hr) in enumerate(sampler.batches(first, options.iterations), first):
@@ -128,15 +130,7 @@ def _run_steps(
             try:
                 values = {name: value.item() for name, value in plan.step(step, lr, hr).items()}
             except NonFiniteError as error:
-                kept = f"; the checkpoint in {run.root} is from before it" if step else ""
-                raise NonFiniteError(
-                    f"step {step + 1}: {error}{kept}. Lower --lr (now {options.lr:g})"
-                    + (
-                        f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
-                        if plan.teacher
-                        else ""
-                    )
-                ) from None
+                raise NonFiniteError(_explained(error, step + 1, plan, run)) from None
             done = step + 1
             last = done == options.iterations
             rate = plan.step.optimizer.param_groups[0]["lr"]
@@ -145,10 +139,14 @@ def _run_steps(
             if done % options.log_every == 0 or last:
                 speed = round(progress.patches_per_second, 1)
                 record = {"step": done, "lr": rate, **values, "patches_per_second": speed}
-                run.add_metrics(record | _method_statistics(plan, lr))
+                record |= _method_statistics(plan, lr)
+                run.add_metrics(record)
+                write_events(record)
             if done % options.validate_every == 0 or last:
                 scores = {name: measure(plan.student, p, options.scale) for name, p in sets.items()}
-                run.add_metrics({"step": done, "validation": scores})
+                record = {"step": done, "validation": scores}
+                run.add_metrics(record)
+                write_events(record)
                 progress.say(f"step {done}: {_in_words(scores)}")
                 _save_sample(plan, run, sets, done)
             if done % options.checkpoint_every == 0 or last or stop.received:
@@ -158,12 +156,21 @@ def _run_steps(
     return time.monotonic() - begin
 
 
+def _explained(error: NonFiniteError, step: int, plan: Plan, run: RunDirectory) -> str:
+    options = plan.options
+    kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+    rates = f"--lr (now {options.lr:g})"
+    if plan.teacher:
+        rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
+    return f"step {step}: {error}{kept}. Lower {rates}"
+
+
 def _method_statistics(plan: Plan, lr: torch.Tensor) -> dict[str, float]:
     distillation = plan.step.distillation
     if distillation is None:
         return {}
     with torch.no_grad():
-        _, features = forward_with_features(plan.student, distillation.student_points, lr)
+        features = features_at(plan.student, distillation.student_points, lr)
         hints = plan.step.teacher_features(distillation, lr)
     return distillation.method.statistics(features, hints)
 
@@ -206,7 +213,9 @@ def _finish(
     save_curves(run.picture, run.metrics, validation)
     write_text(run.summary, json.dumps(summary, indent=2) + "\n")
     console.print(score_table(validation))
-    console.print(f"{options.iterations} steps in {seconds:.0f} s; written to {run.root}:")
+    console.print(
+        f"{options.iterations} steps in {seconds:.0f} s; written to {run.root}:", soft_wrap=True
+    )
     for path, what in (
         (run.student, "the student's weights"),
         (run.summary, "the numbers above"),

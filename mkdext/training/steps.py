@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mkdext.distill import DistillationMethod
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
-from mkdext.models.features import forward_with_features
+from mkdext.models import features_at, forward_with_features
 from mkdext.training.options import TrainOptions
 from mkdext.training.schedule import phase
 
@@ -92,8 +92,7 @@ class TrainingStep:
     def teacher_features(self, distillation: Distillation, lr: Tensor) -> list[Tensor]:
         """The teacher's feature maps, without gradient."""
         with torch.no_grad():
-            points = distillation.teacher_points
-            return forward_with_features(distillation.teacher, points, lr)[1]
+            return features_at(distillation.teacher, distillation.teacher_points, lr)
 
     def meta_step(
         self, distillation: Distillation, lr: Tensor, hr: Tensor, hints: Sequence[Tensor]
@@ -124,7 +123,8 @@ class TrainingStep:
             if options.keep == 0:
                 return reconstruction(parameters)
             sr, features = forward_with_features(self.student, points, lr, parameters)
-            return functional.l1_loss(sr, hr) + options.keep * method(features, hints)
+            kept: Tensor = options.keep * method(features, hints)
+            return functional.l1_loss(sr, hr) + kept
 
         phi = list(method.parameters())
         optimizer, state = self.inner_optimizer(theta)

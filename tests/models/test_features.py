@@ -10,6 +10,7 @@ from mkdext.models import (
     check_points,
     create_model,
     default_points,
+    features_at,
     forward_with_features,
 )
 
@@ -195,3 +196,18 @@ def test_more_points_than_groups_are_refused(count: int) -> None:
 def test_a_network_that_declares_no_points_is_told_to_name_them() -> None:
     with pytest.raises(ValueError, match="TwoWays declares no distillation points; name 4 of its"):
         default_points(TwoWays())
+
+
+def test_features_alone_equal_those_of_a_whole_pass_and_end_it_early():
+    torch.manual_seed(0)
+    model = create_model("rcan-a", scale=4)
+    lr = torch.rand(2, 3, 9, 8)
+    points = ["body.2", "body.0"]
+    _, expected = forward_with_features(model, points, lr)
+    passed = []
+    hook = model.get_submodule("body.3").register_forward_hook(lambda *_: passed.append(True))
+    actual = features_at(model, points, lr)
+    hook.remove()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert not passed
+    assert not any(module._forward_hooks for module in model.modules())

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from mkdext.training import MetaOptions, TrainOptions
+from mkdext.training.config_files import config_of, read_config
+from mkdext.train import parse
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iterations", 0),
+        ("batch_size", -1),
+        ("patch_size", 0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("kd_weight", -0.1),
+        ("hint_share", 1.0),
+        ("seed", -1),
+        ("lr_min", 1.0),
+        ("method", "fitnett"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be .*got '?{value}"):
+        dataclasses.replace(TrainOptions(), **{name: value})
+
+
+def test_no_inner_step_is_refused():
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        MetaOptions(steps=0)
+
+
+def test_a_saved_configuration_gives_the_same_options(tmp_path):
+    options = TrainOptions(
+        train_dir=(tmp_path / "a", tmp_path / "b"),
+        method="vanilla",
+        lr=3e-5,
+        kd_fade=True,
+        mkd=dataclasses.replace(TrainOptions().mkd, detach_kernels=False, hidden=7),
+        meta=MetaOptions(steps=3, inner_optimizer="adam"),
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config_of(options)))
+    assert parse(["--config", str(file), "--out", str(options.out)]).options() == options
+
+
+def test_flags_count_more_than_the_configuration(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("lr: 1e-3\nbatch_size: 4\nmeta: {steps: 2}\n")
+    options = parse(["--config", str(file), "--batch-size", "6"]).options()
+    assert (options.lr, options.batch_size, options.meta.steps) == (1e-3, 6, 2)
+    assert options.patch_size == 48
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("itertions: 3", "there is no option 'itertions'; did you mean 'iterations'"),
+        ("meta: {stepps: 3}", "there is no option 'meta.stepps'; did you mean 'steps'"),
+        ("meta: 3", "'meta' must hold names and values"),
+        ("- 1\n- 2", "must hold names and values, got list"),
+        ("a: b: c", "is not YAML"),
+    ],
+)
+def test_a_wrong_configuration_file_is_refused(tmp_path, text, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(file)
+
+
+def test_a_missing_configuration_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_defaults_are_short_only_for_the_built_in_photographs(tmp_path):
+    assert parse([]).options().iterations < 10_000
+    assert parse(["--train-dir", str(tmp_path)]).options().iterations == 300_000
+    assert parse([f"--train-dir={tmp_path}"]).options().batch_size == 16
+
+
+def test_an_unknown_flag_is_refused_with_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--iteration", "3"])
+    assert stopped.value.code == 2
+    assert "--iterations" in capsys.readouterr().err

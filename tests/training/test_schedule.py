@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from mkdext.training import TrainOptions
+from mkdext.training.schedule import cosine, phase
+
+
+def test_the_rate_rises_then_falls_along_a_cosine():
+    rates = [cosine(step, 100, 1.0, 0.1, warmup=10) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_vanilla_training_has_no_distillation():
+    now = phase(3, TrainOptions(method="vanilla", hint_share=0.5))
+    assert (now.reconstruction, now.distillation) == (1.0, 0.0)
+
+
+def test_both_losses_count_together_by_default():
+    now = phase(0, TrainOptions(kd_weight=0.25))
+    assert (now.lr, now.reconstruction, now.distillation) == (1e-4, 1.0, 0.25)
+
+
+def test_a_fading_weight_ends_near_zero():
+    options = TrainOptions(kd_weight=1.0, kd_fade=True, iterations=100)
+    weights = [phase(step, options).distillation for step in (0, 50, 99)]
+    assert weights == pytest.approx([1.0, 0.5, 0.0], abs=1e-3)
+
+
+def test_hints_come_first_each_stage_with_its_own_cosine():
+    options = TrainOptions(hint_share=0.25, iterations=400, lr=1.0, lr_min=0.0)
+    hints, first, last = phase(99, options), phase(100, options), phase(399, options)
+    assert (hints.reconstruction, hints.distillation) == (0.0, 1.0)
+    assert hints.lr < 0.01
+    assert (first.lr, first.reconstruction, first.distillation) == (1.0, 1.0, 0.0)
+    assert last.lr < 0.01
