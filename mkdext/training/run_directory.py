@@ -97,6 +97,8 @@ class RunDirectory:
                 f"--out {self.root} holds a run of other options ({changes}): "
                 "give another --out, or the same options to go on"
             )
+        if not self.state.exists():
+            self.metrics.unlink(missing_ok=True)
         return self.state.exists()
 
     def save_state(self, state: Mapping[str, Any], student: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Tensors this small are slower on several threads."""
     threads = torch.get_num_threads()
@@ -19,10 +19,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """A folder of two small pictures with smooth and sharp parts."""
-    folder = tmp_path / "photographs"
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two small pictures with smooth and sharp parts, not to be changed."""
+    folder = tmp_path_factory.mktemp("folders") / "photographs"
     folder.mkdir()
     y, x = np.mgrid[:64, :72]
     waves = np.stack([np.sin(x / 5), np.sin(y / 7), np.sin((x + y) / 3)], -1)
@@ -34,7 +34,7 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def flags(photographs: Path) -> list[str]:
     """Flags of a meta knowledge distillation of seconds."""
     return [

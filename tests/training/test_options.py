@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import yaml
 
+from mkdext.train import parse
 from mkdext.training import MetaOptions, TrainOptions
 from mkdext.training.config_files import config_of, read_config
-from mkdext.train import parse
 
 
 @pytest.mark.parametrize(
