@@ -8,10 +8,9 @@ from typing import Literal
 
 import skimage
 
-# Sharp photographs in the wheel itself: people, machines, textures, microscope, telescope. The two
+# Sharp photographs in the wheel itself: machines, textures, microscope, telescope, a grey portrait. The two
 # views of the motorcycle show the same things and so stay on one side.
 _TRAIN = (
-    "astronaut.png",
     "brick.png",
     "camera.png",
     "coins.png",
@@ -21,9 +20,10 @@ _TRAIN = (
     "ihc.png",
     "motorcycle_left.png",
     "motorcycle_right.png",
+    "rocket.jpg",
 )
-# Fur and blurred background; smooth china and wood grain; thin trusses before a dark sky.
-_VALIDATION = ("chelsea.png", "coffee.png", "rocket.jpg")
+# A portrait with fine print; fur and blurred background; smooth china and wood grain.
+_VALIDATION = ("astronaut.png", "chelsea.png", "coffee.png")
 
 
 def builtin_photographs(split: Literal["train", "validation"]) -> list[Path]:
@@ -39,7 +39,7 @@ def builtin_photographs(split: Literal["train", "validation"]) -> list[Path]:
 
     Example:
         >>> [path.name for path in builtin_photographs("validation")]
-        ['chelsea.png', 'coffee.png', 'rocket.jpg']
+        ['astronaut.png', 'chelsea.png', 'coffee.png']
     """
     if split not in ("train", "validation"):
         raise ValueError(f"builtin_photographs: split must be 'train' or 'validation', got {split}")

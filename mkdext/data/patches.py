@@ -31,7 +31,7 @@ class ImagePairs(Sequence[Pair]):
         >>> from mkdext.data import builtin_photographs
         >>> lr, hr = ImagePairs(builtin_photographs("validation"), scale=4)[0]
         >>> lr.shape, hr.shape
-        (torch.Size([3, 75, 112]), torch.Size([3, 300, 448]))
+        (torch.Size([3, 128, 128]), torch.Size([3, 512, 512]))
     """
 
     def __init__(self, paths: Sequence[Path], scale: int, cache_bytes: int = 2 << 30) -> None:

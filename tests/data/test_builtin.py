@@ -29,7 +29,7 @@ def test_validation_photographs_are_in_colour():
 
 def test_a_scikit_image_without_them_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(skimage, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(FileNotFoundError, match=r"scikit-image .* has no chelsea\.png, coffee"):
+    with pytest.raises(FileNotFoundError, match=r"scikit-image .* has no astronaut\.png, chelsea"):
         builtin_photographs("validation")
 
 
