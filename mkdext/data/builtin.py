@@ -8,8 +8,8 @@ from typing import Literal
 
 import skimage
 
-# Sharp photographs in the wheel itself: machines, textures, microscope, telescope, a grey portrait. The two
-# views of the motorcycle show the same things and so stay on one side.
+# Sharp photographs in the wheel itself: machines, textures, microscope, telescope. The two views of
+# the motorcycle show the same things and so stay on one side.
 _TRAIN = (
     "brick.png",
     "camera.png",
