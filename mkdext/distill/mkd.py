@@ -97,10 +97,11 @@ class KRNet(nn.Module):
         super().__init__()
         self.options = options
         hidden = options.hidden or teacher_channels
+        # No biases: what the student descends is linear in pieces and does not depend on them.
         self.match = nn.Sequential(
-            nn.Conv2d(student_channels, hidden, 1),
+            nn.Conv2d(student_channels, hidden, 1, bias=False),
             nn.LeakyReLU(LEAKY_SLOPE),
-            nn.Conv2d(hidden, teacher_channels, 1),
+            nn.Conv2d(hidden, teacher_channels, 1, bias=False),
         )
         outputs = options.grid**2
         self.kernel1 = nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False)
