@@ -25,28 +25,49 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The number of parts per sample that keeps all threads busy to the end. A part costs a packing of
-// the weights, so no more than needed.
-int64_t parts_per_sample(int64_t batch, int64_t limit) {
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t parts = 1;
-  while (batch * parts % threads != 0 && batch * parts < 4 * threads) ++parts;
-  return std::min(parts, limit);
+// Below this many multiplications per thread, waking another one costs more
+// than it brings.
+constexpr int64_t kWorkPerThread = 1'000'000;
+
+int64_t weight_size(const DynamicConvShape& shape) {
+  return shape.in_channels * shape.out_channels * shape.kernel_size * shape.kernel_size;
 }
 
-// Calls run(sample, begin, end) for parts that cover [0, size) of each sample, on all threads.
-// prepare() gives each thread what it passes on to run as first argument.
-template <typename Prepare, typename Run>
-void for_each_part(int64_t batch, int64_t size, const Prepare& prepare, const Run& run) {
-  if (batch == 0) return;
-  const int64_t parts = parts_per_sample(batch, size);
-  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
-    auto scratch = prepare();
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task % parts;
-      run(scratch, task / parts, part * size / parts, (part + 1) * size / parts);
+// How the work is cut: each sample into `parts`, and at least `grain` parts to
+// a thread. A part costs a packing of the weights, so there are no more than it
+// takes to keep the threads busy to the end.
+struct Cut {
+  int64_t parts;
+  int64_t grain;
+
+  Cut(const DynamicConvShape& shape, int64_t limit) : parts(1) {
+    const double work =
+        static_cast<double>(shape.batch) * shape.height * shape.width * weight_size(shape);
+    const int64_t useful = static_cast<int64_t>(work / kWorkPerThread);
+    const int64_t threads = std::clamp<int64_t>(useful, 1, torch::stable::get_num_threads());
+    while (shape.batch * parts % threads != 0 && shape.batch * parts < 4 * threads) {
+      ++parts;
     }
-  });
+    parts = std::min(parts, limit);
+    grain = std::max<int64_t>(1, shape.batch * parts / threads);
+  }
+};
+
+// Calls run(scratch, sample, begin, end) for parts that cover [0, size) of each
+// sample, on all threads; prepare() makes the scratch memory of a thread.
+template <typename Prepare, typename Run>
+void for_each_part(const DynamicConvShape& shape, int64_t size, const Prepare& prepare,
+                   const Run& run) {
+  if (shape.batch == 0) return;
+  const Cut cut(shape, size);
+  torch::stable::parallel_for(
+      0, shape.batch * cut.parts, cut.grain, [&](int64_t begin, int64_t end) {
+        auto scratch = prepare();
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t part = task % cut.parts;
+          run(scratch, task / cut.parts, part * size / cut.parts, (part + 1) * size / cut.parts);
+        }
+      });
 }
 
 // One product of the correlation; a null weight leaves it out.
@@ -66,18 +87,16 @@ void correlate(const DynamicConvShape& shape, WeightOrder order,
                            forward ? shape.out_channels : shape.in_channels, shape.height,
                            shape.width, shape.kernel_size};
   const int64_t area = shape.height * shape.width;
-  const int64_t weight_size =
-      shape.in_channels * shape.out_channels * shape.kernel_size * shape.kernel_size;
   const DirectKernels<T>& kernels = direct_kernels<T>();
   for_each_part(
-      shape.batch, shape.height, [&] { return Scratch<T>(kernels.correlate_scratch(sample)); },
+      shape, shape.height, [&] { return Scratch<T>(kernels.correlate_scratch(sample)); },
       [&](Scratch<T>& scratch, int64_t b, int64_t begin, int64_t end) {
         bool accumulate = false;
         for (const Term<T>& term : terms) {
           if (term.weight == nullptr) continue;
           kernels.correlate(sample, order, term.input + b * sample.in_channels * area,
-                            term.weight + b * weight_size, begin, end, accumulate, scratch.data(),
-                            output + b * sample.out_channels * area);
+                            term.weight + b * weight_size(shape), begin, end, accumulate,
+                            scratch.data(), output + b * sample.out_channels * area);
           accumulate = true;
         }
       });
@@ -88,16 +107,13 @@ void weight_grad(const DynamicConvShape& shape, const T* grad, const T* input, T
   const SampleShape sample{shape.in_channels, shape.out_channels, shape.height, shape.width,
                            shape.kernel_size};
   const int64_t area = shape.height * shape.width;
-  const int64_t weight_size =
-      shape.in_channels * shape.out_channels * shape.kernel_size * shape.kernel_size;
   const DirectKernels<T>& kernels = direct_kernels<T>();
   for_each_part(
-      shape.batch, shape.out_channels,
-      [&] { return Scratch<T>(kernels.weight_grad_scratch(sample)); },
+      shape, shape.out_channels, [&] { return Scratch<T>(kernels.weight_grad_scratch(sample)); },
       [&](Scratch<T>& scratch, int64_t b, int64_t begin, int64_t end) {
         kernels.weight_grad(sample, grad + b * shape.out_channels * area,
                             input + b * shape.in_channels * area, begin, end, scratch.data(),
-                            grad_weight + b * weight_size);
+                            grad_weight + b * weight_size(shape));
       });
 }
 

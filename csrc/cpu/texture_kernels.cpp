@@ -59,6 +59,13 @@ int64_t kernels_size(const TextureShape& shape) {
   return shape.grid * shape.grid * shape.channels * shape.kernel_size * shape.kernel_size;
 }
 
+// Fewer elements than this are not worth waking another thread.
+constexpr int64_t kElementsPerThread = 65536;
+
+int64_t planes_per_thread(const TextureShape& shape) {
+  return std::max<int64_t>(1, kElementsPerThread / (shape.height * shape.width));
+}
+
 template <typename T>
 void forward(const TextureShape& shape, const T* features, T* kernels) {
   const std::vector<Bin> rows = axis_bins(shape.height, shape.grid, shape.kernel_size);
@@ -83,7 +90,7 @@ void forward(const TextureShape& shape, const T* features, T* kernels) {
       }
     }
   };
-  torch::stable::parallel_for(0, shape.batch * shape.channels, 1, run);
+  torch::stable::parallel_for(0, shape.batch * shape.channels, planes_per_thread(shape), run);
 }
 
 template <typename T>
@@ -110,7 +117,7 @@ void transpose(const TextureShape& shape, const T* kernels, T* features) {
       }
     }
   };
-  torch::stable::parallel_for(0, shape.batch * shape.channels, 1, run);
+  torch::stable::parallel_for(0, shape.batch * shape.channels, planes_per_thread(shape), run);
 }
 
 // ----------------------------------------------------------------------------- the torch layer

@@ -43,6 +43,35 @@ def apply(function: type[Function], *inputs: object) -> Any:
     return function.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
+def remember(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    """Save the tensors among the inputs of an autograd function; absent gradients stay None."""
+    ctx.set_materialize_grads(False)
+    ctx.is_tensor = tuple(isinstance(value, Tensor) for value in inputs)
+    ctx.save_for_backward(*(t for t in inputs if t is None or isinstance(t, Tensor)))
+
+
+def wanted_gradients(ctx: Any) -> tuple[bool, ...]:
+    """Tell for each input of a function that was remembered whether its gradient must be computed.
+
+    ``ctx.needs_input_grad`` says whether an input requires a gradient at all; what leads to none of
+    the tensors that `torch.autograd.grad` was asked about can be left out too. Only the engine
+    knows, and it answers for inner nodes alone: a leaf counts as wanted.
+    """
+    needed: tuple[bool, ...] = ctx.needs_input_grad
+    if torch.compiler.is_compiling():
+        return needed
+    nodes = (node for node, _ in ctx.next_functions)  # one for each tensor
+    reached = [_is_executed(next(nodes)) if is_tensor else False for is_tensor in ctx.is_tensor]
+    return tuple(need and reach for need, reach in zip(needed, reached, strict=True))
+
+
+def _is_executed(node: Any) -> bool:
+    try:
+        return node is not None and bool(torch._C._will_engine_execute_node(node))
+    except (AttributeError, RuntimeError):  # not in this PyTorch, or the node is a leaf
+        return True
+
+
 def fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     """Merge the mapped dimension of `vmap` into the batch, which comes first."""
     if tensor is None:

@@ -26,8 +26,10 @@ from mkdext.ops._dispatch import (
     has_kernel,
     is_autocast,
     register_fake,
+    remember,
     to_kernel_dtype,
     unfold,
+    wanted_gradients,
 )
 
 _NAME = "dynamic_conv2d"
@@ -139,15 +141,14 @@ class _Forward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs)
+        remember(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if grad is None:
             return None, None
         input, weight = ctx.saved_tensors
-        want_input, want_weight = ctx.needs_input_grad
+        want_input, want_weight = wanted_gradients(ctx)
         gradients: tuple[Tensor | None, Tensor | None] = apply(
             _Backward,
             grad,
@@ -181,8 +182,7 @@ class _Backward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:3])
+        remember(ctx, inputs)
 
     @staticmethod
     def backward(
@@ -195,7 +195,7 @@ class _Backward(Function):
             *ctx.saved_tensors,
             grad_grad_input,
             grad_grad_weight,
-            *ctx.needs_input_grad[:3],
+            *wanted_gradients(ctx)[:3],
         )
         return *gradients, None
 
@@ -243,15 +243,14 @@ class _DoubleBackward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:5])
+        remember(ctx, inputs)
 
     @staticmethod
     def backward(
         ctx: Any, of_grad: Tensor | None, of_input: Tensor | None, of_weight: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         g, x, w, ggx, ggw = ctx.saved_tensors
-        need_g, need_x, need_w, need_ggx, need_ggw = ctx.needs_input_grad[:5]
+        need_g, need_x, need_w, need_ggx, need_ggw = wanted_gradients(ctx)[:5]
         size = (w if ggw is None else ggw).shape[-1]
         return (
             _sum(_forward(of_input, ggw), _forward(ggx, of_weight)) if need_g else None,
