@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pickle
@@ -104,8 +105,11 @@ class RunDirectory:
     def save_state(self, state: Mapping[str, Any], student: Mapping[str, Tensor]) -> None:
         """Replace the checkpoint: first the weights, then the state that a resume starts from."""
         save_weights(self.student, student)
+        # By way of memory, because torch.save does not tell what the system said of a full disk.
+        serialized = io.BytesIO()
+        torch.save(dict(state), serialized)
         with atomic_write(self.state) as path:
-            torch.save(dict(state), path)
+            path.write_bytes(serialized.getbuffer())
 
     def load_state(self) -> dict[str, Any]:
         """Read what `save_state` wrote.
