@@ -1,0 +1,159 @@
+"""What the benchmarks share: interleaved timing, peak memory, the machine header, JSON.
+
+Two sides are never timed one after the other but in turn, within one loop, so that a slow second of
+a shared machine hits both. Ratios are taken round by round and their median is reported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # run from any directory, installed or not
+    sys.path.insert(0, str(ROOT))
+
+from mkdext import _extension  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The seconds of one candidate, one per round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range over the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / self.median
+
+    def ratio_to(self, other: Timing) -> float:
+        """Return how many times faster this one is than the other: median over the rounds."""
+        pairs = zip(other.seconds, self.seconds, strict=True)
+        return statistics.median(theirs / ours for theirs, ours in pairs)
+
+
+def time_interleaved(
+    candidates: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
+) -> dict[str, Timing]:
+    """Time every candidate once per round, after one round that is not counted."""
+    clock, _ = choose_clock(device)
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_ in range(repeats + 1):
+        for name, run in candidates.items():
+            synchronize(device)
+            start = clock()
+            run()
+            synchronize(device)
+            if round_ > 0:
+                seconds[name].append(clock() - start)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def choose_clock(device: torch.device) -> tuple[Callable[[], float], str]:
+    """Return the clock and its name.
+
+    With one thread on a CPU it is the thread's own processor time, so that other processes on the
+    machine do not enter (their use of caches and memory does); else the time on the wall.
+    """
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return time.thread_time, "processor time of the thread"
+    return time.perf_counter, "wall"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
+    """Return how far a call lifts the memory in use above where it stood, after a first call.
+
+    On a CPU that is the peak of the resident memory; None where the system does not tell.
+    """
+    run()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or freed memory still counts as in use
+        before = _status_bytes("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        run()
+        return max(0, _status_bytes("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """Describe what the numbers depend on."""
+    status = _extension.status()
+    described: dict[str, object] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "threads": torch.get_num_threads(),
+        "clock": choose_clock(device)[1],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(device),
+        "extension": status.state,
+        "commit": _commit(),
+    }
+    if status.state == "loaded":
+        described["instruction_set"] = _extension.module().instruction_set()
+        described["compiler"] = status.build["compiler"]
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+    return described
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_json(path: Path, header: Mapping[str, object], rows: Sequence[object]) -> None:
+    """Write the machine and the rows, every round included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": header, "results": rows}, indent=2) + "\n")
