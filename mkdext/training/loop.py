@@ -120,9 +120,14 @@ def _run_steps(
     begin = time.monotonic()
     with (
         StopSignals() as stop,
-        tensorboard(run.root / "tensorboard") as write_events,
+        tensorboard(run.root / "tensorboard") as add_events,
         TrainingProgress(console, first, options.iterations, options.batch_size) as progress,
     ):
+
+        def record(values: dict[str, Any]) -> None:
+            run.add_metrics(values)
+            add_events(values)
+
         for step, (lr, hr) in enumerate(sampler.batches(first, options.iterations), first):
             lr, hr = (
                 side.to(options.device, memory_format=torch.channels_last) for side in (lr, hr)
@@ -138,15 +143,11 @@ def _run_steps(
             progress.update(done, shown | {"lr": rate})
             if done % options.log_every == 0 or last:
                 speed = round(progress.patches_per_second, 1)
-                record = {"step": done, "lr": rate, **values, "patches_per_second": speed}
-                record |= _method_statistics(plan, lr)
-                run.add_metrics(record)
-                write_events(record)
+                values |= {"lr": rate, "patches_per_second": speed}
+                record({"step": done, **values, **_method_statistics(plan, lr)})
             if done % options.validate_every == 0 or last:
                 scores = {name: measure(plan.student, p, options.scale) for name, p in sets.items()}
-                record = {"step": done, "validation": scores}
-                run.add_metrics(record)
-                write_events(record)
+                record({"step": done, "validation": scores})
                 progress.say(f"step {done}: {_in_words(scores)}")
                 _save_sample(plan, run, sets, done)
             if done % options.checkpoint_every == 0 or last or stop.received:
