@@ -22,7 +22,7 @@ class MetaOptions:
     """Student steps from one meta step to the next; a larger number costs less."""
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
     """Update rule of the inner loop; adam begins with the student's own moments."""
-    inner_lr: float = 0.01
+    inner_lr: float = 1e-3
     """Step length of the inner loop."""
     mode: Literal["unrolled", "replayed"] = "unrolled"
     """Keep the graph of all inner steps, or compute each again: the memory of one step."""
@@ -30,8 +30,9 @@ class MetaOptions:
     """Put the student back after the inner loop; otherwise it goes on from there."""
     closing_step: bool = False
     """End the inner loop with one step on the reconstruction loss, as L2T-ww does."""
-    keep: float = 0.0
-    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss."""
+    keep: float = 0.1
+    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss. Without
+    it the student hardly comes nearer to the teacher; 0 is the paper's formula."""
     lr: float = 1e-4
     """Learning rate of Adam for the method's parameters."""
     weight_decay: float = 1e-4
@@ -81,9 +82,10 @@ class TrainOptions:
     warmup: int = 0
     """Steps over which the learning rate first rises to its value."""
 
-    kd_weight: float = 0.1
-    """Weight of the distillation loss beside the reconstruction loss."""
-    kd_fade: bool = False
+    kd_weight: float = 3e-3
+    """Weight of the distillation loss beside the reconstruction loss. The gradient of the first is
+    some hundred times that of the second when a training begins."""
+    kd_fade: bool = True
     """Let the weight of the distillation loss fall to 0 along half a cosine."""
     hint_share: float = 0.0
     """Share of the steps on the distillation loss alone, before those on reconstruction alone, each
@@ -157,7 +159,7 @@ BUILTIN_DEMO = TrainOptions(
     lr_min=1e-5,
     warmup=20,
     mkd=MKDOptions(grid=4),
-    meta=MetaOptions(every=4),
+    meta=MetaOptions(every=4, lr=2e-3),
     validate_every=250,
     checkpoint_every=100,
     log_every=10,

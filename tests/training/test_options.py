@@ -40,7 +40,7 @@ def test_a_saved_configuration_gives_the_same_options(tmp_path):
         train_dir=(tmp_path / "a", tmp_path / "b"),
         method="vanilla",
         lr=3e-5,
-        kd_fade=True,
+        kd_fade=False,
         mkd=dataclasses.replace(TrainOptions().mkd, detach_kernels=False, hidden=7),
         meta=MetaOptions(steps=3, inner_optimizer="adam"),
     )

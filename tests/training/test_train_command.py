@@ -185,9 +185,9 @@ def test_vanilla_and_distilled_students_begin_alike_and_see_the_same_patches(fla
     [
         ["--meta.mode", "replayed", "--meta.steps", "2"],
         ["--meta.inner-optimizer", "adam", "--meta.steps", "2"],
-        ["--meta.no-rollback", "--meta.closing-step", "--meta.keep", "0.1"],
+        ["--meta.no-rollback", "--meta.closing-step", "--meta.keep", "0"],
         ["--hint-share", "0.5", "--mkd.no-detach-kernels", "--mkd.no-relative"],
-        ["--mkd.correlation", "raw", "--mkd.softmax-over", "teacher", "--kd-fade"],
+        ["--mkd.correlation", "raw", "--mkd.softmax-over", "teacher", "--no-kd-fade"],
     ],
 )
 def test_every_option_of_the_method_trains(flags, tmp_path, extra):
