@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import mkdext
 from mkdext import _extension
+
+# Tensors as small as those of the tests are slower on several threads, and far slower where other
+# processes want the cores. The variable is for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 def pytest_report_header() -> str:
