@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from mkdext.data import find_images
 from mkdext.training import (
     BUILTIN_DEMO,
     NonFiniteError,
@@ -68,10 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except NonFiniteError as error:
         return _fail(error, 1)
+    except torch.OutOfMemoryError as error:
+        return _fail(f"{error}\nlower --batch-size or --patch-size", 1)
     except OSError as error:
-        return _fail(f"--out: {error}; make room, then the same command goes on", 1)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; make room, then the same command goes on" if full else ""
+        return _fail(f"{error}{advice}", 1)
     except TrainingStopped as stopped:
         return _fail(stopped, 128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command begins again or goes on", 130)
     if not options.train_dir:
         console.print(
             "\nTry it on photographs of yours:\n"
@@ -91,16 +100,22 @@ def parse(arguments: list[str]) -> TrainCommand:
     given = arguments
     config = _value_of("--config", given)
     if "--resume" in given:
+        if config is not None:
+            raise ValueError("--resume takes the options of the run; leave --config out")
         run = RunDirectory(Path(_value_of("--out", given) or BUILTIN_DEMO.out))
         if not run.config.exists():
             raise ValueError(f"--resume: there is no run in --out {run.root}")
         config = str(run.config)
+        given = [*given, "--out", str(run.root)]
     if config is not None:
         given = read_config(Path(config)) + given
-    short = config is None and not any(a.split("=")[0] in _TRAIN_DIR for a in given)
+    short = not any(argument.split("=")[0] in _TRAIN_DIR for argument in given)
     base = BUILTIN_DEMO if short else TrainOptions()
     default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    return tyro.cli(TrainCommand, args=given, default=default, prog="python -m mkdext.train")
+    command = tyro.cli(TrainCommand, args=given, default=default, prog="python -m mkdext.train")
+    if not short and not command.train_dir:
+        raise ValueError("--train-dir must name at least one folder")
+    return command
 
 
 _TRAIN_DIR = ("--train-dir", "--train_dir")
@@ -108,6 +123,9 @@ _TRAIN_DIR = ("--train-dir", "--train_dir")
 
 def show_plan(options: TrainOptions, console: Console) -> None:
     """Print what a training would do."""
+    RunDirectory(options.out).check(config_of(options))
+    for folder in options.train_dir + options.val_dir:
+        find_images(folder)
     plan = prepare(options)
     console.print(yaml.safe_dump(config_of(options), sort_keys=False).rstrip(), highlight=False)
     table = Table("", "parameters", title="sizes")

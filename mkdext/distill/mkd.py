@@ -48,13 +48,11 @@ class MKDOptions:
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.grid < 1:
-            raise ValueError(f"MKDOptions: grid must be at least 1, got {self.grid}")
+            raise ValueError(f"--mkd.grid must be at least 1, got {self.grid}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(
-                f"MKDOptions: kernel_size must be odd and positive, got {self.kernel_size}"
-            )
+            raise ValueError(f"--mkd.kernel-size must be odd and positive, got {self.kernel_size}")
         if self.hidden is not None and self.hidden < 1:
-            raise ValueError(f"MKDOptions: hidden must be at least 1, got {self.hidden}")
+            raise ValueError(f"--mkd.hidden must be at least 1, got {self.hidden}")
 
     @classmethod
     def literal(cls, grid: int = 8) -> MKDOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -56,30 +56,40 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
         TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
     """
     console = console or Console()
+    config = config_of(options)
+    run = RunDirectory(options.out)
+    run.check(config)
+    if run.summary.exists():
+        text = f"{run.root} is finished; give another --out to train again"
+        console.print(text, soft_wrap=True)
+        summary: Summary = json.loads(run.summary.read_text())
+        return summary
     plan = prepare(options)
     sets = validation_photographs(options, track(console))
     pairs, bad = training_photographs(options, track(console))
     for image in bad:
         console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
-    run = RunDirectory(options.out)
-    resumed = run.open(config_of(options))
-    if run.summary.exists():
-        console.print(f"{run.root} is finished; give another --out to train again", soft_wrap=True)
-        summary: Summary = json.loads(run.summary.read_text())
-        return summary
-    first, seconds = load_checkpoint(run, plan) if resumed else (0, 0.0)
-    if first:
-        console.print(f"going on after step {first} of {options.iterations}")
-    seconds += _run_steps(plan, run, pairs, sets, first, seconds, console)
-    return _finish(plan, run, sets, seconds, console)
+    with run.opened(config):
+        progress = load_checkpoint(run, plan) if run.state.exists() else Done(0, 0.0, {})
+        if progress.step:
+            console.print(f"going on after step {progress.step} of {options.iterations}")
+        seconds = _run_steps(plan, run, pairs, sets, progress, console)
+        return _finish(plan, run, sets, seconds, console)
 
 
-def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[int, float]:
-    """Put a training back to its checkpoint.
+class Done(NamedTuple):
+    """How far a training has come."""
 
-    Returns:
-        Steps done and seconds spent on them.
-    """
+    step: int
+    """Steps done."""
+    seconds: float
+    """Time spent on them."""
+    values: dict[str, float]
+    """The last value of everything that is logged."""
+
+
+def load_checkpoint(run: RunDirectory, plan: Plan) -> Done:
+    """Put a training back to its checkpoint."""
     state = run.load_state()
     plan.student.load_state_dict(state["student"])
     plan.step.optimizer.load_state_dict(state["optimizer"])
@@ -87,14 +97,13 @@ def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[int, float]:
         plan.step.distillation.method.load_state_dict(state["method"])
         plan.step.distillation.optimizer.load_state_dict(state["method_optimizer"])
     run.keep_metrics_until(state["step"])
-    return state["step"], state["seconds"]
+    return Done(state["step"], state["seconds"], state["values"])
 
 
-def save_checkpoint(run: RunDirectory, plan: Plan, step: int, seconds: float) -> None:
+def save_checkpoint(run: RunDirectory, plan: Plan, done: Done) -> None:
     """Write all that `load_checkpoint` needs."""
     state = {
-        "step": step,
-        "seconds": seconds,
+        **done._asdict(),
         "student": plan.student.state_dict(),
         "optimizer": plan.step.optimizer.state_dict(),
     }
@@ -109,18 +118,19 @@ def _run_steps(
     run: RunDirectory,
     pairs: ImagePairs,
     sets: dict[str, ImagePairs],
-    first: int,
-    seconds: float,
+    before: Done,
     console: Console,
 ) -> float:
-    options = plan.options
+    options, first = plan.options, before.step
     sampler = PatchSampler(
         pairs, options.scale, options.patch_size, options.batch_size, options.seed
     )
-    begin = time.monotonic()
+    # A meta step is not due at every step; what is logged is the last one's.
+    latest = dict(before.values)
+    begin = time.monotonic() - before.seconds
     with (
         StopSignals() as stop,
-        tensorboard(run.root / "tensorboard") as add_events,
+        tensorboard(run.root / "tensorboard", first) as add_events,
         TrainingProgress(console, first, options.iterations, options.batch_size) as progress,
     ):
 
@@ -128,32 +138,41 @@ def _run_steps(
             run.add_metrics(values)
             add_events(values)
 
+        def validate(step: int) -> None:
+            scores = {name: measure(plan.student, p, options.scale) for name, p in sets.items()}
+            record({"step": step, "validation": scores})
+            progress.say(f"step {step}: {_in_words(scores)}")
+            _save_sample(plan, run, sets, step)
+
+        def validation_is_due(step: int) -> bool:
+            return step % options.validate_every == 0 or step == options.iterations
+
+        if first and validation_is_due(first) and not run.has_validation(first):
+            validate(first)
         for step, (lr, hr) in enumerate(sampler.batches(first, options.iterations), first):
             lr, hr = (
                 side.to(options.device, memory_format=torch.channels_last) for side in (lr, hr)
             )
             try:
-                values = {name: value.item() for name, value in plan.step(step, lr, hr).items()}
+                values = plan.step(step, lr, hr)
             except NonFiniteError as error:
                 raise NonFiniteError(_explained(error, step + 1, plan, run)) from None
+            latest |= {name: value.item() for name, value in values.items()}
+            latest["lr"] = plan.step.optimizer.param_groups[0]["lr"]
             done = step + 1
             last = done == options.iterations
-            rate = plan.step.optimizer.param_groups[0]["lr"]
-            shown = {n: values[n] for n in ("reconstruction", "distillation") if n in values}
-            progress.update(done, shown | {"lr": rate})
+            shown = ("reconstruction", "distillation", "lr")
+            progress.update(done, {name: latest[name] for name in shown if name in latest})
             if done % options.log_every == 0 or last:
                 speed = round(progress.patches_per_second, 1)
-                values |= {"lr": rate, "patches_per_second": speed}
-                record({"step": done, **values, **_method_statistics(plan, lr)})
-            if done % options.validate_every == 0 or last:
-                scores = {name: measure(plan.student, p, options.scale) for name, p in sets.items()}
-                record({"step": done, "validation": scores})
-                progress.say(f"step {done}: {_in_words(scores)}")
-                _save_sample(plan, run, sets, done)
+                statistics = _method_statistics(plan, lr)
+                record({"step": done, **latest, "patches_per_second": speed, **statistics})
             if done % options.checkpoint_every == 0 or last or stop.received:
-                save_checkpoint(run, plan, done, seconds + time.monotonic() - begin)
-            if stop.received and not last:
+                save_checkpoint(run, plan, Done(done, time.monotonic() - begin, latest))
+            if stop.received:
                 raise TrainingStopped(stop.received, done, run.root)
+            if validation_is_due(done):
+                validate(done)
     return time.monotonic() - begin
 
 
@@ -163,7 +182,7 @@ def _explained(error: NonFiniteError, step: int, plan: Plan, run: RunDirectory) 
     rates = f"--lr (now {options.lr:g})"
     if plan.teacher:
         rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
-    return f"step {step}: {error}{kept}. Lower {rates}"
+    return f"step {step}: {error}{kept}. Lower {rates} and give another --out"
 
 
 def _method_statistics(plan: Plan, lr: torch.Tensor) -> dict[str, float]:

@@ -31,8 +31,8 @@ class MetaOptions:
     closing_step: bool = False
     """End the inner loop with one step on the reconstruction loss, as L2T-ww does."""
     keep: float = 0.1
-    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss. Without
-    it the student hardly comes nearer to the teacher; 0 is the paper's formula."""
+    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss. With
+    0, the paper's formula, the student hardly comes nearer to the teacher."""
     lr: float = 1e-4
     """Learning rate of Adam for the method's parameters."""
     weight_decay: float = 1e-4
@@ -40,9 +40,9 @@ class MetaOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _at_least(1, self, "steps", "every")
-        _positive(self, "inner_lr", "lr")
-        _at_least(0, self, "keep", "weight_decay")
+        _at_least(1, self, "steps", "every", prefix="meta.")
+        _positive(self, "inner_lr", "lr", prefix="meta.")
+        _at_least(0, self, "keep", "weight_decay", prefix="meta.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +125,11 @@ class TrainOptions:
         _positive(self, "lr")
         _at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")
         if self.lr_min > self.lr:
-            raise ValueError(f"lr_min must be at most lr={self.lr}, got {self.lr_min}")
+            raise ValueError(f"--lr-min must be at most --lr {self.lr}, got {self.lr_min}")
         if not 0 <= self.hint_share < 1:
-            raise ValueError(f"hint_share must be at least 0 and below 1, got {self.hint_share}")
+            raise ValueError(f"--hint-share must be at least 0 and below 1, got {self.hint_share}")
         if self.method not in METHOD_NAMES:
-            raise ValueError(f"method must be one of {METHOD_NAMES}, got {self.method!r}")
+            raise ValueError(f"--method must be one of {METHOD_NAMES}, got {self.method!r}")
 
     @property
     def hint_steps(self) -> int:
@@ -137,18 +137,22 @@ class TrainOptions:
         return round(self.hint_share * self.iterations) if self.method != "vanilla" else 0
 
 
-def _at_least(least: float, options: object, *names: str) -> None:
+def _at_least(least: float, options: object, *names: str, prefix: str = "") -> None:
     for name in names:
         value = getattr(options, name)
         if not (value >= least and math.isfinite(value)):
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+            raise ValueError(f"{_flag(prefix + name)} must be at least {least}, got {value}")
 
 
-def _positive(options: object, *names: str) -> None:
+def _positive(options: object, *names: str, prefix: str = "") -> None:
     for name in names:
         value = getattr(options, name)
         if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be positive, got {value}")
+            raise ValueError(f"{_flag(prefix + name)} must be positive, got {value}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 BUILTIN_DEMO = TrainOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def validation_photographs(options: TrainOptions, progress: Progress) -> dict[st
         name = folder.resolve().name
         if name in sets:
             raise ValueError(f"--val-dir has two folders called {name!r}; rename one of them")
-        # SSIM needs a window of 11 pixels inside a border as wide as the scale.
-        smallest = 2 * options.scale + 11
+        # SSIM needs a window of 11 pixels inside a border as wide as the scale, in whole cells.
+        smallest = math.ceil((2 * options.scale + 11) / options.scale) * options.scale
         sets[name], bad = ImagePairs.checked(
             find_images(folder),
             options.scale,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -65,7 +67,10 @@ def estimate_memory(options: TrainOptions) -> int:
         side *= options.scale
         step(0, lr, torch.empty(options.batch_size, 3, side, side, device=meta))
 
-    return peak_bytes(one_step)
+    try:
+        return peak_bytes(one_step)
+    except RuntimeError as error:
+        raise ValueError(f"the sizes asked for are impossible: {error}") from None
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -74,11 +79,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _make_step(options: TrainOptions, device: torch.device) -> TrainingStep:
-    with (
-        torch.random.fork_rng(devices=[]),
-        device if device.type == "meta" else torch.device("cpu"),
-    ):
-        torch.manual_seed(options.seed)
+    with _seeded(options.seed, device):
         student = create_model(options.student, options.scale)
     teacher = None
     if options.method != "vanilla":
@@ -89,18 +90,26 @@ def _make_step(options: TrainOptions, device: torch.device) -> TrainingStep:
         return TrainingStep(options, student, optimizer, None)
     teacher = _placed(teacher, device)
     student_points, teacher_points = default_points(student), default_points(teacher)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        method = MKD(
-            check_points(student, student_points),
-            check_points(teacher, teacher_points),
-            options.mkd,
-        ).to(device)
+    channels = check_points(student, student_points), check_points(teacher, teacher_points)
+    with _seeded(options.seed, device):
+        method = MKD(*channels, options.mkd).to(device)
     method_optimizer = torch.optim.Adam(
         method.parameters(), options.meta.lr, weight_decay=options.meta.weight_decay
     )
     distillation = Distillation(teacher, teacher_points, student_points, method, method_optimizer)
     return TrainingStep(options, student, optimizer, distillation)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    # Weights are drawn on the CPU, so that they are the same on every device; on the meta device
+    # there are none.
+    with (
+        torch.random.fork_rng(devices=[]),
+        device if device.type == "meta" else torch.device("cpu"),
+    ):
+        torch.manual_seed(seed)
+        yield
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:

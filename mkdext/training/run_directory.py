@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import os
@@ -64,31 +65,33 @@ class RunDirectory:
         """The learning curves at the end."""
         return self.root / "summary.png"
 
-    def open(self, config: Mapping[str, Any]) -> bool:
-        """Make the folder, or find it ready to be resumed.
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Check that a training can begin or go on here, without writing anything.
 
         Args:
             config: The resolved options; a run can only go on with the ones it began with.
 
-        Returns:
-            Whether there is a checkpoint to go on from.
-
         Raises:
-            ValueError: The folder cannot be written, is not a run's, or belongs to a run with other
-                options, which are named.
+            ValueError: The folder cannot be written, holds something that is not a run, or belongs
+                to a run of other options, which are named.
         """
-        try:
-            self.state.parent.mkdir(parents=True, exist_ok=True)
-            self.samples.mkdir(exist_ok=True)
-            with atomic_write(self.root / ".writable") as path:
-                path.touch()
-            (self.root / ".writable").unlink()
-        except OSError as error:
-            raise ValueError(f"--out {self.root} cannot be written: {error.strerror}") from None
+        existing = next(p for p in (self.root, *self.root.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise ValueError(f"--out {self.root} cannot be written: {existing} is not a directory")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(f"--out {self.root} cannot be written: no permission in {existing}")
         if not self.config.exists():
-            write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
-            return False
-        there = yaml.safe_load(self.config.read_text())
+            if any(path.exists() for path in (self.state, self.metrics, self.summary)):
+                raise ValueError(f"--out {self.root} holds a run without {self.config.name}")
+            return
+        try:
+            there = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError, OSError):
+            there = None
+        if not isinstance(there, dict):
+            raise ValueError(
+                f"--out {self.root}: {self.config.name} is damaged; give another --out"
+            )
         names = [name for name in {**there, **config} if there.get(name) != config.get(name)]
         if names:
             changes = "; ".join(
@@ -98,9 +101,32 @@ class RunDirectory:
                 f"--out {self.root} holds a run of other options ({changes}): "
                 "give another --out, or the same options to go on"
             )
-        if not self.state.exists():
-            self.metrics.unlink(missing_ok=True)
-        return self.state.exists()
+
+    @contextlib.contextmanager
+    def opened(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """Make the folder and keep other trainings out of it.
+
+        Raises:
+            ValueError: As `check`, or another training is at work here.
+        """
+        self.check(config)
+        try:
+            self.state.parent.mkdir(parents=True, exist_ok=True)
+            self.samples.mkdir(exist_ok=True)
+            lock = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"--out {self.root} cannot be written: {error.strerror}") from None
+        with lock:
+            try:
+                # The system lets go of the lock however the process ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"--out {self.root} is in use by another training") from None
+            if not self.config.exists():
+                write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+            if not self.state.exists():
+                self.metrics.unlink(missing_ok=True)
+            yield
 
     def save_state(self, state: Mapping[str, Any], student: Mapping[str, Tensor]) -> None:
         """Replace the checkpoint: first the weights, then the state that a resume starts from."""
@@ -135,6 +161,13 @@ class RunDirectory:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         write_text(self.metrics, "".join(kept))
+
+    def has_validation(self, step: int) -> bool:
+        """Whether the metrics hold the validation of a step."""
+        if not self.metrics.exists():
+            return False
+        records = map(json.loads, self.metrics.read_text().splitlines())
+        return any(r["step"] == step and "validation" in r for r in records)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record, which must have a `step`."""

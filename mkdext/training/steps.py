@@ -59,6 +59,9 @@ class TrainingStep:
             NonFiniteError: One of them is NaN or infinite; no parameter was changed by it.
         """
         now = phase(step, self.options)
+        if step and step == self.options.hint_steps:
+            # The next stage has another loss; Adam's moments of this one would slow it for long.
+            self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
         distillation = self.distillation if now.distillation > 0 else None

@@ -12,17 +12,18 @@ Write = Callable[[Mapping[str, Any]], None]
 
 
 @contextlib.contextmanager
-def tensorboard(folder: Path) -> Iterator[Write]:
+def tensorboard(folder: Path, first: int) -> Iterator[Write]:
     """A function that adds one record of metrics to event files in `folder`.
 
-    It does nothing where the package `tensorboard` is missing.
+    Events after step `first`, from a run that was interrupted, count no more. Where the package
+    `tensorboard` is missing the function does nothing.
     """
     if importlib.util.find_spec("tensorboard") is None:
         yield lambda record: None
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(folder) as writer:
+    with SummaryWriter(folder, purge_step=first + 1) as writer:
 
         def write(record: Mapping[str, Any]) -> None:
             for name, value in _flat(record):

@@ -193,7 +193,7 @@ def test_other_numbers_of_points_are_refused():
     ("values", "message"),
     [
         ({"grid": 0}, "grid must be at least 1, got 0"),
-        ({"kernel_size": 2}, "kernel_size must be odd and positive, got 2"),
+        ({"kernel_size": 2}, "kernel-size must be odd and positive, got 2"),
         ({"hidden": 0}, "hidden must be at least 1, got 0"),
     ],
 )

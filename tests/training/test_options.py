@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mkdext.train import parse
-from mkdext.training import MetaOptions, TrainOptions
+from mkdext.training import BUILTIN_DEMO, MetaOptions, TrainOptions
 from mkdext.training.config_files import config_of, read_config
 
 
@@ -26,12 +26,13 @@ from mkdext.training.config_files import config_of, read_config
     ],
 )
 def test_an_impossible_value_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=rf"{name} must be .*got '?{value}"):
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(ValueError, match=rf"^{flag} must be .*got '?{value}"):
         dataclasses.replace(TrainOptions(), **{name: value})
 
 
 def test_no_inner_step_is_refused():
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^--meta\.steps must be at least 1, got 0"):
         MetaOptions(steps=0)
 
 
@@ -54,7 +55,9 @@ def test_flags_count_more_than_the_configuration(tmp_path):
     file.write_text("lr: 1e-3\nbatch_size: 4\nmeta: {steps: 2}\n")
     options = parse(["--config", str(file), "--batch-size", "6"]).options()
     assert (options.lr, options.batch_size, options.meta.steps) == (1e-3, 6, 2)
-    assert options.patch_size == 48
+    assert options.patch_size == BUILTIN_DEMO.patch_size
+    file.write_text(f"lr: 1e-3\ntrain_dir: [{tmp_path}]\n")
+    assert parse(["--config", str(file)]).options().patch_size == 48
 
 
 @pytest.mark.parametrize(
