@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,31 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def peak_bytes(compute: Callable[[], object]) -> int:
-    """Most bytes that the tensors made by `compute` take up at one time.
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors made inside of it that are alive.
 
-    Args:
-        compute: A computation on meta tensors, which have shapes but no memory.
+    With meta tensors, which have shapes but no memory, it tells what a computation would need.
+
+    Attributes:
+        live: Bytes at present.
+        peak: Most bytes at one time.
     """
-    with _LiveBytes() as live:
-        compute()
-    peak: int = live.peak
-    return peak
-
-
-def available_bytes() -> int | None:
-    """Memory that this machine can still give, none where Linux does not tell."""
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":") for line in file)
-    except OSError:
-        return None
-    kilobytes, _ = fields["MemAvailable"].split()
-    return int(kilobytes) * 1024
-
-
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that are alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -64,3 +47,14 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+def available_bytes() -> int | None:
+    """Memory that this machine can still give, none where Linux does not tell."""
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":") for line in file)
+    except OSError:
+        return None
+    kilobytes, _ = fields["MemAvailable"].split()
+    return int(kilobytes) * 1024

@@ -11,7 +11,7 @@ from torch import nn
 
 from mkdext.distill import MKD
 from mkdext.models import check_points, create_model, default_points, resolve_teacher
-from mkdext.training.memory import available_bytes, peak_bytes
+from mkdext.training.memory import LiveBytes, available_bytes
 from mkdext.training.options import TrainOptions
 from mkdext.training.steps import Distillation, TrainingStep
 
@@ -59,30 +59,21 @@ def prepare(options: TrainOptions) -> Plan:
 def estimate_memory(options: TrainOptions) -> int:
     """Bytes that networks, optimizers and one step take up together, by a dry computation.
 
-    What grows with the batch is measured on small ones: PyTorch's own second derivative of a
-    per-sample convolution, which stands for the operators there, takes its time for every sample.
+    It is done with few samples: PyTorch's own second derivative of a per-sample convolution, which
+    stands for the operators there, takes its time for every sample.
     """
-    few, more = (_peak_of_step(options, batch) for batch in _SMALL_BATCHES)
-    each = (more - few) / (_SMALL_BATCHES[1] - _SMALL_BATCHES[0])
-    return round(few + each * (options.batch_size - _SMALL_BATCHES[0]))
-
-
-_SMALL_BATCHES = (2, 4)
-
-
-def _peak_of_step(options: TrainOptions, batch: int) -> int:
-    meta = torch.device("meta")
-
-    def one_step() -> None:
-        step = _make_step(options, meta)
-        low, high = options.patch_size, options.patch_size * options.scale
-        lr = torch.empty(batch, 3, low, low, device=meta)
-        step(0, lr, torch.empty(batch, 3, high, high, device=meta))
-
+    meta, samples = torch.device("meta"), 2
+    low, high = options.patch_size, options.patch_size * options.scale
     try:
-        return peak_bytes(one_step)
+        with LiveBytes() as memory:
+            step = _make_step(options, meta)
+            networks: int = memory.live
+            lr = torch.empty(samples, 3, low, low, device=meta)
+            step(0, lr, torch.empty(samples, 3, high, high, device=meta))
     except RuntimeError as error:
         raise ValueError(f"the sizes asked for are impossible: {error}") from None
+    work: int = memory.peak - networks
+    return networks + work * options.batch_size // samples
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from mkdext.training import BUILTIN_DEMO
+from mkdext.training.memory import LiveBytes, available_bytes
+from mkdext.training.plan import estimate_memory
+
+
+def test_the_peak_counts_what_lives_at_one_time():
+    with LiveBytes() as memory:
+        kept = torch.empty(1000, device="meta")
+        for _ in range(3):
+            passing = torch.empty(2000, device="meta")
+            del passing
+        view = kept[:10]
+    assert memory.live == 4 * 1000
+    assert memory.peak == 4 * 3000
+    assert view.shape == (10,)
+
+
+def test_a_backward_pass_keeps_its_activations():
+    weight = torch.empty(64, 64, device="meta", requires_grad=True)
+    with LiveBytes() as memory:
+        x = torch.empty(100, 64, device="meta")
+        for _ in range(5):
+            x = torch.relu(x @ weight)
+        forward = memory.live
+        x.sum().backward()
+    activation = 4 * 100 * 64
+    assert forward == 6 * activation
+    assert memory.peak > forward
+    assert memory.live < forward
+
+
+def test_the_estimate_grows_with_the_batch_and_the_patch():
+    sizes = [
+        estimate_memory(dataclasses.replace(BUILTIN_DEMO, method="vanilla", **changes))
+        for changes in ({}, {"batch_size": 16}, {"patch_size": 48})
+    ]
+    assert 1.8 < sizes[1] / sizes[0] < 2.1
+    assert 3.5 < sizes[2] / sizes[0] < 4.1
+
+
+def test_this_machine_tells_its_memory():
+    assert available_bytes() is None or available_bytes() > 1e8
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match="sizes asked for are impossible"):
+        estimate_memory(dataclasses.replace(BUILTIN_DEMO, patch_size=2**40, method="vanilla"))
