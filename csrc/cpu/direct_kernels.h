@@ -19,19 +19,6 @@
 namespace mkdext::cpu::MKDEXT_ISA {
 namespace {
 
-template <typename T>
-struct Simd {
-  typedef T Vec __attribute__((vector_size(MKDEXT_VECTOR_BYTES)));
-  typedef decltype(Vec{} < Vec{}) Mask;  // integers of the same size
-  static constexpr int64_t kLanes = MKDEXT_VECTOR_BYTES / sizeof(T);
-};
-
-template <typename T>
-using Vec = typename Simd<T>::Vec;
-
-template <typename T>
-using Mask = typename Simd<T>::Mask;
-
 // A register tile is kRows scalars (broadcast) by kColumns vectors.
 constexpr int kRows = MKDEXT_VECTOR_COUNT == 32 ? 8 : 4;
 constexpr int kColumns = 3;
@@ -45,46 +32,6 @@ constexpr int64_t kWeightGradVectors = 96;
 
 // Vectors of output per copy of the map in `correlate`: the copy stays in the L2 cache.
 constexpr int64_t kBlockVectors = 24;
-
-constexpr int64_t kLineBytes = 64;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-template <typename T>
-inline Vec<T> load(const T* from) {
-  Vec<T> value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-template <typename T>
-inline void store(T* to, const Vec<T>& value) {
-  __builtin_memcpy(to, &value, sizeof(value));
-}
-
-// The first `count` lanes only; the others become 0.
-template <typename T>
-inline void load_some(const T* from, int64_t count, Vec<T>* value) {
-  if (count == Simd<T>::kLanes) {
-    *value = load(from);
-  } else {
-    *value = Vec<T>{};
-    __builtin_memcpy(value, from, count * sizeof(T));
-  }
-}
-
-template <typename T>
-inline void store_some(T* to, int64_t count, const Vec<T>& value) {
-  if (count == Simd<T>::kLanes) {
-    store(to, value);
-  } else {
-    __builtin_memcpy(to, &value, count * sizeof(T));
-  }
-}
 
 // A zero-padded copy of some rows of some channels.
 struct PaddedRows {
@@ -236,19 +183,6 @@ void pack_weight(const SampleShape& shape, WeightOrder order, const T* weight, T
       }
     }
   }
-}
-
-// Tells the compiler to load a value once. Without it GCC folds the load into each use, and the
-// loads, not the arithmetic, set the pace.
-template <typename T>
-inline void keep_in_register(Vec<T>& value) {
-#if defined(__x86_64__)
-  __asm__("" : "+v"(value));
-#elif defined(__aarch64__)
-  __asm__("" : "+w"(value));
-#else
-  (void)value;
-#endif
 }
 
 // sums[r][v] += sum over channels and taps of weight[.., r] * map[v][shifted]. K is the kernel size

@@ -5,8 +5,9 @@
 //   MKDEXT_ISA            the namespace to put them in: portable, avx2, avx512
 //   MKDEXT_VECTOR_BYTES   the width of a vector register
 //   MKDEXT_VECTOR_COUNT   how many such registers there are
-// The kernel file may include nothing: a standard inline function compiled here for AVX2 could be
-// the copy that the linker keeps for the whole library, and crash on an older processor.
+// The kernel file and simd.h, which goes before it, may include nothing: a standard inline function
+// compiled here for AVX2 could be the copy that the linker keeps for the whole library, and crash
+// on an older processor.
 
 #define MKDEXT_ISA portable
 #define MKDEXT_VECTOR_BYTES 16
@@ -15,6 +16,7 @@
 #else
 #define MKDEXT_VECTOR_COUNT 16
 #endif
+#include "simd.h"
 #include MKDEXT_KERNELS
 #undef MKDEXT_ISA
 #undef MKDEXT_VECTOR_BYTES
@@ -31,6 +33,7 @@
 #define MKDEXT_ISA avx2
 #define MKDEXT_VECTOR_BYTES 32
 #define MKDEXT_VECTOR_COUNT 16
+#include "simd.h"
 #include MKDEXT_KERNELS
 #undef MKDEXT_ISA
 #undef MKDEXT_VECTOR_BYTES
@@ -50,6 +53,7 @@
 #define MKDEXT_ISA avx512
 #define MKDEXT_VECTOR_BYTES 64
 #define MKDEXT_VECTOR_COUNT 32
+#include "simd.h"
 #include MKDEXT_KERNELS
 #undef MKDEXT_ISA
 #undef MKDEXT_VECTOR_BYTES
