@@ -5,23 +5,28 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/version.h>
 
+#include <map>
 #include <string>
 #include <vector>
 
+#include "cpu/algorithm.h"
 #include "cpu/instruction_set.h"
+#include "dynamic_conv2d.h"
 
 #ifndef MKDEXT_SOURCE_HASH
 #define MKDEXT_SOURCE_HASH ""
 #endif
 
 STABLE_TORCH_LIBRARY(mkdext, m) {
-  m.def("dynamic_conv2d(Tensor input, Tensor weight) -> Tensor");
-  m.def("dynamic_conv2d_input_grad(Tensor grad, Tensor weight) -> Tensor");
-  m.def("dynamic_conv2d_weight_grad(Tensor grad, Tensor input, int kernel_size) -> Tensor");
+  m.def("dynamic_conv2d(Tensor input, Tensor weight, str algorithm='auto') -> Tensor");
+  m.def("dynamic_conv2d_input_grad(Tensor grad, Tensor weight, str algorithm='auto') -> Tensor");
+  m.def(
+      "dynamic_conv2d_weight_grad(Tensor grad, Tensor input, int kernel_size, "
+      "str algorithm='auto') -> Tensor");
   m.def(
       "dynamic_conv2d_double_backward(Tensor grad, Tensor? input, Tensor? weight, "
       "Tensor? grad_grad_input, Tensor? grad_grad_weight, bool want_grad, bool want_input, "
-      "bool want_weight) -> (Tensor, Tensor, Tensor)");
+      "bool want_weight, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
   m.def("texture_kernels(Tensor features, int grid, int kernel_size) -> Tensor");
   m.def("texture_kernels_transpose(Tensor kernels, int grid, int height, int width) -> Tensor");
 }
@@ -59,6 +64,35 @@ std::vector<std::string> cpu_features() {
   return names;
 }
 
+std::map<std::string, std::string> dynamic_conv2d_algorithms(int64_t batch, int64_t in_channels,
+                                                             int64_t out_channels, int64_t height,
+                                                             int64_t width, int64_t kernel_size,
+                                                             bool is_float32) {
+  const mkdext::DynamicConvShape shape{batch,  in_channels, out_channels,
+                                       height, width,       kernel_size};
+  std::map<std::string, std::string> names;
+  for (const auto primitive : mkdext::cpu::kPrimitives) {
+    names.emplace(mkdext::cpu::primitive_name(primitive),
+                  mkdext::cpu::algorithm_name(mkdext::cpu::choose(primitive, shape, is_float32)));
+  }
+  return names;
+}
+
+std::vector<std::string> dynamic_conv2d_runnable(int64_t batch, int64_t in_channels,
+                                                 int64_t out_channels, int64_t height,
+                                                 int64_t width, int64_t kernel_size,
+                                                 bool is_float32) {
+  const mkdext::DynamicConvShape shape{batch,  in_channels, out_channels,
+                                       height, width,       kernel_size};
+  std::vector<std::string> names;
+  for (const auto algorithm : mkdext::cpu::kAlgorithms) {
+    if (mkdext::cpu::can_run(algorithm, shape, is_float32)) {
+      names.emplace_back(mkdext::cpu::algorithm_name(algorithm));
+    }
+  }
+  return names;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -67,4 +101,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_set", &instruction_set, "The instruction set that the CPU kernels use.");
   m.def("cpu_features", &cpu_features,
         "The instruction sets that this processor can run, smallest first.");
+  m.def("dynamic_conv2d_algorithms", &dynamic_conv2d_algorithms, py::arg("batch"),
+        py::arg("in_channels"), py::arg("out_channels"), py::arg("height"), py::arg("width"),
+        py::arg("kernel_size"), py::arg("is_float32"),
+        "The algorithm that \"auto\" takes for each primitive.");
+  m.def("dynamic_conv2d_runnable", &dynamic_conv2d_runnable, py::arg("batch"),
+        py::arg("in_channels"), py::arg("out_channels"), py::arg("height"), py::arg("width"),
+        py::arg("kernel_size"), py::arg("is_float32"),
+        "The values of `algorithm` that can compute this shape, \"auto\" among them.");
 }

@@ -1,4 +1,4 @@
-// The CPU side of dynamic_conv2d.h: tensors in, tasks out to the threads, one algorithm per task.
+// The CPU side of dynamic_conv2d.h: tensors in, an algorithm chosen, tasks out to the threads.
 //
 // Parallel axis  (sample, part): a part is a range of output rows (forward, input gradient) or of
 //                output channels (weight gradient). Each task writes only its own part, and where
@@ -6,6 +6,7 @@
 //                number of threads.
 #include "../dynamic_conv2d.h"
 
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,9 +14,13 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
+#include <string>
 #include <tuple>
+#include <type_traits>
 
+#include "algorithm.h"
 #include "direct.h"
 #include "scratch.h"
 
@@ -43,8 +48,8 @@ struct Cut {
   Cut(const DynamicConvShape& shape, int64_t limit) : parts(1) {
     const double work =
         static_cast<double>(shape.batch) * shape.height * shape.width * weight_size(shape);
-    const int64_t useful = static_cast<int64_t>(work / kWorkPerThread);
-    const int64_t threads = std::clamp<int64_t>(useful, 1, torch::stable::get_num_threads());
+    const double available = torch::stable::get_num_threads();
+    const auto threads = static_cast<int64_t>(std::clamp(work / kWorkPerThread, 1.0, available));
     while (shape.batch * parts % threads != 0 && shape.batch * parts < 4 * threads) {
       ++parts;
     }
@@ -77,11 +82,9 @@ struct Term {
   const T* weight;
 };
 
-// output = the sum of the terms' correlations. For kInputGrad the "input" is a gradient of the
-// output, and the shape is still the one of the forward.
 template <typename T>
-void correlate(const DynamicConvShape& shape, WeightOrder order,
-               std::initializer_list<Term<T>> terms, T* output) {
+void correlate_direct(const DynamicConvShape& shape, WeightOrder order,
+                      std::initializer_list<Term<T>> terms, T* output) {
   const bool forward = order == WeightOrder::kForward;
   const SampleShape sample{forward ? shape.in_channels : shape.out_channels,
                            forward ? shape.out_channels : shape.in_channels, shape.height,
@@ -103,7 +106,8 @@ void correlate(const DynamicConvShape& shape, WeightOrder order,
 }
 
 template <typename T>
-void weight_grad(const DynamicConvShape& shape, const T* grad, const T* input, T* grad_weight) {
+void weight_grad_direct(const DynamicConvShape& shape, const T* grad, const T* input,
+                        T* grad_weight) {
   const SampleShape sample{shape.in_channels, shape.out_channels, shape.height, shape.width,
                            shape.kernel_size};
   const int64_t area = shape.height * shape.width;
@@ -117,7 +121,62 @@ void weight_grad(const DynamicConvShape& shape, const T* grad, const T* input, T
       });
 }
 
+// ---------------------------------------------------------------------------------- the choice
+
+template <typename T>
+Algorithm resolve(Algorithm algorithm, Primitive primitive, const DynamicConvShape& shape) {
+  return algorithm == Algorithm::kAuto ? choose(primitive, shape, std::is_same_v<T, float>)
+                                       : algorithm;
+}
+
+// output = the sum of the terms' correlations. For kInputGrad the "input" is a gradient of the
+// output, and the shape is still the one of the forward.
+template <typename T>
+void correlate(const DynamicConvShape& shape, WeightOrder order, Algorithm algorithm,
+               std::initializer_list<Term<T>> terms, T* output) {
+  const Primitive primitive =
+      order == WeightOrder::kForward ? Primitive::kForward : Primitive::kInputGrad;
+  switch (resolve<T>(algorithm, primitive, shape)) {
+    case Algorithm::kWinograd:
+      STD_TORCH_CHECK(false, "dynamic_conv2d: this library has no winograd kernels");
+    default:
+      correlate_direct(shape, order, terms, output);
+  }
+}
+
+template <typename T>
+void weight_grad(const DynamicConvShape& shape, Algorithm algorithm, const T* grad, const T* input,
+                 T* grad_weight) {
+  switch (resolve<T>(algorithm, Primitive::kWeightGrad, shape)) {
+    case Algorithm::kWinograd:
+      STD_TORCH_CHECK(false, "dynamic_conv2d: this library has no winograd kernels");
+    default:
+      weight_grad_direct(shape, grad, input, grad_weight);
+  }
+}
+
 // ----------------------------------------------------------------------------- the torch layer
+
+// Takes over a string of the dispatcher. A parameter of type std::string would be simpler, but
+// torch's conversion to it (ToImpl<std::string>) never frees the copy that it makes.
+Algorithm take_algorithm(StringHandle handle) {
+  const auto check = [](AOTITorchError error) {
+    STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "dynamic_conv2d: algorithm must be a string");
+  };
+  size_t length = 0;
+  const char* name = nullptr;
+  check(torch_string_length(handle, &length));
+  check(torch_string_c_str(handle, &name));
+  const std::string copy(name, length);
+  check(torch_delete_string(handle));
+  return algorithm_from_name(copy);
+}
+
+void check_algorithm(Algorithm algorithm, const DynamicConvShape& shape, const Tensor& like) {
+  STD_TORCH_CHECK(can_run(algorithm, shape, like.scalar_type() == ScalarType::Float),
+                  "dynamic_conv2d: algorithm ", algorithm_name(algorithm),
+                  " cannot run with this dtype and kernel size");
+}
 
 void check_map(const Tensor& map, const char* name, const DynamicConvShape& shape,
                int64_t channels) {
@@ -168,7 +227,8 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-Tensor dynamic_conv2d(const Tensor& input, const Tensor& weight) {
+Tensor dynamic_conv2d(const Tensor& input, const Tensor& weight, StringHandle algorithm_handle) {
+  const Algorithm algorithm = take_algorithm(algorithm_handle);
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5,
                   "dynamic_conv2d: input must be 4-D and weight 5-D");
   const DynamicConvShape shape{input.size(0), input.size(1), weight.size(1),
@@ -176,18 +236,22 @@ Tensor dynamic_conv2d(const Tensor& input, const Tensor& weight) {
   check_shape(shape);
   check_weight(weight, "weight", shape);
   check_type(weight, input);
+  check_algorithm(algorithm, shape, input);
   const Tensor x = torch::stable::contiguous(input);
   const Tensor w = torch::stable::contiguous(weight);
   Tensor output =
       torch::stable::new_empty(x, {shape.batch, shape.out_channels, shape.height, shape.width});
   dispatch(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    correlate<T>(shape, WeightOrder::kForward, {{data<T>(x), data<T>(w)}}, mutable_data<T>(output));
+    correlate<T>(shape, WeightOrder::kForward, algorithm, {{data<T>(x), data<T>(w)}},
+                 mutable_data<T>(output));
   });
   return output;
 }
 
-Tensor dynamic_conv2d_input_grad(const Tensor& grad, const Tensor& weight) {
+Tensor dynamic_conv2d_input_grad(const Tensor& grad, const Tensor& weight,
+                                 StringHandle algorithm_handle) {
+  const Algorithm algorithm = take_algorithm(algorithm_handle);
   STD_TORCH_CHECK(grad.dim() == 4 && weight.dim() == 5,
                   "dynamic_conv2d: grad must be 4-D and weight 5-D");
   const DynamicConvShape shape{grad.size(0), weight.size(2), grad.size(1),
@@ -195,19 +259,22 @@ Tensor dynamic_conv2d_input_grad(const Tensor& grad, const Tensor& weight) {
   check_shape(shape);
   check_weight(weight, "weight", shape);
   check_type(weight, grad);
+  check_algorithm(algorithm, shape, grad);
   const Tensor g = torch::stable::contiguous(grad);
   const Tensor w = torch::stable::contiguous(weight);
   Tensor output =
       torch::stable::new_empty(g, {shape.batch, shape.in_channels, shape.height, shape.width});
   dispatch(g, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    correlate<T>(shape, WeightOrder::kInputGrad, {{data<T>(g), data<T>(w)}},
+    correlate<T>(shape, WeightOrder::kInputGrad, algorithm, {{data<T>(g), data<T>(w)}},
                  mutable_data<T>(output));
   });
   return output;
 }
 
-Tensor dynamic_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64_t kernel_size) {
+Tensor dynamic_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64_t kernel_size,
+                                  StringHandle algorithm_handle) {
+  const Algorithm algorithm = take_algorithm(algorithm_handle);
   STD_TORCH_CHECK(grad.dim() == 4 && input.dim() == 4,
                   "dynamic_conv2d: grad and input must be 4-D");
   const DynamicConvShape shape{input.size(0), input.size(1), grad.size(1),
@@ -215,13 +282,14 @@ Tensor dynamic_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64
   check_shape(shape);
   check_map(grad, "grad", shape, shape.out_channels);
   check_type(grad, input);
+  check_algorithm(algorithm, shape, grad);
   const Tensor g = torch::stable::contiguous(grad);
   const Tensor x = torch::stable::contiguous(input);
   Tensor output = torch::stable::new_empty(
       g, {shape.batch, shape.out_channels, shape.in_channels, kernel_size, kernel_size});
   dispatch(g, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    weight_grad<T>(shape, data<T>(g), data<T>(x), mutable_data<T>(output));
+    weight_grad<T>(shape, algorithm, data<T>(g), data<T>(x), mutable_data<T>(output));
   });
   return output;
 }
@@ -231,7 +299,8 @@ Tensor dynamic_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64
 std::tuple<Tensor, Tensor, Tensor> dynamic_conv2d_double_backward(
     const Tensor& grad, std::optional<Tensor> input, std::optional<Tensor> weight,
     std::optional<Tensor> grad_grad_input, std::optional<Tensor> grad_grad_weight, bool want_grad,
-    bool want_input, bool want_weight) {
+    bool want_input, bool want_weight, StringHandle algorithm_handle) {
+  const Algorithm algorithm = take_algorithm(algorithm_handle);
   STD_TORCH_CHECK(grad.dim() == 4, "dynamic_conv2d: grad must be 4-D");
   STD_TORCH_CHECK(grad_grad_input || grad_grad_weight,
                   "dynamic_conv2d: a double backward needs a cotangent");
@@ -253,6 +322,7 @@ std::tuple<Tensor, Tensor, Tensor> dynamic_conv2d_double_backward(
   shape.in_channels = like->size(2);
   shape.kernel_size = like->size(3);
   check_shape(shape);
+  check_algorithm(algorithm, shape, grad);
 
   const Tensor g = torch::stable::contiguous(grad);
   std::optional<Tensor> x, w, ggx, ggw;
@@ -284,16 +354,16 @@ std::tuple<Tensor, Tensor, Tensor> dynamic_conv2d_double_backward(
       return tensor ? data<T>(*tensor) : nullptr;
     };
     if (want_grad) {
-      correlate<T>(shape, WeightOrder::kForward,
+      correlate<T>(shape, WeightOrder::kForward, algorithm,
                    {{optional_data(ggx), optional_data(w)}, {optional_data(x), optional_data(ggw)}},
                    mutable_data<T>(grad_grad));
     }
     if (input_wanted) {
-      correlate<T>(shape, WeightOrder::kInputGrad, {{data<T>(g), data<T>(*ggw)}},
+      correlate<T>(shape, WeightOrder::kInputGrad, algorithm, {{data<T>(g), data<T>(*ggw)}},
                    mutable_data<T>(grad_input));
     }
     if (weight_wanted) {
-      weight_grad<T>(shape, data<T>(g), data<T>(*ggx), mutable_data<T>(grad_weight));
+      weight_grad<T>(shape, algorithm, data<T>(g), data<T>(*ggx), mutable_data<T>(grad_weight));
     }
   });
   return {grad_grad, grad_input, grad_weight};

@@ -1,0 +1,61 @@
+#include "algorithm.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace mkdext::cpu {
+namespace {
+
+// Whether the Winograd kernels are in the library.
+constexpr bool kHasWinograd = false;
+
+// With fewer channels the vectors of the Winograd kernels are mostly padding.
+constexpr int64_t kWinogradChannels = 8;
+
+}  // namespace
+
+bool can_run(Algorithm algorithm, const DynamicConvShape& shape, bool is_float32) {
+  return algorithm != Algorithm::kWinograd ||
+         (kHasWinograd && is_float32 && shape.kernel_size == 3);
+}
+
+Algorithm choose(Primitive, const DynamicConvShape& shape, bool is_float32) {
+  const bool winograd = can_run(Algorithm::kWinograd, shape, is_float32) &&
+                        std::min(shape.in_channels, shape.out_channels) >= kWinogradChannels;
+  return winograd ? Algorithm::kWinograd : Algorithm::kDirect;
+}
+
+std::string_view algorithm_name(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::kDirect:
+      return "direct";
+    case Algorithm::kWinograd:
+      return "winograd";
+    default:
+      return "auto";
+  }
+}
+
+Algorithm algorithm_from_name(std::string_view name) {
+  std::string names;
+  for (const Algorithm algorithm : kAlgorithms) {
+    if (algorithm_name(algorithm) == name) return algorithm;
+    names += (names.empty() ? "" : ", ") + std::string(algorithm_name(algorithm));
+  }
+  throw std::invalid_argument("dynamic_conv2d: algorithm must be one of " + names + ", got " +
+                              std::string(name));
+}
+
+std::string_view primitive_name(Primitive primitive) {
+  switch (primitive) {
+    case Primitive::kInputGrad:
+      return "input_grad";
+    case Primitive::kWeightGrad:
+      return "weight_grad";
+    default:
+      return "forward";
+  }
+}
+
+}  // namespace mkdext::cpu
