@@ -12,6 +12,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <initializer_list>
@@ -58,21 +59,29 @@ struct Cut {
   }
 };
 
+// Sizes that nothing could compute end here: inside a task torch would hide the message.
+void check_scratch(double bytes) {
+  const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
+  STD_TORCH_CHECK(bytes <= memory, "dynamic_conv2d: these sizes need ", bytes,
+                  " bytes of working memory, but this machine has ", memory);
+}
+
 // Calls run(scratch, sample, begin, end) for parts that cover [0, size) of each
-// sample, on all threads; prepare() makes the scratch memory of a thread.
-template <typename Prepare, typename Run>
-void for_each_part(const DynamicConvShape& shape, int64_t size, const Prepare& prepare,
+// sample, on all threads, each with its own scratch memory.
+template <typename T, typename Run>
+void for_each_part(const DynamicConvShape& shape, int64_t size, int64_t scratch_elements,
                    const Run& run) {
   if (shape.batch == 0) return;
+  check_scratch(static_cast<double>(scratch_elements) * sizeof(T));
   const Cut cut(shape, size);
-  torch::stable::parallel_for(
-      0, shape.batch * cut.parts, cut.grain, [&](int64_t begin, int64_t end) {
-        auto scratch = prepare();
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t part = task % cut.parts;
-          run(scratch, task / cut.parts, part * size / cut.parts, (part + 1) * size / cut.parts);
-        }
-      });
+  const auto run_tasks = [&](int64_t task_begin, int64_t task_end) {
+    Scratch<T> scratch(scratch_elements);
+    for (int64_t task = task_begin; task < task_end; ++task) {
+      const int64_t part = task % cut.parts;
+      run(scratch.data(), task / cut.parts, part * size / cut.parts, (part + 1) * size / cut.parts);
+    }
+  };
+  torch::stable::parallel_for(0, shape.batch * cut.parts, cut.grain, run_tasks);
 }
 
 // One product of the correlation; a null weight leaves it out.
@@ -91,18 +100,17 @@ void correlate_direct(const DynamicConvShape& shape, WeightOrder order,
                            shape.width, shape.kernel_size};
   const int64_t area = shape.height * shape.width;
   const DirectKernels<T>& kernels = direct_kernels<T>();
-  for_each_part(
-      shape, shape.height, [&] { return Scratch<T>(kernels.correlate_scratch(sample)); },
-      [&](Scratch<T>& scratch, int64_t b, int64_t begin, int64_t end) {
-        bool accumulate = false;
-        for (const Term<T>& term : terms) {
-          if (term.weight == nullptr) continue;
-          kernels.correlate(sample, order, term.input + b * sample.in_channels * area,
-                            term.weight + b * weight_size(shape), begin, end, accumulate,
-                            scratch.data(), output + b * sample.out_channels * area);
-          accumulate = true;
-        }
-      });
+  const auto run = [&](T* scratch, int64_t b, int64_t row_begin, int64_t row_end) {
+    bool accumulate = false;
+    for (const Term<T>& term : terms) {
+      if (term.weight == nullptr) continue;
+      kernels.correlate(sample, order, term.input + b * sample.in_channels * area,
+                        term.weight + b * weight_size(shape), row_begin, row_end, accumulate,
+                        scratch, output + b * sample.out_channels * area);
+      accumulate = true;
+    }
+  };
+  for_each_part<T>(shape, shape.height, kernels.correlate_scratch(sample), run);
 }
 
 template <typename T>
@@ -112,13 +120,12 @@ void weight_grad_direct(const DynamicConvShape& shape, const T* grad, const T* i
                            shape.kernel_size};
   const int64_t area = shape.height * shape.width;
   const DirectKernels<T>& kernels = direct_kernels<T>();
-  for_each_part(
-      shape, shape.out_channels, [&] { return Scratch<T>(kernels.weight_grad_scratch(sample)); },
-      [&](Scratch<T>& scratch, int64_t b, int64_t begin, int64_t end) {
-        kernels.weight_grad(sample, grad + b * shape.out_channels * area,
-                            input + b * shape.in_channels * area, begin, end, scratch.data(),
-                            grad_weight + b * weight_size(shape));
-      });
+  const auto run = [&](T* scratch, int64_t b, int64_t channel_begin, int64_t channel_end) {
+    kernels.weight_grad(sample, grad + b * shape.out_channels * area,
+                        input + b * shape.in_channels * area, channel_begin, channel_end, scratch,
+                        grad_weight + b * weight_size(shape));
+  };
+  for_each_part<T>(shape, shape.out_channels, kernels.weight_grad_scratch(sample), run);
 }
 
 // ---------------------------------------------------------------------------------- the choice
