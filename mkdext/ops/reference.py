@@ -27,8 +27,8 @@ def dynamic_conv2d(input: Tensor, weight: Tensor) -> Tensor:
     """
     batch, in_channels, height, width = input.shape
     out_channels, size = weight.shape[1], weight.shape[-1]
-    if batch == 0:  # A convolution of no groups does not exist.
-        return input.new_empty(0, out_channels, height, width) + input.sum() + weight.sum()
+    if batch == 0:  # A convolution of no groups does not exist; this is as bilinear as one.
+        return input.new_empty(0, out_channels, height, width) + input.sum() * weight.sum()
     output = F.conv2d(
         input.reshape(1, batch * in_channels, height, width),
         weight.reshape(batch * out_channels, in_channels, size, size),
