@@ -7,17 +7,13 @@
 namespace mkdext::cpu {
 namespace {
 
-// Whether the Winograd kernels are in the library.
-constexpr bool kHasWinograd = false;
-
 // With fewer channels the vectors of the Winograd kernels are mostly padding.
 constexpr int64_t kWinogradChannels = 8;
 
 }  // namespace
 
 bool can_run(Algorithm algorithm, const DynamicConvShape& shape, bool is_float32) {
-  return algorithm != Algorithm::kWinograd ||
-         (kHasWinograd && is_float32 && shape.kernel_size == 3);
+  return algorithm != Algorithm::kWinograd || (is_float32 && shape.kernel_size == 3);
 }
 
 Algorithm choose(Primitive, const DynamicConvShape& shape, bool is_float32) {

@@ -20,10 +20,12 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "algorithm.h"
 #include "direct.h"
 #include "scratch.h"
+#include "winograd.h"
 
 namespace mkdext::cpu {
 namespace {
@@ -84,48 +86,69 @@ void for_each_part(const DynamicConvShape& shape, int64_t size, int64_t scratch_
   torch::stable::parallel_for(0, shape.batch * cut.parts, cut.grain, run_tasks);
 }
 
-// One product of the correlation; a null weight leaves it out.
+// The sample that a correlation of this shape works on.
+SampleShape sample_shape(const DynamicConvShape& shape, WeightOrder order) {
+  const bool forward = order == WeightOrder::kForward;
+  return {forward ? shape.in_channels : shape.out_channels,
+          forward ? shape.out_channels : shape.in_channels, shape.height, shape.width,
+          shape.kernel_size};
+}
+
+// The terms of sample b.
 template <typename T>
-struct Term {
-  const T* input;
-  const T* weight;
-};
+std::vector<Term<T>> terms_of_sample(const DynamicConvShape& shape, const SampleShape& sample,
+                                     const std::vector<Term<T>>& terms, int64_t b) {
+  std::vector<Term<T>> moved = terms;
+  for (Term<T>& term : moved) {
+    term.input += b * sample.in_channels * sample.height * sample.width;
+    term.weight += b * weight_size(shape);
+  }
+  return moved;
+}
 
 template <typename T>
 void correlate_direct(const DynamicConvShape& shape, WeightOrder order,
-                      std::initializer_list<Term<T>> terms, T* output) {
-  const bool forward = order == WeightOrder::kForward;
-  const SampleShape sample{forward ? shape.in_channels : shape.out_channels,
-                           forward ? shape.out_channels : shape.in_channels, shape.height,
-                           shape.width, shape.kernel_size};
-  const int64_t area = shape.height * shape.width;
+                      const std::vector<Term<T>>& terms, T* output) {
+  const SampleShape sample = sample_shape(shape, order);
+  const int64_t output_size = sample.out_channels * shape.height * shape.width;
   const DirectKernels<T>& kernels = direct_kernels<T>();
-  const auto run = [&](T* scratch, int64_t b, int64_t row_begin, int64_t row_end) {
+  const auto run = [&](T* scratch, int64_t b, int64_t begin, int64_t end) {
     bool accumulate = false;
-    for (const Term<T>& term : terms) {
-      if (term.weight == nullptr) continue;
-      kernels.correlate(sample, order, term.input + b * sample.in_channels * area,
-                        term.weight + b * weight_size(shape), row_begin, row_end, accumulate,
-                        scratch, output + b * sample.out_channels * area);
+    for (const Term<T>& term : terms_of_sample(shape, sample, terms, b)) {
+      kernels.correlate(sample, order, term.input, term.weight, begin, end, accumulate, scratch,
+                        output + b * output_size);
       accumulate = true;
     }
   };
   for_each_part<T>(shape, shape.height, kernels.correlate_scratch(sample), run);
 }
 
-template <typename T>
-void weight_grad_direct(const DynamicConvShape& shape, const T* grad, const T* input,
-                        T* grad_weight) {
-  const SampleShape sample{shape.in_channels, shape.out_channels, shape.height, shape.width,
-                           shape.kernel_size};
+void correlate_winograd(const DynamicConvShape& shape, WeightOrder order,
+                        const std::vector<Term<float>>& terms, float* output) {
+  const SampleShape sample = sample_shape(shape, order);
+  const int64_t output_size = sample.out_channels * shape.height * shape.width;
+  const int64_t count = static_cast<int64_t>(terms.size());
+  const WinogradKernels& kernels = winograd_kernels();
+  const auto run = [&](float* scratch, int64_t b, int64_t begin, int64_t end) {
+    kernels.correlate(sample, order, terms_of_sample(shape, sample, terms, b).data(), count, begin,
+                      end, scratch, output + b * output_size);
+  };
+  for_each_part<float>(shape, kernels.correlate_parts(sample),
+                       kernels.correlate_scratch(sample, count), run);
+}
+
+// With DirectKernels or WinogradKernels, which cut a sample into `parts`.
+template <typename T, typename Kernels>
+void weight_grad_with(const Kernels& kernels, int64_t parts, const DynamicConvShape& shape,
+                      const T* grad, const T* input, T* grad_weight) {
+  const SampleShape sample = sample_shape(shape, WeightOrder::kForward);
   const int64_t area = shape.height * shape.width;
-  const DirectKernels<T>& kernels = direct_kernels<T>();
-  const auto run = [&](T* scratch, int64_t b, int64_t channel_begin, int64_t channel_end) {
+  const auto run = [&](T* scratch, int64_t b, int64_t begin, int64_t end) {
     kernels.weight_grad(sample, grad + b * shape.out_channels * area,
-                        input + b * shape.in_channels * area, channel_begin, channel_end, scratch,
+                        input + b * shape.in_channels * area, begin, end, scratch,
                         grad_weight + b * weight_size(shape));
   };
-  for_each_part<T>(shape, shape.out_channels, kernels.weight_grad_scratch(sample), run);
+  for_each_part<T>(shape, parts, kernels.weight_grad_scratch(sample), run);
 }
 
 // ---------------------------------------------------------------------------------- the choice
@@ -140,26 +163,27 @@ Algorithm resolve(Algorithm algorithm, Primitive primitive, const DynamicConvSha
 // output, and the shape is still the one of the forward.
 template <typename T>
 void correlate(const DynamicConvShape& shape, WeightOrder order, Algorithm algorithm,
-               std::initializer_list<Term<T>> terms, T* output) {
+               const std::vector<Term<T>>& terms, T* output) {
   const Primitive primitive =
       order == WeightOrder::kForward ? Primitive::kForward : Primitive::kInputGrad;
-  switch (resolve<T>(algorithm, primitive, shape)) {
-    case Algorithm::kWinograd:
-      STD_TORCH_CHECK(false, "dynamic_conv2d: this library has no winograd kernels");
-    default:
-      correlate_direct(shape, order, terms, output);
+  if constexpr (std::is_same_v<T, float>) {
+    if (resolve<T>(algorithm, primitive, shape) == Algorithm::kWinograd)
+      return correlate_winograd(shape, order, terms, output);
   }
+  correlate_direct(shape, order, terms, output);
 }
 
 template <typename T>
 void weight_grad(const DynamicConvShape& shape, Algorithm algorithm, const T* grad, const T* input,
                  T* grad_weight) {
-  switch (resolve<T>(algorithm, Primitive::kWeightGrad, shape)) {
-    case Algorithm::kWinograd:
-      STD_TORCH_CHECK(false, "dynamic_conv2d: this library has no winograd kernels");
-    default:
-      weight_grad_direct(shape, grad, input, grad_weight);
+  if constexpr (std::is_same_v<T, float>) {
+    if (resolve<T>(algorithm, Primitive::kWeightGrad, shape) == Algorithm::kWinograd) {
+      const WinogradKernels& kernels = winograd_kernels();
+      const int64_t parts = kernels.weight_grad_parts(shape.out_channels);
+      return weight_grad_with(kernels, parts, shape, grad, input, grad_weight);
+    }
   }
+  weight_grad_with(direct_kernels<T>(), shape.out_channels, shape, grad, input, grad_weight);
 }
 
 // ----------------------------------------------------------------------------- the torch layer
@@ -357,13 +381,11 @@ std::tuple<Tensor, Tensor, Tensor> dynamic_conv2d_double_backward(
                                               shape.kernel_size, shape.kernel_size});
   dispatch(g, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    const auto optional_data = [](const std::optional<Tensor>& tensor) -> const T* {
-      return tensor ? data<T>(*tensor) : nullptr;
-    };
     if (want_grad) {
-      correlate<T>(shape, WeightOrder::kForward, algorithm,
-                   {{optional_data(ggx), optional_data(w)}, {optional_data(x), optional_data(ggw)}},
-                   mutable_data<T>(grad_grad));
+      std::vector<Term<T>> terms;
+      if (ggx) terms.push_back({data<T>(*ggx), data<T>(*w)});
+      if (ggw) terms.push_back({data<T>(*x), data<T>(*ggw)});
+      correlate<T>(shape, WeightOrder::kForward, algorithm, terms, mutable_data<T>(grad_grad));
     }
     if (input_wanted) {
       correlate<T>(shape, WeightOrder::kInputGrad, algorithm, {{data<T>(g), data<T>(*ggw)}},
