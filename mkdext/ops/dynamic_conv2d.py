@@ -47,9 +47,9 @@ def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Te
     number of times, through `torch.autograd` and `torch.func`; a double backward is one fused
     kernel and only computes what is asked for. The number of threads changes no bit of a result.
 
-    On a CPU, float32 and float64 are computed as they are; float16 and bfloat16 are computed in
-    float32 and rounded once, and under autocast the result is float32. Other devices use
-    `mkdext.ops.reference`.
+    The compiled kernels, which run on a CPU, compute float32 and float64 as they are; float16 and
+    bfloat16 are computed in float32 and rounded once, and under autocast the result is float32.
+    Other devices, and a CPU without the compiled kernels, use `mkdext.ops.reference`.
 
     The algorithm holds for the forward and for all derivatives. In float32, on N(0, 1) data of 64
     channels and up to 48x48 pixels, the norm of the error relative to that of the result is at most

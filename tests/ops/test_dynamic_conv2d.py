@@ -322,7 +322,7 @@ def test_an_empty_batch_gives_empty_results_to_second_order(shape, dtype, algori
     _each([(batch, 24, 33, 21, 26, 3) for batch in (1, 3, 5)], [torch.float32])
     + _each([(1, 24, 33, 21, 26, 3), (1, 16, 20, 21, 26, 5)], [torch.float64]),
 )
-@pytest.mark.usefixtures("keep_threads")
+@pytest.mark.usefixtures("library", "keep_threads")
 def test_the_number_of_threads_changes_no_bit(shape, dtype, algorithm):
     input, weight = _tensors(shape, dtype)
     grad = _grad_like(input, weight)
@@ -410,6 +410,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(dtype, algorithm
     assert (input.grad.dtype, weight.grad.dtype) == (dtype, dtype)
 
 
+@pytest.mark.usefixtures("library")
 @ALGORITHMS
 def test_autocast_computes_in_float32_whatever_the_mixture(algorithm):
     input, weight = _tensors((2, 3, 4, 5, 6, 3), requires_grad=True)
