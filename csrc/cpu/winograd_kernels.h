@@ -63,18 +63,25 @@ inline int64_t round_up(int64_t value, int64_t step) { return ceil_div(value, st
 
 // ------------------------------------------------------------------------- one-dimensional maps
 
-// B^T: 6 inputs to 6 frequencies.
+// B^T: 6 inputs to 6 frequencies. The first and the last are of one form, the others come in pairs.
+inline Lanes input_end(const Lanes& d0, const Lanes& d2, const Lanes& d4) {
+  return d0 - kSum2 * d2 + d4;
+}
+
+// For the points +-p; `square` is that of the other pair's point.
+inline void input_pair(const Lanes& d1, const Lanes& d2, const Lanes& d3, const Lanes& d4, float p,
+                       float square, Lanes& plus, Lanes& minus) {
+  const Lanes even = d4 - square * d2;
+  const Lanes odd = d3 - square * d1;
+  plus = even + p * odd;
+  minus = even - p * odd;
+}
+
 inline void input_transform(const Lanes (&d)[kWindow], Lanes (&v)[kWindow]) {
-  const Lanes even_a = d[4] - kB2 * d[2];
-  const Lanes odd_a = d[3] - kB2 * d[1];
-  const Lanes even_b = d[4] - kA2 * d[2];
-  const Lanes odd_b = d[3] - kA2 * d[1];
-  v[0] = d[0] - kSum2 * d[2] + d[4];
-  v[1] = even_a + kA * odd_a;
-  v[2] = even_a - kA * odd_a;
-  v[3] = even_b + kB * odd_b;
-  v[4] = even_b - kB * odd_b;
-  v[5] = d[1] - kSum2 * d[3] + d[5];
+  v[0] = input_end(d[0], d[2], d[4]);
+  input_pair(d[1], d[2], d[3], d[4], kA, kB2, v[1], v[2]);
+  input_pair(d[1], d[2], d[3], d[4], kB, kA2, v[3], v[4]);
+  v[5] = input_end(d[1], d[3], d[5]);
 }
 
 // G: 3 taps to 6 frequencies.
@@ -94,29 +101,42 @@ inline void weight_transform(const Lanes& w0, const Lanes& w1, const Lanes& w2,
   u[5] = w2;
 }
 
-// A^T: 6 frequencies to 4 outputs.
-inline void output_transform(const Lanes (&m)[kWindow], Lanes (&y)[kTile]) {
-  const Lanes sum_a = m[1] + m[2];
-  const Lanes gap_a = m[1] - m[2];
-  const Lanes sum_b = m[3] + m[4];
-  const Lanes gap_b = m[3] - m[4];
-  y[0] = m[0] + sum_a + sum_b;
-  y[1] = kA * gap_a + kB * gap_b;
-  y[2] = kA2 * sum_a + kB2 * sum_b;
-  y[3] = kA3 * gap_a + kB3 * gap_b + m[5];
+// A^T: 6 frequencies to 4 outputs, of which 0 and 2 are even in the points, 1 and 3 odd.
+inline void output_even(const Lanes& m0, const Lanes& m1, const Lanes& m2, const Lanes& m3,
+                        const Lanes& m4, Lanes& y0, Lanes& y2) {
+  const Lanes sum_a = m1 + m2;
+  const Lanes sum_b = m3 + m4;
+  y0 = m0 + sum_a + sum_b;
+  y2 = kA2 * sum_a + kB2 * sum_b;
 }
 
-// A: 4 gradients of outputs to 6 frequencies.
+inline void output_odd(const Lanes& m1, const Lanes& m2, const Lanes& m3, const Lanes& m4,
+                       const Lanes& m5, Lanes& y1, Lanes& y3) {
+  const Lanes gap_a = m1 - m2;
+  const Lanes gap_b = m3 - m4;
+  y1 = kA * gap_a + kB * gap_b;
+  y3 = kA3 * gap_a + kB3 * gap_b + m5;
+}
+
+inline void output_transform(const Lanes (&m)[kWindow], Lanes (&y)[kTile]) {
+  output_even(m[0], m[1], m[2], m[3], m[4], y[0], y[2]);
+  output_odd(m[1], m[2], m[3], m[4], m[5], y[1], y[3]);
+}
+
+// A: 4 gradients of outputs to 6 frequencies. The first and the last are inputs, the others come in
+// pairs for the points +-p.
+inline void grad_pair(const Lanes& g0, const Lanes& g1, const Lanes& g2, const Lanes& g3, float p,
+                      float square, Lanes& plus, Lanes& minus) {
+  const Lanes even = g0 + square * g2;
+  const Lanes odd = g1 + square * g3;
+  plus = even + p * odd;
+  minus = even - p * odd;
+}
+
 inline void grad_transform(const Lanes (&g)[kTile], Lanes (&v)[kWindow]) {
-  const Lanes even_a = g[0] + kA2 * g[2];
-  const Lanes odd_a = g[1] + kA2 * g[3];
-  const Lanes even_b = g[0] + kB2 * g[2];
-  const Lanes odd_b = g[1] + kB2 * g[3];
   v[0] = g[0];
-  v[1] = even_a + kA * odd_a;
-  v[2] = even_a - kA * odd_a;
-  v[3] = even_b + kB * odd_b;
-  v[4] = even_b - kB * odd_b;
+  grad_pair(g[0], g[1], g[2], g[3], kA, kA2, v[1], v[2]);
+  grad_pair(g[0], g[1], g[2], g[3], kB, kB2, v[3], v[4]);
   v[5] = g[3];
 }
 
@@ -316,41 +336,49 @@ int64_t pixels_scratch(const BlockSize& size) {
   return kWindow * pixel_row(size.columns * kTile + 2);
 }
 
+// In two dimensions a transform takes columns first and then rows. It makes the rows one or two at
+// a time, as they come, and loads anew what it needs: storing 36 vectors halfway would take longer.
+
 // B^T d B of a block's tiles, for one vector of channels; out is [frequency][..][tile][lane].
 inline void transform_input(const SampleShape& shape, const Block& block, const float* map,
                             int64_t channels, float* pixels, int64_t out_step, float* out) {
   const int64_t columns = block.columns() * kTile + 2;
   const int64_t row = pixel_row(columns);
-  constexpr int kRing = 8;  // columns that are kept halfway: a window's, and a power of two
-  Lanes halfway[kWindow][kRing];
-  const float* rows[kWindow];
   for (int64_t r = block.row_begin; r < block.row_end; ++r) {
-    // The last two rows of a window are the first two of the next.
+    const float* rows[kWindow];
     for (int i = 0; i < kWindow; ++i) {
       const int64_t h = r * kTile - 1 + i;
       float* const slot = pixels + (h + 1) % kWindow * row;
       rows[i] = slot;
+      // The last two rows of a window are the first two of the next.
       if (i >= kWindow - kTile || r == block.row_begin)
         gather_row(shape, map, channels, h, block.column_begin * kTile - 1, columns, slot);
     }
-    int64_t done = 0;
     for (int64_t c = 0; c < block.columns(); ++c, out += kLanes) {
-      for (; done < c * kTile + kWindow; ++done) {
-        Lanes d[kWindow], t[kWindow];
+      const auto d = [&](int i, int j) { return load(rows[i] + (c * kTile + j) * kLanes); };
+      const auto put = [&](int i, const Lanes(&halfway)[kWindow]) {
+        Lanes v[kWindow];
+        input_transform(halfway, v);
 #pragma GCC unroll 16
-        for (int i = 0; i < kWindow; ++i) d[i] = load(rows[i] + done * kLanes);
-        input_transform(d, t);
+        for (int j = 0; j < kWindow; ++j) store(out + (i * kWindow + j) * out_step, v[j]);
+      };
+      Lanes one[kWindow], two[kWindow];
 #pragma GCC unroll 16
-        for (int i = 0; i < kWindow; ++i) halfway[i][done % kRing] = t[i];
-      }
-      for (int i = 0; i < kWindow; ++i) {
-        Lanes d[kWindow], t[kWindow];
+      for (int j = 0; j < kWindow; ++j) one[j] = input_end(d(0, j), d(2, j), d(4, j));
+      put(0, one);
 #pragma GCC unroll 16
-        for (int j = 0; j < kWindow; ++j) d[j] = halfway[i][(c * kTile + j) % kRing];
-        input_transform(d, t);
+      for (int j = 0; j < kWindow; ++j)
+        input_pair(d(1, j), d(2, j), d(3, j), d(4, j), kA, kB2, one[j], two[j]);
+      put(1, one);
+      put(2, two);
 #pragma GCC unroll 16
-        for (int j = 0; j < kWindow; ++j) store(out + (i * kWindow + j) * out_step, t[j]);
-      }
+      for (int j = 0; j < kWindow; ++j)
+        input_pair(d(1, j), d(2, j), d(3, j), d(4, j), kB, kA2, one[j], two[j]);
+      put(3, one);
+      put(4, two);
+#pragma GCC unroll 16
+      for (int j = 0; j < kWindow; ++j) one[j] = input_end(d(1, j), d(3, j), d(5, j));
+      put(5, one);
     }
   }
 }
@@ -365,52 +393,61 @@ inline void transform_grad(const SampleShape& shape, const Block& block, const f
       gather_row(shape, map, channels, r * kTile + i, block.column_begin * kTile, columns,
                  pixels + i * row);
     for (int64_t c = 0; c < block.columns(); ++c, out += kLanes) {
-      const float* tile = pixels + c * kTile * kLanes;
-      Lanes halfway[kWindow][kTile];
+      const auto g = [&](int i, int j) {
+        return load(pixels + i * row + (c * kTile + j) * kLanes);
+      };
+      const auto put = [&](int i, const Lanes(&halfway)[kTile]) {
+        Lanes v[kWindow];
+        grad_transform(halfway, v);
 #pragma GCC unroll 16
-      for (int j = 0; j < kTile; ++j) {
-        Lanes g[kTile], t[kWindow];
+        for (int j = 0; j < kWindow; ++j) store(out + (i * kWindow + j) * out_step, v[j]);
+      };
+      Lanes one[kTile], two[kTile];
 #pragma GCC unroll 16
-        for (int i = 0; i < kTile; ++i) g[i] = load(tile + i * row + j * kLanes);
-        grad_transform(g, t);
+      for (int j = 0; j < kTile; ++j) one[j] = g(0, j);
+      put(0, one);
 #pragma GCC unroll 16
-        for (int i = 0; i < kWindow; ++i) halfway[i][j] = t[i];
-      }
+      for (int j = 0; j < kTile; ++j)
+        grad_pair(g(0, j), g(1, j), g(2, j), g(3, j), kA, kA2, one[j], two[j]);
+      put(1, one);
+      put(2, two);
 #pragma GCC unroll 16
-      for (int i = 0; i < kWindow; ++i) {
-        Lanes t[kWindow];
-        grad_transform(halfway[i], t);
+      for (int j = 0; j < kTile; ++j)
+        grad_pair(g(0, j), g(1, j), g(2, j), g(3, j), kB, kB2, one[j], two[j]);
+      put(3, one);
+      put(4, two);
 #pragma GCC unroll 16
-        for (int j = 0; j < kWindow; ++j) store(out + (i * kWindow + j) * out_step, t[j]);
-      }
+      for (int j = 0; j < kTile; ++j) one[j] = g(3, j);
+      put(5, one);
     }
   }
 }
 
 // A^T m A of a block's tiles, for one vector of channels, stored to the map.
 inline void transform_output(const SampleShape& shape, const Block& block, const float* products,
-                             int64_t step_in, int64_t channels, float* pixels, float* map) {
+                             int64_t step, int64_t channels, float* pixels, float* map) {
   const int64_t columns = block.columns() * kTile;
   const int64_t row = pixel_row(columns);
   for (int64_t r = block.row_begin; r < block.row_end; ++r) {
     for (int64_t c = 0; c < block.columns(); ++c, products += kLanes) {
-      Lanes halfway[kTile][kWindow];
-#pragma GCC unroll 16
-      for (int j = 0; j < kWindow; ++j) {
-        Lanes m[kWindow], t[kTile];
-#pragma GCC unroll 16
-        for (int i = 0; i < kWindow; ++i) m[i] = load(products + (i * kWindow + j) * step_in);
-        output_transform(m, t);
-#pragma GCC unroll 16
-        for (int i = 0; i < kTile; ++i) halfway[i][j] = t[i];
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < kTile; ++i) {
+      const auto m = [&](int i, int j) { return load(products + (i * kWindow + j) * step); };
+      const auto put = [&](int i, const Lanes(&halfway)[kWindow]) {
         Lanes y[kTile];
-        output_transform(halfway[i], y);
+        output_transform(halfway, y);
 #pragma GCC unroll 16
         for (int j = 0; j < kTile; ++j) store(pixels + i * row + (c * kTile + j) * kLanes, y[j]);
-      }
+      };
+      Lanes one[kWindow], two[kWindow];
+#pragma GCC unroll 16
+      for (int j = 0; j < kWindow; ++j)
+        output_even(m(0, j), m(1, j), m(2, j), m(3, j), m(4, j), one[j], two[j]);
+      put(0, one);
+      put(2, two);
+#pragma GCC unroll 16
+      for (int j = 0; j < kWindow; ++j)
+        output_odd(m(1, j), m(2, j), m(3, j), m(4, j), m(5, j), one[j], two[j]);
+      put(1, one);
+      put(3, two);
     }
     scatter_rows(shape, pixels, channels, r * kTile, block.column_begin * kTile, columns, map);
   }
@@ -532,7 +569,10 @@ inline void multiply(const float* input, const float* weight, int64_t inputs, in
         Lanes in = broadcast(input[t * kLanes + lane]);
         keep_in_register<float>(in);
 #pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) sums[t][v] += in * w[v];
+        for (int v = 0; v < vectors; ++v) {
+          sums[t][v] += in * w[v];
+          keep_in_register<float>(sums[t][v]);
+        }
       }
     }
   }
