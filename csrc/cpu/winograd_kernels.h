@@ -50,7 +50,7 @@ constexpr int kPanel = 2;
 
 // Register tile of `weight_grad`: input channels (broadcast) by vectors of output channels.
 constexpr int kInputRows = 4;
-constexpr int kGradVectors = MKDEXT_VECTOR_COUNT == 32 ? 6 : 3;
+constexpr int kGradVectors = MKDEXT_VECTOR_COUNT == 32 ? 4 : 2;
 
 // Transforms of a block of tiles: about the size of the L2 cache. The weight gradient passes over
 // its sums, which are larger, once per block and does better with fewer blocks.
