@@ -7,6 +7,7 @@ namespace {
 template <typename T>
 struct Simd {
   typedef T Vec __attribute__((vector_size(MKDEXT_VECTOR_BYTES)));
+  typedef Vec Unaligned __attribute__((aligned(sizeof(T)), may_alias));
   typedef decltype(Vec{} < Vec{}) Mask;  // integers of the same size
   static constexpr int64_t kLanes = MKDEXT_VECTOR_BYTES / sizeof(T);
 };
@@ -25,16 +26,18 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Before an inner loop that is called from large functions: inlined there it would have to share
+// their registers.
+#define MKDEXT_OWN_REGISTERS __attribute__((noinline))
+
 template <typename T>
 inline Vec<T> load(const T* from) {
-  Vec<T> value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(from);
 }
 
 template <typename T>
 inline void store(T* to, const Vec<T>& value) {
-  __builtin_memcpy(to, &value, sizeof(value));
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
 }
 
 // The first `count` lanes only; the others become 0.
@@ -55,6 +58,19 @@ inline void store_some(T* to, int64_t count, const Vec<T>& value) {
   } else {
     __builtin_memcpy(to, &value, count * sizeof(T));
   }
+}
+
+// Returns the value in a register of its own. Without it GCC folds a load into each use, and the
+// loads, not the arithmetic, set the pace. By value: a reference to an element of an array would
+// keep the whole array in memory.
+template <typename T>
+inline Vec<T> in_register(Vec<T> value) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(value));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(value));
+#endif
+  return value;
 }
 
 // Tells the compiler to load a value once. Without it GCC folds the load into each use, and the
