@@ -10,6 +10,7 @@ import mkdext
 
 COMMANDS = {
     "train": "distil a super-resolution network",
+    "complexity": "count parameters and operations of the networks",
     "doctor": "show what is installed, compiled and missing, and the fix",
 }
 """Every command with one line of help. Its module has ``main(arguments) -> exit status``."""

@@ -8,6 +8,7 @@ integers, so that rounding is right whatever the order of the sum.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from fractions import Fraction
@@ -72,7 +73,9 @@ def _resize_floats(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
         torch.from_numpy(_matrix(size, factor, enlarge)).to(planes.device, dtype)
         for size in planes.shape[-2:]
     )
-    with torch.autocast(planes.device.type, enabled=False):
+    # Meta tensors have no autocast to turn off.
+    meta, device = planes.is_meta, planes.device.type
+    with contextlib.nullcontext() if meta else torch.autocast(device, enabled=False):
         return rows @ planes.to(dtype) @ columns.T
 
 

@@ -1,21 +1,39 @@
 """Super-resolution networks, their weights and their feature maps."""
 
+from mkdext.models.blocks import SRNetwork
 from mkdext.models.builtin import builtin_teacher
 from mkdext.models.checkpoints import load_model, load_weights, read_weights
+from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
     check_points,
     default_points,
     features_at,
     forward_with_features,
 )
+from mkdext.models.han import HAN, HANConfig
 from mkdext.models.rcan import RCAN, RCANConfig
+from mkdext.models.rdn import RDN, RDNConfig
 from mkdext.models.registry import MODEL_NAMES, create_model
 from mkdext.models.resolve import resolve_teacher
+from mkdext.models.san import SAN, SANConfig
+from mkdext.models.vdsr import VDSR, LumaVDSR, VDSRConfig
 
 __all__ = [
+    "EDSR",
+    "HAN",
     "MODEL_NAMES",
     "RCAN",
+    "RDN",
+    "SAN",
+    "VDSR",
+    "EDSRConfig",
+    "HANConfig",
+    "LumaVDSR",
     "RCANConfig",
+    "RDNConfig",
+    "SANConfig",
+    "SRNetwork",
+    "VDSRConfig",
     "builtin_teacher",
     "check_points",
     "create_model",

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mkdext.models.rcan import RCAN, infer_rcan, official_rcan_names
-from mkdext.models.registry import MODEL_NAMES, create_model
+from mkdext.models.blocks import SRNetwork
+from mkdext.models.registry import create_model, nearest_network, recognise
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 _NAME_PREFIXES = ("module.", "_orig_mod.")
@@ -25,12 +25,14 @@ _LISTED = 10
 def load_model(path: str | Path, scale: int | None = None, name: str | None = None) -> nn.Module:
     """Make the network that a file holds the weights of.
 
-    Size and scale are taken from the shapes of the weights. The files of the official RCAN code, of
-    BasicSR's and of this package are understood. Torch's random generator is not touched.
+    Architecture, size and scale are taken from the names and shapes of the weights. The official
+    files of EDSR, RCAN, RDN (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's, as a state dict)
+    are understood, those of BasicSR's EDSR and RCAN, and those of this package. Torch's random
+    generator is not touched.
 
     Args:
         path: A file that `read_weights` can read.
-        scale: Scale that the network must have; none: any.
+        scale: Scale that the network must have; none: that of the weights.
         name: One of `MODEL_NAMES` that the network must be; none: any.
 
     Returns:
@@ -39,7 +41,8 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
 
     Raises:
         ValueError: The file cannot be read, or the weights are of an unknown architecture, of
-            another scale or name than asked for, incomplete, or not finite.
+            another scale or name than asked for, incomplete, or not finite; or they serve for every
+            scale and none is given.
 
     Example:
         >>> import tempfile
@@ -52,18 +55,26 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
         >>> model.scale
         2
     """
-    weights = official_rcan_names(read_weights(path))
-    found = infer_rcan(weights)
+    weights = read_weights(path)
+    found = recognise(weights)
     if found is None:
         raise ValueError(
-            f"weights file {path} is of no architecture that is known here (RCAN: "
-            f"{', '.join(MODEL_NAMES)} or any other size); it holds {_listing(list(weights))}"
+            f"weights file {path} is of no architecture that is known here"
+            f"{nearest_network(weights)}; it holds {_listing(list(weights))}"
         )
-    config, found_scale = found
-    wanted_scale = found_scale if scale is None else scale
+    wanted_scale = found.scale if scale is None else scale
+    if wanted_scale is None:
+        raise ValueError(
+            f"weights file {path} is of {found.network.__name__}, whose weights serve for every "
+            "scale; say for which one"
+        )
     try:
         with torch.random.fork_rng(devices=[]):
-            model = RCAN(config, wanted_scale) if name is None else create_model(name, wanted_scale)
+            model: nn.Module = (
+                found.network(found.config, wanted_scale)
+                if name is None
+                else create_model(name, wanted_scale)
+            )
         load_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"weights file {path}: {error}") from None
@@ -75,7 +86,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Args:
         model: Network that takes the weights, in its own dtype and on its own device.
-        weights: Weights by name, as `read_weights` gives them.
+        weights: Weights by name, as `read_weights` gives them; a network of this package also takes
+            those of other code bases that `load_model` understands.
 
     Raises:
         ValueError: A name is missing or unexpected, a shape or a kind of number is wrong, or a
@@ -86,6 +98,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         >>> trained, model = create_model("rcan-a", scale=4), create_model("rcan-a", scale=4)
         >>> load_weights(model, trained.state_dict())
     """
+    if isinstance(model, SRNetwork):
+        weights = model.own_names(weights)
     _check_fit(model, weights)
     model.load_state_dict(weights)
 
@@ -234,17 +248,21 @@ def _check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def _causes(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """Why weights do not fit `model`, where that can be told."""
+    found = recognise(weights)
+    if found is not None and isinstance(model, SRNetwork):
+        if found.network is not type(model):
+            return [
+                f"the checkpoint is of {found.network.__name__}, "
+                f"the network is {type(model).__name__}"
+            ]
+        causes = []
+        if found.config != model.config:
+            causes.append(f"the checkpoint is {found.config}, the network is {model.config}")
+        if found.scale not in (model.scale, None):
+            causes.append(f"the checkpoint is for x{found.scale}, the network is x{model.scale}")
+        return causes
     own = model.state_dict().keys()
     common = len(own & weights.keys())
-    found = infer_rcan(weights)
-    if found is not None and isinstance(model, RCAN):
-        config, scale = found
-        causes = []
-        if config != model.config:
-            causes.append(f"the checkpoint is {config}, the network is {model.config}")
-        if scale != model.scale:
-            causes.append(f"the checkpoint is for x{scale}, the network is x{model.scale}")
-        return causes
     if 2 * common < len(own):
         return [f"they are of another architecture, {common} of {len(own)} names are the same"]
     return []

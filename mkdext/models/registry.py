@@ -1,21 +1,47 @@
-"""Networks by name."""
+"""Networks by name, and by their weights."""
 
 from __future__ import annotations
 
-from torch import nn
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+
+from mkdext.models.blocks import SRNetwork
+from mkdext.models.edsr import EDSR, EDSRConfig
+from mkdext.models.han import HAN, HANConfig
 from mkdext.models.near_names import did_you_mean
 from mkdext.models.rcan import RCAN, RCANConfig
+from mkdext.models.rdn import RDN, RDNConfig
+from mkdext.models.san import SAN, SANConfig
+from mkdext.models.vdsr import VDSR, VDSRConfig
 
-RCAN_CONFIGS = {
-    "rcan-t": RCANConfig(groups=10, blocks=20, features=64),
-    "rcan-a": RCANConfig(groups=4, blocks=1, features=16),
-    "rcan-b": RCANConfig(groups=4, blocks=4, features=16),
-    "rcan-c": RCANConfig(groups=4, blocks=4, features=32),
+_MODELS: dict[str, tuple[type[SRNetwork], Any]] = {
+    # MKD Table 1: the teacher and three students.
+    "rcan-t": (RCAN, RCANConfig(groups=10, blocks=20, features=64)),
+    "rcan-a": (RCAN, RCANConfig(groups=4, blocks=1, features=16)),
+    "rcan-b": (RCAN, RCANConfig(groups=4, blocks=4, features=16)),
+    "rcan-c": (RCAN, RCANConfig(groups=4, blocks=4, features=32)),
+    # MKD Table 5: teachers and students.
+    "edsr-t": (EDSR, EDSRConfig(blocks=32, features=256, residual_scale=0.1)),
+    "edsr-s": (EDSR, EDSRConfig(blocks=4, features=16)),
+    "rdn-t": (RDN, RDNConfig(blocks=16, layers=8, growth=64, features=64)),
+    "rdn-s": (RDN, RDNConfig(blocks=4, layers=4, growth=16, features=16)),
+    "san-t": (SAN, SANConfig(groups=20, blocks=10, features=64)),
+    "san-s": (SAN, SANConfig(groups=4, blocks=1, features=16, reduction=4)),
+    "han-t": (HAN, HANConfig(groups=10, blocks=20, features=64)),
+    "han-s": (HAN, HANConfig(groups=4, blocks=4, features=16, reduction=4)),
+    # Data-free contrastive distillation (Wang et al.), section 4.2.
+    "vdsr": (VDSR, VDSRConfig(features=64)),
+    "vdsr-half": (VDSR, VDSRConfig(features=32)),
 }
-"""The teacher and the three students of MKD Table 1."""
 
-MODEL_NAMES = tuple(RCAN_CONFIGS)
+# HAN has all layers of RCAN and more.
+_NETWORKS: tuple[type[SRNetwork], ...] = (HAN, RCAN, EDSR, RDN, SAN, VDSR)
+
+MODEL_NAMES = tuple(_MODELS)
 
 
 def create_model(name: str, scale: int) -> nn.Module:
@@ -35,9 +61,61 @@ def create_model(name: str, scale: int) -> nn.Module:
         >>> sum(p.numel() for p in create_model("rcan-a", scale=4).parameters())
         49799
     """
-    if name not in RCAN_CONFIGS:
+    if name not in _MODELS:
         raise ValueError(
             f"network {name!r} is unknown, there are {', '.join(MODEL_NAMES)}"
             f"{did_you_mean(name, MODEL_NAMES)}"
         )
-    return RCAN(RCAN_CONFIGS[name], scale)
+    network, config = _MODELS[name]
+    return network(config, scale)
+
+
+class Recognised(NamedTuple):
+    """What weights are of."""
+
+    network: type[SRNetwork]
+    config: Any
+    scale: int | None
+    """None: the weights serve for every scale."""
+
+
+def recognise(weights: Mapping[str, Tensor]) -> Recognised | None:
+    """The network that `weights` seem to be of, by names and shapes; none if it is not known here.
+
+    Example:
+        >>> recognise(create_model("edsr-s", scale=3).state_dict())[1:]
+        (EDSRConfig(blocks=4, features=16, residual_scale=1.0), 3)
+    """
+    for network in _NETWORKS:
+        found = network.infer(network.own_names(weights))
+        if found is not None:
+            return Recognised(network, *found)
+    return None
+
+
+def nearest_network(names: Iterable[str]) -> str:
+    """In words, the known network that has most kinds of weights in common with `names`.
+
+    Returns:
+        The end of a sentence, empty if none has anything in common.
+
+    Example:
+        >>> nearest_network(["SFENet1.weight", "SFENet2.weight", "GFF.0.bias"])
+        '; nearest is RDN, with 3 of its 16 kinds of weights'
+    """
+    given = _kinds(names)
+    with torch.device("meta"):
+        known = {
+            network.__name__: _kinds(network(config, scale=4).state_dict())
+            for network, config in _MODELS.values()
+        }
+    name = max(known, key=lambda name: len(known[name] & given) / len(known[name] | given))
+    common = len(known[name] & given)
+    if not common:
+        return ""
+    return f"; nearest is {name}, with {common} of its {len(known[name])} kinds of weights"
+
+
+def _kinds(names: Iterable[str]) -> set[str]:
+    """Names of weights without the numbers of their layers."""
+    return {re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names}

@@ -1,0 +1,154 @@
+"""``python -m mkdext.complexity``: parameters and operations of the networks."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mkdext.models import MODEL_NAMES, create_model
+from mkdext.models.blocks import MeanShift
+
+_NOTES = (
+    "Papers: as thop 0.0.31 counts, and with it tables of super-resolution papers. Parameters are "
+    "those of the convolutions that run and of the fixed colour shifts; FLOPs are the "
+    "multiplications of these convolutions, one addition of a bias for each output, and the "
+    "additions of global pooling. Activations, attention and other matrix products count nothing. "
+    "MACs: multiplications of all convolutions and matrix products that run, each with its "
+    "addition; parameters: all that are trained."
+)
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Size of a network and work that it does on one image."""
+
+    parameters: int
+    """Trained numbers, also of layers that never run."""
+    paper_parameters: int
+    """Numbers in the convolutions that run, and in the fixed colour shifts."""
+    paper_flops: int
+    """Operations as thop 0.0.31 counts them."""
+    macs: int
+    """Multiplications with addition in all convolutions and matrix products."""
+
+
+def complexity(model: nn.Module, size: int = 512) -> Complexity:
+    """Count parameters and operations, by a pass without numbers that takes no memory.
+
+    Args:
+        model: Maps `[1, 3, size, size]` to an image.
+        size: Width and height of the input.
+
+    Raises:
+        ValueError: `size` is less than 1.
+
+    Example:
+        >>> complexity(create_model("edsr-s", scale=4)).paper_flops / 1e9
+        19.579011072
+    """
+    if size < 1:
+        raise ValueError(f"complexity: size must be at least 1, got {size}")
+    model = copy.deepcopy(model).to("meta").eval()
+    count = _PaperCount()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.AdaptiveAvgPool2d)):
+            module.register_forward_hook(count)
+    image = torch.empty(1, 3, size, size, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as products:
+        model(image)
+    shifts = [module for module in model.modules() if isinstance(module, MeanShift)]
+    return Complexity(
+        parameters=sum(p.numel() for p in model.parameters()),
+        paper_parameters=sum(
+            tensor.numel()
+            for module in {*count.convolutions, *shifts}
+            for tensor in module.state_dict().values()
+        ),
+        paper_flops=count.flops,
+        macs=products.get_total_flops() // 2,
+    )
+
+
+class _PaperCount:
+    """Forward hook that counts a layer as thop 0.0.31 does."""
+
+    def __init__(self) -> None:
+        self.flops = 0
+        self.convolutions: set[nn.Module] = set()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            additions = args[0].shape[2:].numel() // output.shape[2:].numel()
+            self.flops += output.numel() * (additions + 1)
+            return
+        self.convolutions.add(module)
+        numbers = sum(p.numel() for p in module.parameters())
+        self.flops += output.shape[2:].numel() * numbers
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table.
+
+    Args:
+        arguments: Names and flags; none: those of the process.
+
+    Returns:
+        The exit status: 2 for a network that is unknown or cannot be made, else 0.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m mkdext.complexity",
+        description="Count parameters and operations of the networks.",
+        epilog=_NOTES,
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"networks to count: {', '.join(MODEL_NAMES)} (default: all)",
+    )
+    parser.add_argument("--scale", type=int, default=4, help="enlargement factor (default: 4)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        help="width and height of the low-resolution image (default: 512)",
+    )
+    options = parser.parse_args(arguments)
+    size = options.size
+    table = Table(title=f"x{options.scale}, low-resolution image of {size}x{size} pixels")
+    table.add_column("network")
+    for column in ("parameters", "papers: parameters", "papers: FLOPs", "MACs"):
+        table.add_column(column, justify="right")
+    try:
+        for name in options.names or MODEL_NAMES:
+            with torch.device("meta"):
+                model = create_model(name, options.scale)
+            counted = complexity(model, size)
+            table.add_row(
+                name,
+                f"{counted.parameters:,}",
+                f"{counted.paper_parameters:,}",
+                f"{counted.paper_flops / 1e9:,.2f} G",
+                f"{counted.macs / 1e9:,.2f} G",
+            )
+    except ValueError as error:
+        print(f"mkdext.complexity: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    console.print(table)
+    console.print(_NOTES, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

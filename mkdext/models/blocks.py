@@ -1,0 +1,195 @@
+"""What the networks share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+RGB_RANGE = 255.0
+SCALES = (2, 3, 4, 8)
+
+
+class SRNetwork(nn.Module, ABC):
+    """A super-resolution network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, colours in [0, 1].
+
+    The output is not clipped. It can be differentiated any number of times.
+    """
+
+    config: Any
+    scale: int
+
+    def __init__(self, config: Any, scale: int) -> None:
+        """Keep the size.
+
+        Raises:
+            ValueError: `scale` is not 2, 3, 4 or 8.
+        """
+        super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {SCALES}, got {scale}")
+        self.config = config
+        self.scale = scale
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Super-resolve `lr`.
+
+        Raises:
+            TypeError: `lr` is of integers.
+        """
+        if not lr.is_floating_point():
+            # It would run, on colours 255 times too large.
+            raise TypeError(
+                f"{type(self).__name__}: lr must be floating point in [0, 1], got {lr.dtype}; "
+                "divide it by 255"
+            )
+        return self.super_resolve(lr)
+
+    @abstractmethod
+    def super_resolve(self, lr: Tensor) -> Tensor:
+        """What `forward` does with a floating point image."""
+
+    @abstractmethod
+    def stages(self) -> list[str]:
+        """Names of the equal parts of the body, from the first to the last."""
+
+    def distillation_points(self, count: int = 4) -> list[str]:
+        """Names of the `count` evenly spaced parts of the body whose outputs are distilled.
+
+        Raises:
+            ValueError: The network has fewer than `count` parts.
+        """
+        stages = self.stages()
+        if not 1 <= count <= len(stages):
+            raise ValueError(f"distillation_points: count must be 1..{len(stages)}, got {count}")
+        return [stages[math.ceil(i * len(stages) / count) - 1] for i in range(1, count + 1)]
+
+    @classmethod
+    def own_names(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of another code base under the names used here; others as they are."""
+        return dict(weights)
+
+    @classmethod
+    @abstractmethod
+    def infer(cls, weights: Mapping[str, Tensor]) -> tuple[Any, int | None] | None:
+        """Size and scale of the network that `weights` seem to be of, from names and shapes.
+
+        Returns:
+            The configuration and the scale, which is none where weights serve for every scale;
+            none if they are of another architecture. That they are complete is not checked.
+        """
+
+
+class MeanShiftedNetwork(SRNetwork):
+    """The frame of EDSR that others took over: head, body with a skip over all of it, tail.
+
+    Inside, colours run from 0 to 255, less their mean, as in the official code.
+    """
+
+    def __init__(self, config: Any, scale: int) -> None:
+        """Make a network with random weights.
+
+        Raises:
+            ValueError: `scale` is not 2, 3, 4 or 8.
+        """
+        super().__init__(config, scale)
+        self.sub_mean = MeanShift(DIV2K_MEAN, -1)
+        self.add_mean = MeanShift(DIV2K_MEAN, 1)
+        self.head = nn.Sequential(conv3x3(3, config.features))
+        self.add_body()
+        self.tail = nn.Sequential(upsampler(config.features, scale), conv3x3(config.features, 3))
+
+    @abstractmethod
+    def add_body(self) -> None:
+        """Make the layers between head and tail."""
+
+    @abstractmethod
+    def deep_features(self, shallow: Tensor) -> Tensor:
+        """What the body makes of the head's features `[B, C, h, w]`: the same shape."""
+
+    def super_resolve(self, lr: Tensor) -> Tensor:
+        """Head, body, tail."""
+        shallow = self.head(self.sub_mean(lr * RGB_RANGE))
+        deep = self.deep_features(shallow) + shallow
+        sr: Tensor = self.add_mean(self.tail(deep))
+        return sr / RGB_RANGE
+
+
+class MeanShift(nn.Module):
+    """Adds `sign * 255 * mean` to each colour channel: `[B, 3, H, W]` -> `[B, 3, H, W]`.
+
+    A fixed 1x1 convolution; its numbers are buffers, because checkpoints carry their own.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, mean: Sequence[float], sign: int) -> None:
+        """Make the shift by `sign` times `mean` (in [0, 1])."""
+        super().__init__()
+        self.register_buffer("weight", torch.eye(3).view(3, 3, 1, 1))
+        self.register_buffer("bias", sign * RGB_RANGE * torch.tensor(mean))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Shift the colours of `image`."""
+        return nn.functional.conv2d(image, self.weight, self.bias)
+
+
+def mean_shift_weights() -> dict[str, Tensor]:
+    """The colour shifts by DIV2K's mean, by name, for checkpoints that leave them out."""
+    return {
+        f"{name}.{kind}": tensor
+        for name, sign in (("sub_mean", -1), ("add_mean", 1))
+        for kind, tensor in MeanShift(DIV2K_MEAN, sign).state_dict().items()
+    }
+
+
+def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size of the map."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+def channel_weights(features: int, reduction: int) -> nn.Sequential:
+    """From one number a channel to its weight in (0, 1): `[B, C, 1, 1]` -> `[B, C, 1, 1]`."""
+    return nn.Sequential(
+        nn.Conv2d(features, features // reduction, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(features // reduction, features, 1),
+        nn.Sigmoid(),
+    )
+
+
+def upsampler(features: int, scale: int, in_features: int | None = None) -> nn.Sequential:
+    """Sub-pixel convolutions that enlarge a map `scale` times, to `features` channels.
+
+    The map has `in_features` channels, `features` if none.
+    """
+    factor = 3 if scale == 3 else 2
+    stages: list[nn.Module] = []
+    for _ in range(round(math.log(scale, factor))):
+        stages += [conv3x3(in_features or features, factor**2 * features), nn.PixelShuffle(factor)]
+        in_features = features
+    return nn.Sequential(*stages)
+
+
+def check_sizes(config: Any) -> None:
+    """Check that every whole number of a configuration is at least 1, and any reduction possible.
+
+    Raises:
+        ValueError: One is not.
+    """
+    kind, sizes = type(config).__name__, dataclasses.asdict(config)
+    for name, value in sizes.items():
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{kind}: {name} must be at least 1, got {value}")
+    for name, value in sizes.items():
+        if name.endswith("reduction") and sizes["features"] < value:
+            raise ValueError(
+                f"{kind}: features must be at least {name}={value}, got {sizes['features']}"
+            )

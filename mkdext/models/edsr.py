@@ -1,0 +1,122 @@
+"""EDSR: enhanced deep super-resolution network (Lim et al., CVPR workshops 2017).
+
+Parameter names are those of the official code, EDSR-PyTorch, so that its checkpoints load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from mkdext.models.blocks import MeanShiftedNetwork, check_sizes, conv3x3, mean_shift_weights
+from mkdext.models.weight_shapes import (
+    count_numbers,
+    is_conv,
+    out_channels,
+    renamed,
+    upsampler_scale,
+)
+
+_WIDE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class EDSRConfig:
+    """Size of an EDSR."""
+
+    blocks: int
+    """Number of residual blocks in the body."""
+    features: int
+    """Channels of every feature map of the body."""
+    residual_scale: float = 1.0
+    """Factor of what a block adds to its input. It stands in no checkpoint: weights of 256 features
+    are taken to be trained with 0.1, others with 1, as those of the authors."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        check_sizes(self)
+
+
+class ResBlock(nn.Module):
+    """Residual block: convolution, ReLU, convolution, scaled, plus input."""
+
+    def __init__(self, config: EDSRConfig) -> None:
+        """Make the block."""
+        super().__init__()
+        self.residual_scale = config.residual_scale
+        self.body = nn.Sequential(
+            conv3x3(config.features, config.features),
+            nn.ReLU(inplace=True),
+            conv3x3(config.features, config.features),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to the same shape."""
+        residual: Tensor = self.body(x)
+        return residual * self.residual_scale + x
+
+
+class EDSR(MeanShiftedNetwork):
+    """Enhanced deep network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, colours in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> model = EDSR(EDSRConfig(blocks=4, features=16), scale=4)
+        >>> model(torch.rand(1, 3, 12, 10)).shape
+        torch.Size([1, 3, 48, 40])
+    """
+
+    config: EDSRConfig
+
+    def add_body(self) -> None:
+        """Make the blocks and the convolution after them."""
+        blocks = [ResBlock(self.config) for _ in range(self.config.blocks)]
+        self.body = nn.Sequential(*blocks, conv3x3(self.config.features, self.config.features))
+
+    def deep_features(self, shallow: Tensor) -> Tensor:
+        """Run the blocks and the convolution after them."""
+        deep: Tensor = self.body(shallow)
+        return deep
+
+    def stages(self) -> list[str]:
+        """Names of the blocks."""
+        return [f"body.{block}" for block in range(self.config.blocks)]
+
+    @classmethod
+    def infer(cls, weights: Mapping[str, Tensor]) -> tuple[EDSRConfig, int] | None:
+        """Size and scale of the EDSR that `weights` seem to be of; none if they are of no EDSR."""
+        conv = weights.get("body.0.body.0.weight")
+        features = out_channels(conv)
+        scale = upsampler_scale(weights, r"tail\.0\.\d\.weight", features)
+        if scale is None or features < 1 or not is_conv(conv, features, features, 3):
+            return None
+        config = EDSRConfig(
+            blocks=count_numbers(weights, r"body\.(\d+)\.body\.0\.weight"),
+            features=features,
+            residual_scale=0.1 if features == _WIDE else 1.0,
+        )
+        return config, scale
+
+    @classmethod
+    def own_names(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights with the names of the official code, if they have those of BasicSR's EDSR.
+
+        BasicSR keeps the colour mean in its options; it is set to that of DIV2K, its default.
+        """
+        blocks = count_numbers(weights, r"body\.(\d+)\.conv1\..*")
+        if "conv_first.weight" not in weights or not blocks:
+            return dict(weights)
+        official = renamed(
+            weights,
+            [
+                (r"conv_first\.", "head.0."),
+                (r"conv_after_body\.", f"body.{blocks}."),
+                (r"conv_last\.", "tail.1."),
+                (r"upsample\.", "tail.0."),
+                (r"(body\.\d+)\.conv1\.", r"\1.body.0."),
+                (r"(body\.\d+)\.conv2\.", r"\1.body.2."),
+            ],
+        )
+        return official | mean_shift_weights()
