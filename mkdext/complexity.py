@@ -57,7 +57,7 @@ def complexity(model: nn.Module, size: int = 512) -> Complexity:
         19.579011072
     """
     if size < 1:
-        raise ValueError(f"complexity: size must be at least 1, got {size}")
+        raise ValueError(f"size must be at least 1, got {size}")
     model = copy.deepcopy(model).to("meta").eval()
     count = _PaperCount()
     for module in model.modules():

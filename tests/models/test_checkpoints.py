@@ -12,14 +12,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mkdext.models import (
+    EDSR,
+    HAN,
     MODEL_NAMES,
     RCAN,
+    EDSRConfig,
+    HANConfig,
     RCANConfig,
+    SRNetwork,
     create_model,
     load_model,
     load_weights,
     read_weights,
 )
+from mkdext.models.registry import recognise
 
 SMALL = RCANConfig(groups=2, blocks=3, features=8, reduction=4)
 
@@ -91,25 +97,68 @@ def test_official_weights_of_every_scale_load_with_their_own_means(file: Path, s
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_every_named_network_is_recognised_from_its_weights(file: Path, name: str) -> None:
-    trained = create_model(name, scale=4)
+def test_every_named_network_is_recognised_from_its_weights(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, scale=4)
+    assert isinstance(model, SRNetwork)
+    found = recognise(model.state_dict())
+    scale = None if name.startswith("vdsr") else 4
+    assert found == (type(model), model.config, scale)
+
+
+@pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
+@pytest.mark.parametrize("scale", [2, 3])
+def test_every_student_comes_back_from_a_file(file: Path, name: str, scale: int) -> None:
+    trained = create_model(name, scale)
     save_file(trained.state_dict(), file)
-    model = load_model(file, scale=4, name=name)
-    assert isinstance(model, RCAN) and isinstance(trained, RCAN)
-    assert model.config == trained.config
-    assert_same(model, trained.state_dict())
+    for model in (load_model(file, scale), load_model(file, scale, name)):
+        assert type(model) is type(trained) and model.scale == scale
+        assert_same(model, trained.state_dict())
+    with pytest.raises(ValueError, match=r"the checkpoint is .*, the network is "):
+        load_model(file, scale, "rcan-t" if name == "rcan-a" else "rcan-a")
 
 
 @pytest.mark.parametrize("scale", [3, 4])
-def test_weights_with_the_names_of_basicsr_load_with_the_mean_of_div2k(
+def test_weights_with_the_names_of_basicsrs_rcan_load_with_the_mean_of_div2k(
     file: Path, scale: int
 ) -> None:
-    weights = official_weights(SMALL, scale)
-    for name, sign in (("sub_mean", -1), ("add_mean", 1)):
-        weights[f"{name}.weight"] = torch.eye(3).view(3, 3, 1, 1)
-        weights[f"{name}.bias"] = sign * 255 * torch.tensor([0.4488, 0.4371, 0.4040])
-    torch.save({"params": basicsr_weights(weights, SMALL)}, file)
+    weights = official_weights(SMALL, scale) | div2k_mean()
+    basicsr = basicsr_weights(weights, SMALL)
+    torch.save({"params": basicsr}, file)
     assert_same(load_model(file), weights)
+    model = RCAN(SMALL, scale)
+    load_weights(model, basicsr)
+    assert_same(model, weights)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_weights_with_the_names_of_basicsrs_edsr_load_with_the_mean_of_div2k(
+    file: Path, scale: int
+) -> None:
+    weights = EDSR(EDSRConfig(blocks=3, features=8), scale).state_dict() | div2k_mean()
+    names = {"head.0": "conv_first", "body.3": "conv_after_body", "tail.1": "conv_last"}
+    names |= {f"tail.0.{i}": f"upsample.{i}" for i in (0, 2)}
+    names |= {f"body.{i}.body.{j}": f"body.{i}.conv{1 + j // 2}" for i in range(3) for j in (0, 2)}
+    split = ((*name.rsplit(".", 1), tensor) for name, tensor in weights.items())
+    basicsr = {f"{names[m]}.{kind}": t for m, kind, t in split if not m.endswith("_mean")}
+    torch.save({"params_ema": basicsr}, file)
+    assert_same(load_model(file), weights)
+
+
+def div2k_mean() -> dict[str, Tensor]:
+    """The colour shifts that BasicSR does not keep in its files."""
+    shifts = {}
+    for name, sign in (("sub_mean", -1), ("add_mean", 1)):
+        shifts[f"{name}.weight"] = torch.eye(3).view(3, 3, 1, 1)
+        shifts[f"{name}.bias"] = sign * 255 * torch.tensor([0.4488, 0.4371, 0.4040])
+    return shifts
+
+
+def test_wide_edsr_weights_make_a_network_that_scales_its_residuals(file: Path) -> None:
+    for features, residual_scale in ((256, 0.1), (64, 1.0)):
+        trained = EDSR(EDSRConfig(blocks=1, features=features), scale=2)
+        torch.save(trained.state_dict(), file)
+        assert load_model(file).config == EDSRConfig(1, features, residual_scale)
 
 
 def test_weights_in_half_precision_become_float32(file: Path) -> None:
@@ -301,17 +350,52 @@ def test_weights_of_another_size_than_the_name_asked_for_say_so(file: Path) -> N
         load_model(file, name="rcan_a")
 
 
-def test_weights_of_another_architecture_say_so(file: Path) -> None:
-    edsr = {
-        name: weight
-        for name, weight in official_weights(SMALL, 4).items()
-        if not name.startswith("body.")
-    } | {f"body.{i}.body.{j}.weight": torch.rand(8, 8, 3, 3) for i in range(4) for j in (0, 2)}
-    torch.save(edsr, file)
-    with pytest.raises(ValueError, match=r"^weights file .* is of no architecture that is known"):
+def test_weights_of_another_network_of_the_package_say_so(file: Path) -> None:
+    han = HAN(HANConfig(groups=2, blocks=3, features=8, reduction=4), scale=2)
+    with pytest.raises(ValueError, match="the checkpoint is of HAN, the network is RCAN; 8 unexp"):
+        load_weights(RCAN(SMALL, 2), han.state_dict())
+    with pytest.raises(ValueError, match="the checkpoint is of RCAN, the network is HAN; 8 missi"):
+        load_weights(han, official_weights(SMALL, 2))
+    torch.save(han.state_dict(), file)
+    with pytest.raises(ValueError, match="the checkpoint is of HAN, the network is EDSR; "):
+        load_model(file, name="edsr-s")
+
+
+def test_weights_that_fit_nothing_say_which_network_is_nearest(file: Path) -> None:
+    weights = official_weights(SMALL, 4)
+    torch.save({n: w for n, w in weights.items() if not n.startswith("tail.")}, file)
+    with pytest.raises(ValueError, match="here; nearest is RCAN, with 14 of its 18 kinds of weig"):
         load_model(file)
-    with pytest.raises(ValueError, match=r"another architecture, 12 of 66 names are the same"):
-        load_weights(RCAN(SMALL, 4), edsr)
+    for name, keys in {
+        "RDN": ["SFENet1.weight", "RDBs.3.convs.1.conv.0.weight", "RDBs.3.LFF.bias"],
+        "SAN": ["head.0.weight", "RG.7.soca.conv_du.0.weight", "RG.7.conv_last.bias"],
+        "EDSR": ["head.0.weight", "body.0.body.0.weight", "tail.1.weight"],
+        "VDSR": ["luma.input.weight"],
+    }.items():
+        torch.save({key: torch.ones(1) for key in keys}, file)
+        with pytest.raises(
+            ValueError, match=rf"known here; nearest is {name}, with {len(keys)} of"
+        ):
+            load_model(file)
+    torch.save({"conv1.weight": torch.ones(1)}, file)
+    with pytest.raises(ValueError, match=r"known here; it holds conv1\.weight$"):
+        load_model(file)
+    with pytest.raises(ValueError, match=r"another architecture, 0 of 66 names are the same"):
+        load_weights(RCAN(SMALL, 4), read_weights(file))
+
+
+@pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
+@pytest.mark.parametrize("shape", [(), (0,), (0, 0, 3, 3)])
+def test_a_weight_of_an_impossible_shape_never_gets_further(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        model = create_model(name, scale=2)
+        broken = torch.empty(shape)
+    weights = model.state_dict()
+    for key in weights:
+        with pytest.raises(ValueError, match="do not fit"):
+            load_weights(model, weights | {key: broken})
 
 
 def test_weights_of_an_impossible_shape_are_refused(file: Path) -> None:

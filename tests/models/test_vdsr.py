@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mkdext.data import imresize
+from mkdext.models import VDSR, LumaVDSR, VDSRConfig, create_model, load_model, load_weights
+from tests.models.textbook import conv, with_random_weights
+
+TINY = VDSRConfig(features=4, blocks=2)
+
+# MATLAB's rgb2ycbcr, by 255.
+OFFSET = torch.tensor([16, 128, 128], dtype=torch.float64).view(3, 1, 1)
+MATRIX = torch.tensor(
+    [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]],
+    dtype=torch.float64,
+)
+
+
+def textbook_vdsr(weights: dict[str, Tensor], scale: int, lr: Tensor) -> Tensor:
+    """Y sharpened, Cb and Cr enlarged by bicubic interpolation."""
+    ycbcr = torch.einsum("ij,bjhw->bihw", MATRIX, lr) + OFFSET
+    y, chroma = imresize(ycbcr, scale).split((1, 2), dim=1)
+    x = conv(weights, "luma.input", y / 255).clamp(min=0)
+    for block in range(TINY.blocks):
+        x = conv(weights, f"luma.residual_layer.{block}.conv", x).clamp(min=0)
+    y = y + 255 * conv(weights, "luma.output", x)
+    return torch.einsum("ij,bjhw->bihw", MATRIX.inverse(), torch.cat((y, chroma), 1) - OFFSET)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_vdsr_changes_luma_alone(scale: int) -> None:
+    model = with_random_weights(VDSR(TINY, scale))
+    lr = torch.rand(2, 3, 5, 7, dtype=torch.float64)
+    expected = textbook_vdsr(model.state_dict(), scale, lr)
+    torch.testing.assert_close(model(lr), expected, rtol=1e-12, atol=1e-12)
+
+
+def official_weights(features: int, blocks: int) -> dict[str, Tensor]:
+    """A state dict with the names and shapes of pytorch-vdsr."""
+    weights = {
+        f"residual_layer.{i}.conv.weight": torch.randn(features, features, 3, 3)
+        for i in range(blocks)
+    }
+    weights["input.weight"] = torch.randn(features, 1, 3, 3)
+    weights["output.weight"] = torch.randn(1, features, 3, 3)
+    return weights
+
+
+@pytest.mark.parametrize(("name", "features"), [("vdsr", 64), ("vdsr-half", 32)])
+def test_official_weights_fit_every_scale(tmp_path: Path, name: str, features: int) -> None:
+    weights = official_weights(features, blocks=18)
+    file = tmp_path / "weights.pt"
+    torch.save({"epoch": 50, "model": {f"module.{n}": w for n, w in weights.items()}}, file)
+    for scale in (2, 3, 4):
+        for model in (load_model(file, scale), load_model(file, scale, name)):
+            assert isinstance(model, VDSR) and model.scale == scale
+            luma = model.luma.state_dict()
+            assert luma.keys() == weights.keys()
+            assert all(torch.equal(luma[n], weights[n]) for n in weights)
+
+
+def test_official_weights_load_into_the_whole_network_and_into_its_y_network() -> None:
+    weights, model = official_weights(4, 2), VDSR(TINY, scale=2)
+    load_weights(model, weights)
+    alone = LumaVDSR(TINY)
+    load_weights(alone, weights)
+    y = torch.rand(1, 1, 5, 6)
+    torch.testing.assert_close(model.luma(y), alone(y))
+    torch.testing.assert_close(alone(y), y + alone.residual(y))
+
+
+def test_weights_for_every_scale_need_one_to_be_named(tmp_path: Path) -> None:
+    torch.save(create_model("vdsr-half", scale=3).state_dict(), tmp_path / "w")
+    assert load_model(tmp_path / "w", scale=4).scale == 4
+    with pytest.raises(ValueError, match="is of VDSR, whose weights serve for every scale; say"):
+        load_model(tmp_path / "w")
