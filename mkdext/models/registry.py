@@ -101,7 +101,7 @@ def nearest_network(names: Iterable[str]) -> str:
 
     Example:
         >>> nearest_network(["SFENet1.weight", "SFENet2.weight", "GFF.0.bias"])
-        '; nearest is RDN, with 3 of its 16 kinds of weights'
+        '; nearest is RDN, with 3 of its 12 kinds of weights'
     """
     given = _kinds(names)
     students = dict(_MODELS.values())  # The last of each network, which is small.

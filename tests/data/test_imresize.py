@@ -156,3 +156,9 @@ def test_a_photograph_is_reduced_in_milliseconds():
         imresize(image, 1 / 4)
         used.append(time.thread_time() - start)
     assert min(used) < 0.05
+
+
+def test_meta_tensors_are_resized_in_shape() -> None:
+    for scale, size in ((4, (20, 28)), (1 / 2, (3, 4))):
+        small = imresize(torch.empty(2, 3, 5, 7, device="meta"), scale)
+        assert small.is_meta and small.shape == (2, 3, *size)

@@ -79,6 +79,14 @@ def test_the_names_and_shapes_are_those_of_the_official_code() -> None:
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == expected
 
 
+def test_layer_attention_is_what_the_paper_says_where_no_layer_takes_all_the_weight() -> None:
+    attention, maps = LayerAttention(), torch.randn(2, 3, 2, 2, 1) / 2
+    with torch.no_grad():
+        attention.gamma.fill_(0.7)
+        expected = torch.cat(textbook_layer_attention(attention.gamma, [*maps.unbind(1)]), 1)
+        torch.testing.assert_close(attention(maps), expected)
+
+
 def test_the_attentions_do_nothing_before_they_are_trained() -> None:
     maps = torch.randn(2, 3, 4, 5, 6)
     assert torch.equal(LayerAttention()(maps), maps.flatten(1, 2))
