@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -68,19 +69,36 @@ void check_scratch(double bytes) {
                   " bytes of working memory, but this machine has ", memory);
 }
 
-// Calls run(scratch, sample, begin, end) for parts that cover [0, size) of each
-// sample, on all threads, each with its own scratch memory.
-template <typename T, typename Run>
-void for_each_part(const DynamicConvShape& shape, int64_t size, int64_t scratch_elements,
-                   const Run& run) {
+// What is computed for every sample of a batch, part by part.
+template <typename T>
+struct Product {
+  int64_t parts;    // into how many a sample can be cut
+  int64_t scratch;  // elements of working memory
+  // Computes the parts [begin, end) of sample b.
+  std::function<void(T* scratch, int64_t b, int64_t begin, int64_t end)> run;
+};
+
+// Computes products that read the same tensors, on all threads: one sample's after the other, while
+// the sample is in the cache.
+template <typename T>
+void compute(const DynamicConvShape& shape, const std::vector<Product<T>>& products) {
   if (shape.batch == 0) return;
-  check_scratch(static_cast<double>(scratch_elements) * sizeof(T));
-  const Cut cut(shape, size);
+  int64_t parts = 1, elements = 0;
+  for (const Product<T>& product : products) {
+    parts = std::max(parts, product.parts);
+    elements = std::max(elements, product.scratch);
+  }
+  check_scratch(static_cast<double>(elements) * sizeof(T));
+  const Cut cut(shape, parts);
   const auto run_tasks = [&](int64_t task_begin, int64_t task_end) {
-    Scratch<T> scratch(scratch_elements);
+    Scratch<T> scratch(elements);
     for (int64_t task = task_begin; task < task_end; ++task) {
       const int64_t part = task % cut.parts;
-      run(scratch.data(), task / cut.parts, part * size / cut.parts, (part + 1) * size / cut.parts);
+      for (const Product<T>& product : products) {
+        const int64_t begin = part * product.parts / cut.parts;
+        const int64_t end = (part + 1) * product.parts / cut.parts;
+        if (begin < end) product.run(scratch.data(), task / cut.parts, begin, end);
+      }
     }
   };
   torch::stable::parallel_for(0, shape.batch * cut.parts, cut.grain, run_tasks);
@@ -107,83 +125,83 @@ std::vector<Term<T>> terms_of_sample(const DynamicConvShape& shape, const Sample
 }
 
 template <typename T>
-void correlate_direct(const DynamicConvShape& shape, WeightOrder order,
-                      const std::vector<Term<T>>& terms, T* output) {
+Product<T> direct_correlation(const DynamicConvShape& shape, WeightOrder order,
+                              const std::vector<Term<T>>& terms, T* output) {
   const SampleShape sample = sample_shape(shape, order);
-  const int64_t output_size = sample.out_channels * shape.height * shape.width;
   const DirectKernels<T>& kernels = direct_kernels<T>();
-  const auto run = [&](T* scratch, int64_t b, int64_t begin, int64_t end) {
+  const auto run = [=, &kernels](T* scratch, int64_t b, int64_t begin, int64_t end) {
+    T* const to = output + b * sample.out_channels * shape.height * shape.width;
     bool accumulate = false;
     for (const Term<T>& term : terms_of_sample(shape, sample, terms, b)) {
       kernels.correlate(sample, order, term.input, term.weight, begin, end, accumulate, scratch,
-                        output + b * output_size);
+                        to);
       accumulate = true;
     }
   };
-  for_each_part<T>(shape, shape.height, kernels.correlate_scratch(sample), run);
+  return {shape.height, kernels.correlate_scratch(sample), run};
 }
 
-void correlate_winograd(const DynamicConvShape& shape, WeightOrder order,
-                        const std::vector<Term<float>>& terms, float* output) {
+Product<float> winograd_correlation(const DynamicConvShape& shape, WeightOrder order,
+                                    const std::vector<Term<float>>& terms, float* output) {
   const SampleShape sample = sample_shape(shape, order);
-  const int64_t output_size = sample.out_channels * shape.height * shape.width;
-  const int64_t count = static_cast<int64_t>(terms.size());
   const WinogradKernels& kernels = winograd_kernels();
-  const auto run = [&](float* scratch, int64_t b, int64_t begin, int64_t end) {
-    kernels.correlate(sample, order, terms_of_sample(shape, sample, terms, b).data(), count, begin,
-                      end, scratch, output + b * output_size);
+  const auto run = [=, &kernels](float* scratch, int64_t b, int64_t begin, int64_t end) {
+    kernels.correlate(sample, order, terms_of_sample(shape, sample, terms, b).data(), terms.size(),
+                      begin, end, scratch,
+                      output + b * sample.out_channels * shape.height * shape.width);
   };
-  for_each_part<float>(shape, kernels.correlate_parts(sample),
-                       kernels.correlate_scratch(sample, count), run);
+  return {kernels.correlate_parts(sample), kernels.correlate_scratch(sample, terms.size()), run};
 }
 
 // With DirectKernels or WinogradKernels, which cut a sample into `parts`.
 template <typename T, typename Kernels>
-void weight_grad_with(const Kernels& kernels, int64_t parts, const DynamicConvShape& shape,
-                      const T* grad, const T* input, T* grad_weight) {
+Product<T> weight_gradient_with(const Kernels& kernels, int64_t parts,
+                                const DynamicConvShape& shape, const T* grad, const T* input,
+                                T* grad_weight) {
   const SampleShape sample = sample_shape(shape, WeightOrder::kForward);
-  const int64_t area = shape.height * shape.width;
-  const auto run = [&](T* scratch, int64_t b, int64_t begin, int64_t end) {
+  const auto run = [=, &kernels](T* scratch, int64_t b, int64_t begin, int64_t end) {
+    const int64_t area = shape.height * shape.width;
     kernels.weight_grad(sample, grad + b * shape.out_channels * area,
                         input + b * shape.in_channels * area, begin, end, scratch,
                         grad_weight + b * weight_size(shape));
   };
-  for_each_part<T>(shape, parts, kernels.weight_grad_scratch(sample), run);
+  return {parts, kernels.weight_grad_scratch(sample), run};
 }
 
 // ---------------------------------------------------------------------------------- the choice
 
-template <typename T>
-Algorithm resolve(Algorithm algorithm, Primitive primitive, const DynamicConvShape& shape) {
-  return algorithm == Algorithm::kAuto ? choose(primitive, shape, std::is_same_v<T, float>)
-                                       : algorithm;
+// In float32; other types have one algorithm.
+bool takes_winograd(Algorithm algorithm, Primitive primitive, const DynamicConvShape& shape) {
+  const Algorithm taken =
+      algorithm == Algorithm::kAuto ? choose(primitive, shape, true) : algorithm;
+  return taken == Algorithm::kWinograd;
 }
 
 // output = the sum of the terms' correlations. For kInputGrad the "input" is a gradient of the
 // output, and the shape is still the one of the forward.
 template <typename T>
-void correlate(const DynamicConvShape& shape, WeightOrder order, Algorithm algorithm,
-               const std::vector<Term<T>>& terms, T* output) {
-  const Primitive primitive =
-      order == WeightOrder::kForward ? Primitive::kForward : Primitive::kInputGrad;
+Product<T> correlation(const DynamicConvShape& shape, WeightOrder order, Algorithm algorithm,
+                       const std::vector<Term<T>>& terms, T* output) {
   if constexpr (std::is_same_v<T, float>) {
-    if (resolve<T>(algorithm, primitive, shape) == Algorithm::kWinograd)
-      return correlate_winograd(shape, order, terms, output);
+    const bool forward = order == WeightOrder::kForward;
+    if (takes_winograd(algorithm, forward ? Primitive::kForward : Primitive::kInputGrad, shape))
+      return winograd_correlation(shape, order, terms, output);
   }
-  correlate_direct(shape, order, terms, output);
+  return direct_correlation(shape, order, terms, output);
 }
 
 template <typename T>
-void weight_grad(const DynamicConvShape& shape, Algorithm algorithm, const T* grad, const T* input,
-                 T* grad_weight) {
+Product<T> weight_gradient(const DynamicConvShape& shape, Algorithm algorithm, const T* grad,
+                           const T* input, T* grad_weight) {
   if constexpr (std::is_same_v<T, float>) {
-    if (resolve<T>(algorithm, Primitive::kWeightGrad, shape) == Algorithm::kWinograd) {
+    if (takes_winograd(algorithm, Primitive::kWeightGrad, shape)) {
       const WinogradKernels& kernels = winograd_kernels();
       const int64_t parts = kernels.weight_grad_parts(shape.out_channels);
-      return weight_grad_with(kernels, parts, shape, grad, input, grad_weight);
+      return weight_gradient_with(kernels, parts, shape, grad, input, grad_weight);
     }
   }
-  weight_grad_with(direct_kernels<T>(), shape.out_channels, shape, grad, input, grad_weight);
+  return weight_gradient_with(direct_kernels<T>(), shape.out_channels, shape, grad, input,
+                              grad_weight);
 }
 
 // ----------------------------------------------------------------------------- the torch layer
@@ -274,8 +292,8 @@ Tensor dynamic_conv2d(const Tensor& input, const Tensor& weight, StringHandle al
       torch::stable::new_empty(x, {shape.batch, shape.out_channels, shape.height, shape.width});
   dispatch(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    correlate<T>(shape, WeightOrder::kForward, algorithm, {{data<T>(x), data<T>(w)}},
-                 mutable_data<T>(output));
+    compute<T>(shape, {correlation<T>(shape, WeightOrder::kForward, algorithm,
+                                      {{data<T>(x), data<T>(w)}}, mutable_data<T>(output))});
   });
   return output;
 }
@@ -297,8 +315,8 @@ Tensor dynamic_conv2d_input_grad(const Tensor& grad, const Tensor& weight,
       torch::stable::new_empty(g, {shape.batch, shape.in_channels, shape.height, shape.width});
   dispatch(g, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    correlate<T>(shape, WeightOrder::kInputGrad, algorithm, {{data<T>(g), data<T>(w)}},
-                 mutable_data<T>(output));
+    compute<T>(shape, {correlation<T>(shape, WeightOrder::kInputGrad, algorithm,
+                                      {{data<T>(g), data<T>(w)}}, mutable_data<T>(output))});
   });
   return output;
 }
@@ -320,7 +338,8 @@ Tensor dynamic_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64
       g, {shape.batch, shape.out_channels, shape.in_channels, kernel_size, kernel_size});
   dispatch(g, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    weight_grad<T>(shape, algorithm, data<T>(g), data<T>(x), mutable_data<T>(output));
+    compute<T>(shape, {weight_gradient<T>(shape, algorithm, data<T>(g), data<T>(x),
+                                          mutable_data<T>(output))});
   });
   return output;
 }
@@ -381,19 +400,24 @@ std::tuple<Tensor, Tensor, Tensor> dynamic_conv2d_double_backward(
                                               shape.kernel_size, shape.kernel_size});
   dispatch(g, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
+    std::vector<Product<T>> products;
     if (want_grad) {
       std::vector<Term<T>> terms;
       if (ggx) terms.push_back({data<T>(*ggx), data<T>(*w)});
       if (ggw) terms.push_back({data<T>(*x), data<T>(*ggw)});
-      correlate<T>(shape, WeightOrder::kForward, algorithm, terms, mutable_data<T>(grad_grad));
+      products.push_back(correlation<T>(shape, WeightOrder::kForward, algorithm, terms,
+                                        mutable_data<T>(grad_grad)));
     }
     if (input_wanted) {
-      correlate<T>(shape, WeightOrder::kInputGrad, algorithm, {{data<T>(g), data<T>(*ggw)}},
-                   mutable_data<T>(grad_input));
+      products.push_back(correlation<T>(shape, WeightOrder::kInputGrad, algorithm,
+                                        {{data<T>(g), data<T>(*ggw)}},
+                                        mutable_data<T>(grad_input)));
     }
     if (weight_wanted) {
-      weight_grad<T>(shape, algorithm, data<T>(g), data<T>(*ggx), mutable_data<T>(grad_weight));
+      products.push_back(weight_gradient<T>(shape, algorithm, data<T>(g), data<T>(*ggx),
+                                            mutable_data<T>(grad_weight)));
     }
+    compute(shape, products);
   });
   return {grad_grad, grad_input, grad_weight};
 }
