@@ -22,6 +22,7 @@ from mkdext.training import (
     TrainOptions,
     train,
 )
+from mkdext.training.allocator import keep_freed_memory
 from mkdext.training.config_files import config_of, read_config
 from mkdext.training.plan import count_parameters, prepare
 from mkdext.training.run_directory import RunDirectory
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command.dry_run:
             show_plan(options, console)
             return 0
+        keep_freed_memory()
         train(options, console)
     except ValueError as error:
         return _fail(error, 2)
