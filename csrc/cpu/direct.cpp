@@ -1,6 +1,7 @@
 #include "direct.h"
 
 #include <cstdint>
+#include <utility>
 
 #include "instruction_set.h"
 

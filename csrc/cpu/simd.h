@@ -20,7 +20,7 @@ using Mask = typename Simd<T>::Mask;
 
 constexpr int64_t kLineBytes = 64;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
