@@ -25,14 +25,33 @@ constexpr int kRows = MKDEXT_VECTOR_COUNT == 32 ? 8 : 4;
 constexpr int kColumns = 3;
 
 // `correlate`: vectors of output per block, and bytes of the block's copy, which stays in the L1
-// cache beside the weights of kRows output channels.
+// cache; kernel size 1 gets twice that, because it needs the channels of a long sum.
 constexpr int64_t kBlockVectors = 24;
-constexpr int64_t kBlockBytes = 20'000;
+constexpr int64_t kBlockBytes = 32'000;
 
 // `weight_grad`: bytes of kRows channels of the gradient, which stay in the L1 cache beside a few
 // channels of the map, and bytes of the map's copy, which stays in the L2 cache.
-constexpr int64_t kGradBytes = 16'384;
+constexpr int64_t kGradBytes = 12'288;
 constexpr int64_t kMapBytes = 200'000;
+
+// Places arrays one after another in scratch memory of elements T, each on its own cache line.
+template <typename T>
+class Layout {
+ public:
+  // Returns where an array of `count` elements E begins.
+  template <typename E>
+  int64_t place(int64_t count) {
+    const int64_t begin = size_;
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(E));
+    size_ += ceil_div(bytes, kLineBytes) * (kLineBytes / static_cast<int64_t>(sizeof(T)));
+    return begin;
+  }
+
+  int64_t size() const { return size_; }
+
+ private:
+  int64_t size_ = 0;
+};
 
 // Without neighbours the rows of a map are one row.
 inline SampleShape joined_rows(const SampleShape& shape) {
@@ -46,6 +65,7 @@ inline SampleShape joined_rows(const SampleShape& shape) {
 // reaches, and for so many channels at a time.
 template <typename T>
 struct Block {
+  int64_t kernel_size;
   int64_t channels;
   int64_t columns;  // vectors
   int64_t rows;
@@ -53,7 +73,7 @@ struct Block {
   int64_t plane;  // elements of the copy from a channel to the next
 
   Block(const SampleShape& shape, int64_t columns, int64_t rows, int64_t bytes)
-      : columns(columns), rows(rows) {
+      : kernel_size(shape.kernel_size), columns(columns), rows(rows) {
     constexpr int64_t lanes = Simd<T>::kLanes;
     constexpr int64_t line = kLineBytes / sizeof(T);
     row = ceil_div(columns * lanes + shape.kernel_size - 1, lanes) * lanes;
@@ -63,8 +83,14 @@ struct Block {
     channels = smaller(shape.in_channels, fitting);
   }
 
-  // Of the copy, and of the mask of its columns.
-  int64_t scratch() const { return channels * plane + row; }
+  int64_t taps() const { return channels * kernel_size * kernel_size; }
+
+  // Stores, for every channel and tap, how far into the copy the tap reads.
+  void tap_offsets(int64_t* offsets) const {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < kernel_size; ++i)
+        for (int64_t j = 0; j < kernel_size; ++j) *offsets++ = c * plane + i * row + j;
+  }
 };
 
 // Marks the columns of a block's copy, the first of which is column `begin` of the map, that lie
@@ -109,36 +135,39 @@ void copy_block(const SampleShape& shape, const Block<T>& block, const Mask<T>* 
 
 // ------------------------------------------------------------------------------------ correlate
 
+// How a correlation goes through the map, and what lies where in its scratch memory.
 template <typename T>
-Block<T> correlate_block(const SampleShape& shape) {
-  const int64_t vectors = ceil_div(shape.width, Simd<T>::kLanes);
-  const int64_t columns = shape.kernel_size == 1 ? smaller(vectors, kBlockVectors)
-                                                 : ceil_div(vectors, ceil_div(vectors, kColumns));
-  const int64_t rows = smaller(shape.height, larger(1, kBlockVectors / columns));
-  return Block<T>(shape, columns, rows, shape.kernel_size == 1 ? 2 * kBlockBytes : kBlockBytes);
-}
+struct CorrelatePlan {
+  SampleShape map;
+  Block<T> block;
+  int64_t weight, copy, inside, offsets, size;
 
-template <typename T>
-int64_t packed_weight_size(const SampleShape& shape) {
-  const int64_t taps = shape.kernel_size * shape.kernel_size;
-  constexpr int64_t line = kLineBytes / sizeof(T);
-  const int64_t size = ceil_div(shape.out_channels, kRows) * kRows * shape.in_channels * taps;
-  return ceil_div(size, line) * line;
-}
+  explicit CorrelatePlan(const SampleShape& shape)
+      : map(joined_rows(shape)), block(make_block(map)) {
+    constexpr int64_t lanes = Simd<T>::kLanes;
+    const int64_t padded_outputs = ceil_div(map.out_channels, kRows) * kRows;
+    Layout<T> layout;
+    weight = layout.template place<T>(padded_outputs * map.in_channels * block.kernel_size *
+                                      block.kernel_size);
+    copy = layout.template place<T>(block.channels * block.plane);
+    inside = layout.template place<Mask<T>>(block.row / lanes);
+    offsets = layout.template place<int64_t>(block.taps());
+    size = layout.size();
+  }
 
-// Elements that hold the offset of every tap of a block's channels.
-template <typename T>
-int64_t offsets_size(const SampleShape& shape, const Block<T>& block) {
-  constexpr int64_t line = kLineBytes / sizeof(T);
-  const int64_t count = block.channels * shape.kernel_size * shape.kernel_size;
-  return ceil_div(count * sizeof(int64_t), kLineBytes) * line;
-}
+  static Block<T> make_block(const SampleShape& map) {
+    const bool joined = map.kernel_size == 1;
+    const int64_t vectors = ceil_div(map.width, Simd<T>::kLanes);
+    const int64_t columns =
+        joined ? smaller(vectors, kBlockVectors) : ceil_div(vectors, ceil_div(vectors, kColumns));
+    const int64_t rows = smaller(map.height, larger(1, kBlockVectors / columns));
+    return Block<T>(map, columns, rows, joined ? 2 * kBlockBytes : kBlockBytes);
+  }
+};
 
 template <typename T>
 int64_t correlate_scratch(const SampleShape& shape) {
-  const SampleShape map = joined_rows(shape);
-  const Block<T> block = correlate_block<T>(map);
-  return packed_weight_size<T>(map) + block.scratch() + offsets_size(map, block);
+  return CorrelatePlan<T>(shape).size;
 }
 
 // Packs the weights as [input block][output block][channel][tap][kRows], zeros past the last
@@ -181,16 +210,17 @@ struct Tile {
 // output[r * output_step + at[v]] = (or +=, if add) the sum over taps t of
 // weight[t][r] * map[v][offsets[t]].
 template <typename T>
-inline void correlate_tile(const T* const (&map)[kColumns], const int64_t* offsets, int64_t taps,
-                           const T* weight, bool add, const int64_t (&at)[kColumns],
-                           int64_t output_step, T* output) {
+__attribute__((noinline)) void correlate_tile(const T* const (&map)[kColumns],
+                                              const int64_t* offsets, int64_t taps, const T* weight,
+                                              bool add, const int64_t (&at)[kColumns],
+                                              int64_t output_step, T* output) {
   Vec<T> sums[kRows][kColumns];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kColumns; ++v)
-      sums[r][v] = add ? load(output + r * output_step + at[v]) : Vec<T>{};
-  for (int64_t t = 0; t < taps; ++t, weight += kRows) {
+    for (int v = 0; v < kColumns; ++v) sums[r][v] = Vec<T>{};
+  int64_t t = 0;
+  do {
     Vec<T> values[kColumns];
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) {
@@ -201,11 +231,15 @@ inline void correlate_tile(const T* const (&map)[kColumns], const int64_t* offse
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < kColumns; ++v) sums[r][v] += weight[r] * values[v];
-  }
+    weight += kRows;
+  } while (++t < taps);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kColumns; ++v) store(output + r * output_step + at[v], sums[r][v]);
+    for (int v = 0; v < kColumns; ++v) {
+      T* to = output + r * output_step + at[v];
+      store(to, add ? load(to) + sums[r][v] : sums[r][v]);
+    }
 }
 
 // A register tile of which not all lanes or rows are to be stored, by way of a whole one.
@@ -232,32 +266,30 @@ template <typename T>
 void correlate(const SampleShape& shape, WeightOrder order, const T* input, const T* weight,
                int64_t row_begin, int64_t row_end, bool accumulate, T* scratch, T* output) {
   constexpr int64_t lanes = Simd<T>::kLanes;
-  const SampleShape map = joined_rows(shape);
-  const bool joined = map.height != shape.height;
+  const CorrelatePlan<T> plan(shape);
+  const SampleShape& map = plan.map;
+  const Block<T>& block = plan.block;
+  const bool joined = map.kernel_size == 1;
   const int64_t h_begin = joined ? 0 : row_begin;
   const int64_t h_end = joined ? 1 : row_end;
   const int64_t v_begin = joined ? row_begin * shape.width : 0;
   const int64_t v_end = joined ? row_end * shape.width : shape.width;
-  const int64_t size = map.kernel_size;
-  const int64_t taps = size * size;
+  const int64_t taps = map.kernel_size * map.kernel_size;
   const int64_t area = map.height * map.width;
-  const int64_t out_padded = ceil_div(map.out_channels, kRows) * kRows;
-  const Block<T> block = correlate_block<T>(map);
+  const int64_t padded_outputs = ceil_div(map.out_channels, kRows) * kRows;
 
-  T* const packed = scratch;
-  Mask<T>* const inside = reinterpret_cast<Mask<T>*>(packed + packed_weight_size<T>(map));
-  T* const copy = packed + packed_weight_size<T>(map) + block.row;
-  int64_t* const offsets = reinterpret_cast<int64_t*>(copy + block.channels * block.plane);
+  T* const packed = scratch + plan.weight;
+  T* const copy = scratch + plan.copy;
+  Mask<T>* const inside = reinterpret_cast<Mask<T>*>(scratch + plan.inside);
+  int64_t* const offsets = reinterpret_cast<int64_t*>(scratch + plan.offsets);
   pack_weight(map, block.channels, order, weight, packed);
-  for (int64_t t = 0; t < block.channels * taps; ++t) {
-    offsets[t] = t / taps * block.plane + t % taps / size * block.row + t % size;
-  }
+  block.tap_offsets(offsets);
 
   for (int64_t h0 = h_begin; h0 < h_end; h0 += block.rows) {
     const int64_t rows = smaller(block.rows, h_end - h0);
     for (int64_t v0 = v_begin; v0 < v_end; v0 += block.columns * lanes) {
       const int64_t columns = smaller(block.columns, ceil_div(v_end - v0, lanes));
-      mark_columns(map, block, v0 - size / 2, inside);
+      mark_columns(map, block, v0 - map.kernel_size / 2, inside);
       // Past the end the last tile repeats a vector, which is computed and not stored.
       const int64_t tiles = ceil_div(rows * columns, kColumns);
       Tile<T> tile[kBlockVectors];
@@ -277,7 +309,7 @@ void correlate(const SampleShape& shape, WeightOrder order, const T* input, cons
                    h0, v0, rows, copy);
         for (int64_t o = 0; o < map.out_channels; o += kRows) {
           const int64_t outputs = smaller(kRows, map.out_channels - o);
-          const T* tile_weight = packed + (c0 * out_padded + o * channels) * taps;
+          const T* tile_weight = packed + (c0 * padded_outputs + o * channels) * taps;
           for (int64_t t = 0; t < tiles; ++t) {
             bool whole = outputs == kRows;
             for (int v = 0; v < kColumns; ++v) whole = whole && tile[t].valid[v] == lanes;
@@ -297,20 +329,40 @@ void correlate(const SampleShape& shape, WeightOrder order, const T* input, cons
 
 // ---------------------------------------------------------------------------------- weight_grad
 
+// How a weight gradient goes through the map, and what lies where in its scratch memory.
 template <typename T>
-Block<T> weight_grad_block(const SampleShape& shape) {
-  constexpr int64_t vectors = kGradBytes / (kRows * MKDEXT_VECTOR_BYTES);
-  const int64_t width = ceil_div(shape.width, Simd<T>::kLanes);
-  const int64_t columns = ceil_div(width, ceil_div(width, vectors));
-  const int64_t most = larger(1, vectors / columns);
-  const int64_t rows = ceil_div(shape.height, ceil_div(shape.height, most));
-  return Block<T>(shape, columns, rows, kMapBytes);
-}
+struct WeightGradPlan {
+  SampleShape map;
+  Block<T> block;
+  int64_t grad_plane;  // elements of the gradient's copy from a channel to the next
+  int64_t grad, copy, inside, offsets, taps, size;
+
+  explicit WeightGradPlan(const SampleShape& shape)
+      : map(joined_rows(shape)), block(make_block(map)) {
+    constexpr int64_t lanes = Simd<T>::kLanes;
+    grad_plane = block.rows * block.columns * lanes;
+    Layout<T> layout;
+    grad = layout.template place<T>(kRows * grad_plane);
+    copy = layout.template place<T>(block.channels * block.plane);
+    inside = layout.template place<Mask<T>>(block.row / lanes);
+    offsets = layout.template place<int64_t>(block.rows * block.columns);
+    taps = layout.template place<int64_t>(block.taps());
+    size = layout.size();
+  }
+
+  static Block<T> make_block(const SampleShape& map) {
+    constexpr int64_t vectors = kGradBytes / (kRows * MKDEXT_VECTOR_BYTES);
+    const int64_t width = ceil_div(map.width, Simd<T>::kLanes);
+    const int64_t columns = ceil_div(width, ceil_div(width, vectors));
+    const int64_t most = larger(1, vectors / columns);
+    const int64_t rows = ceil_div(map.height, ceil_div(map.height, most));
+    return Block<T>(map, columns, rows, kMapBytes);
+  }
+};
 
 template <typename T>
 int64_t weight_grad_scratch(const SampleShape& shape) {
-  const Block<T> block = weight_grad_block<T>(joined_rows(shape));
-  return block.scratch() + kRows * block.rows * block.columns * Simd<T>::kLanes;
+  return WeightGradPlan<T>(shape).size;
 }
 
 // In lane j: the lane of two vectors, counted through both, that holds the first or the second
@@ -368,95 +420,117 @@ inline void multiply_add(const T* grad, int64_t plane, Vec<T> (&values)[kColumns
   }
 }
 
-// to[r * kColumns + n] = the product of the gradient's channel r with map[n], summed over `rows`
-// rows of `columns` vectors. Past the width the gradient's copy holds zeros, and the map is masked:
-// what lies there may be infinite. `last` is the mask of a row's last vector, null where no masking
-// is needed.
+// The vectors of a block in the order in which they are summed: first those that lie within the
+// width, then the last ones of the rows if they reach past it.
 template <typename T>
-inline void weight_grad_tile(const T* grad, int64_t grad_plane, const T* const (&map)[kColumns],
-                             int64_t map_row, int64_t rows, int64_t columns, const Mask<T>* last,
-                             T* to) {
+struct Vectors {
+  int64_t whole;
+  int64_t all;
+  Mask<T> last;  // the columns of a last vector that lie within the width
+
+  // Also stores where each vector begins in the copy of the map.
+  Vectors(const Block<T>& block, int64_t rows, int64_t width, int64_t* offsets) : last{} {
+    constexpr int64_t lanes = Simd<T>::kLanes;
+    whole = width / lanes * rows;
+    all = ceil_div(width, lanes) * rows;
+    for (int64_t lane = 0; lane < width % lanes; ++lane) last[lane] = -1;
+    for (int64_t h = 0; h < rows; ++h)
+      for (int64_t v = 0; v < width / lanes; ++v) *offsets++ = h * block.row + v * lanes;
+    for (int64_t h = 0; h < all - whole; ++h) *offsets++ = h * block.row + width / lanes * lanes;
+  }
+};
+
+// Copies a block at (h0, v0) of `outputs` channels of the gradient in the order of `Vectors`, zeros
+// past the width and in the channels that fill up the tile.
+template <typename T>
+void copy_grad(const SampleShape& shape, const T* grad, int64_t outputs, int64_t h0, int64_t rows,
+               int64_t v0, int64_t width, int64_t plane, T* copy) {
   constexpr int64_t lanes = Simd<T>::kLanes;
-  const int64_t unmasked = columns - (last == nullptr ? 0 : 1);
+  const int64_t whole = width / lanes * lanes;
+  for (int64_t r = 0; r < kRows; ++r) {
+    T* to = copy + r * plane;
+    if (r >= outputs) {
+      for (int64_t v = 0; v < plane; v += lanes) store(to + v, Vec<T>{});
+      continue;
+    }
+    const T* from = grad + (r * shape.height + h0) * shape.width + v0;
+    for (int64_t h = 0; h < rows; ++h, to += whole) {
+      __builtin_memcpy(to, from + h * shape.width, whole * sizeof(T));
+    }
+    for (int64_t h = 0; whole < width && h < rows; ++h, to += lanes) {
+      for (int64_t v = 0; v < lanes; ++v) {
+        to[v] = whole + v < width ? from[h * shape.width + whole + v] : T(0);
+      }
+    }
+  }
+}
+
+// to[r * kColumns + n] = the product of the gradient's channel r with map[n], summed over the
+// vectors. Past the width the gradient's copy holds zeros, and the map is masked: what lies there
+// may be infinite.
+template <typename T>
+__attribute__((noinline)) void weight_grad_tile(const T* grad, int64_t grad_plane,
+                                                const T* const (&map)[kColumns],
+                                                const Vectors<T>& vectors, const int64_t* offsets,
+                                                T* to) {
+  constexpr int64_t lanes = Simd<T>::kLanes;
   Vec<T> sums[kRows * kColumns];
 #pragma GCC unroll 32
   for (int n = 0; n < kRows * kColumns; ++n) sums[n] = Vec<T>{};
-  for (int64_t h = 0; h < rows; ++h) {
-    int64_t offset = h * map_row;
-    for (int64_t v = 0; v < unmasked; ++v, offset += lanes, grad += lanes) {
-      Vec<T> values[kColumns];
+  int64_t t = 0;
+  for (; t < vectors.whole; ++t, grad += lanes) {
+    Vec<T> values[kColumns];
 #pragma GCC unroll 8
-      for (int n = 0; n < kColumns; ++n) values[n] = load(map[n] + offset);
-      multiply_add(grad, grad_plane, values, sums);
-    }
-    if (last != nullptr) {
-      Vec<T> values[kColumns];
+    for (int n = 0; n < kColumns; ++n) values[n] = load(map[n] + offsets[t]);
+    multiply_add(grad, grad_plane, values, sums);
+  }
+  for (; t < vectors.all; ++t, grad += lanes) {
+    Vec<T> values[kColumns];
 #pragma GCC unroll 8
-      for (int n = 0; n < kColumns; ++n) values[n] = Vec<T>(Mask<T>(load(map[n] + offset)) & *last);
-      multiply_add(grad, grad_plane, values, sums);
-      grad += lanes;
-    }
+    for (int n = 0; n < kColumns; ++n)
+      values[n] = Vec<T>(Mask<T>(load(map[n] + offsets[t])) & vectors.last);
+    multiply_add(grad, grad_plane, values, sums);
   }
   sum_lanes<T>(sums, to);
-}
-
-// Copies rows [h0, h0 + rows) and columns [v0, v0 + width) of `outputs` channels of the gradient,
-// zeros past the width and in the channels that fill up the tile.
-template <typename T>
-void copy_grad(const SampleShape& shape, const T* grad, int64_t outputs, int64_t h0, int64_t rows,
-               int64_t v0, int64_t width, int64_t row, int64_t plane, T* copy) {
-  for (int64_t r = 0; r < kRows; ++r) {
-    const int64_t copied = r < outputs ? width : 0;
-    for (int64_t h = 0; h < rows; ++h) {
-      const T* from = grad + (r * shape.height + h0 + h) * shape.width + v0;
-      T* to = copy + r * plane + h * row;
-      for (int64_t v = 0; v < copied; ++v) to[v] = from[v];
-      for (int64_t v = copied; v < row; ++v) to[v] = 0;
-    }
-  }
 }
 
 template <typename T>
 void weight_grad(const SampleShape& shape, const T* grad, const T* input, int64_t channel_begin,
                  int64_t channel_end, T* scratch, T* grad_weight) {
   constexpr int64_t lanes = Simd<T>::kLanes;
-  const SampleShape map = joined_rows(shape);
-  const int64_t size = map.kernel_size;
-  const int64_t taps = size * size;
+  const WeightGradPlan<T> plan(shape);
+  const SampleShape& map = plan.map;
+  const Block<T>& block = plan.block;
+  const int64_t taps = map.kernel_size * map.kernel_size;
   const int64_t area = map.height * map.width;
-  const Block<T> block = weight_grad_block<T>(map);
-  const int64_t grad_plane = block.rows * block.columns * lanes;
-  Mask<T>* const inside = reinterpret_cast<Mask<T>*>(scratch);
-  T* const copy = scratch + block.row;
-  T* const grad_copy = copy + block.channels * block.plane;
+  T* const grad_copy = scratch + plan.grad;
+  T* const copy = scratch + plan.copy;
+  Mask<T>* const inside = reinterpret_cast<Mask<T>*>(scratch + plan.inside);
+  int64_t* const offsets = reinterpret_cast<int64_t*>(scratch + plan.offsets);
+  int64_t* const tap_offsets = reinterpret_cast<int64_t*>(scratch + plan.taps);
+  block.tap_offsets(tap_offsets);
 
   for (int64_t h0 = 0; h0 < map.height; h0 += block.rows) {
     const int64_t rows = smaller(block.rows, map.height - h0);
     for (int64_t v0 = 0; v0 < map.width; v0 += block.columns * lanes) {
       const int64_t width = smaller(block.columns * lanes, map.width - v0);
-      const int64_t columns = ceil_div(width, lanes);
       const bool first = h0 == 0 && v0 == 0;
-      Mask<T> last = {};
-      for (int64_t v = 0; v < width % lanes; ++v) last[v] = -1;
-      mark_columns(map, block, v0 - size / 2, inside);
+      const Vectors<T> vectors(block, rows, width, offsets);
+      mark_columns(map, block, v0 - map.kernel_size / 2, inside);
       for (int64_t c0 = 0; c0 < map.in_channels; c0 += block.channels) {
         const int64_t channels = smaller(block.channels, map.in_channels - c0);
         copy_block(map, block, inside, input + c0 * area, (map.in_channels - c0) * area, channels,
                    h0, v0, rows, copy);
         for (int64_t o = channel_begin; o < channel_end; o += kRows) {
           const int64_t outputs = smaller(kRows, channel_end - o);
-          copy_grad(map, grad + o * area, outputs, h0, rows, v0, width, columns * lanes, grad_plane,
-                    grad_copy);
+          copy_grad(map, grad + o * area, outputs, h0, rows, v0, width, plan.grad_plane, grad_copy);
           for (int64_t t = 0; t < channels * taps; t += kColumns) {
             const T* tile[kColumns];
-            for (int n = 0; n < kColumns; ++n) {
-              const int64_t index = smaller(t + n, channels * taps - 1);
-              const int64_t tap = index % taps;
-              tile[n] = copy + index / taps * block.plane + tap / size * block.row + tap % size;
+            for (int64_t n = 0; n < kColumns; ++n) {
+              tile[n] = copy + tap_offsets[smaller(t + n, channels * taps - 1)];
             }
             T sums[ceil_div(kRows * kColumns, lanes) * lanes];
-            weight_grad_tile(grad_copy, grad_plane, tile, block.row, rows, columns,
-                             width % lanes == 0 ? nullptr : &last, sums);
+            weight_grad_tile(grad_copy, plan.grad_plane, tile, vectors, offsets, sums);
             const int64_t valid = smaller(kColumns, channels * taps - t);
             for (int64_t r = 0; r < outputs; ++r) {
               T* to = grad_weight + ((o + r) * map.in_channels + c0) * taps + t;
