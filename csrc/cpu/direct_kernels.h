@@ -26,8 +26,8 @@ constexpr int kColumns = 3;
 
 // `correlate`: vectors of output per block, and bytes of the block's copy, which stays in the L1
 // cache; kernel size 1 gets twice that, because it needs the channels of a long sum.
-constexpr int64_t kBlockVectors = 24;
-constexpr int64_t kBlockBytes = 32'000;
+constexpr int64_t kBlockVectors = 12;
+constexpr int64_t kBlockBytes = 20'000;
 
 // `weight_grad`: bytes of kRows channels of the gradient, which stay in the L1 cache beside a few
 // channels of the map, and bytes of the map's copy, which stays in the L2 cache.
