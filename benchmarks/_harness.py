@@ -141,7 +141,10 @@ def _fastest(run: Callable[[], object], device: torch.device, repeats: int) -> f
 
 
 def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, object]:
-    """Describe what the numbers depend on, and measure the limits of the machine."""
+    """Describe what the numbers depend on.
+
+    The limits of the machine, `peak_gflops` of the dtype and `copy_bandwidth`, are measured.
+    """
     status = _extension.status()
     described: dict[str, object] = {
         "processor": _processor(),
@@ -161,11 +164,10 @@ def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[st
         described["compiler"] = status.build["compiler"]
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
-    kind = f"GFLOP/s, {str(dtype).removeprefix('torch.')} matrix product in the caches"
-    for threads in sorted({1, torch.get_num_threads()} if device.type == "cpu" else {1}):
-        used = f"{threads} thread{'s' * (threads > 1)}, " if device.type == "cpu" else ""
-        described[f"peak, {threads}"] = f"{peak_gflops(device, dtype, threads):.1f} {kind}"
-    described["copy"] = f"{copy_bandwidth(device):.1f} GB/s, read and written"
+    if device.type == "cpu":
+        described["peak_gflops_one_thread"] = round(peak_gflops(device, dtype, 1), 1)
+    described["peak_gflops"] = round(peak_gflops(device, dtype, torch.get_num_threads()), 1)
+    described["copy_gb_per_s"] = round(copy_bandwidth(device), 1)
     return described
 
 

@@ -6,37 +6,45 @@ and double backward through autograd, which is what one meta step asks for (seve
 
     grouped      F.conv2d on x.reshape(1, B * Ci, H, W) with groups = B
     vmap         torch.vmap(F.conv2d)
-    unfold+bmm   F.unfold, then a batched matrix product
+    unfold+bmm   F.unfold (not for 1x1 kernels), then a batched matrix product
 
 Their gradients are what autograd's formulas compute, asked for directly where PyTorch allows it: no
 peer pays for a forward that is not timed.
 
     python benchmarks/bench_dynconv.py --threads 1
-    python benchmarks/bench_dynconv.py --sizes 16,64,64,48 --json results.json
+    python benchmarks/bench_dynconv.py --kernel-sizes 1 3 5 7 --figure ratios.png
+    python benchmarks/bench_dynconv.py --sizes 16,64,64,48 --algorithm direct --json results.json
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from _harness import Timing, machine, peak_bytes, time_interleaved, write_json
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from mkdext.ops import dynamic_conv2d
+from mkdext.ops import dynamic_conv2d, dynamic_conv2d_algorithms
 
-K = 3
 SIZES = ("16,64,64,48", "16,64,16,48", "16,64,144,48", "16,16,16,48", "4,64,64,96", "16,64,64,24")
 PRIMITIVES = ("forward", "input grad", "weight grad", "all seven")
+ALGORITHMS = ("auto", "direct", "winograd")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 OURS = "mkdext"
+
+Form = tuple[Callable[..., Tensor], Callable[..., Tensor]]  # the convolution, one gradient
+Calls = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,19 @@ class Size:
     def __str__(self) -> str:
         return f"{self.batch}, {self.in_channels} -> {self.out_channels}, {self.side}"
 
-    def flops(self, primitive: str) -> int:
+    def tensors(self, kernel_size: int, options: argparse.Namespace) -> list[Tensor]:
+        """Return random x, w and g."""
+        torch.manual_seed(0)
+        make = functools.partial(torch.randn, dtype=DTYPES[options.dtype], device=options.device)
+        return [
+            make(self.batch, self.in_channels, self.side, self.side),
+            make(self.batch, self.out_channels, self.in_channels, kernel_size, kernel_size),
+            make(self.batch, self.out_channels, self.side, self.side),
+        ]
+
+    def flops(self, kernel_size: int, primitive: str) -> int:
         """Return the floating-point operations of the direct algorithm."""
-        one = 2 * self.batch * self.in_channels * self.out_channels * (self.side * K) ** 2
+        one = 2 * self.batch * self.in_channels * self.out_channels * (self.side * kernel_size) ** 2
         return 7 * one if primitive == "all seven" else one
 
 
@@ -72,32 +90,39 @@ def grouped(x: Tensor, w: Tensor) -> Tensor:
     """Convolve with the samples as groups."""
     batch, channels, height, width = x.shape
     folded = x.reshape(1, batch * channels, height, width)
-    y = F.conv2d(folded, w.reshape(-1, channels, K, K), padding=K // 2, groups=batch)
+    kernels = w.flatten(0, 1)
+    y = F.conv2d(folded, kernels, padding=w.shape[-1] // 2, groups=batch)
     return y.reshape(batch, -1, height, width)
 
 
 def vmapped(x: Tensor, w: Tensor) -> Tensor:
     """Convolve sample by sample under `torch.vmap`."""
-    return torch.vmap(lambda x, w: F.conv2d(x[None], w, padding=K // 2)[0])(x, w)
+    return torch.vmap(lambda x, w: F.conv2d(x[None], w, padding=w.shape[-1] // 2)[0])(x, w)
+
+
+def patches(x: Tensor, k: int) -> Tensor:
+    """Return the patches of a map as columns; those of size 1 are the map."""
+    return x.flatten(2) if k == 1 else F.unfold(x, k, padding=k // 2)
 
 
 def unfolded(x: Tensor, w: Tensor) -> Tensor:
     """Multiply the kernels with the map's patches."""
-    y = w.flatten(2) @ F.unfold(x, K, padding=K // 2)
+    y = w.flatten(2) @ patches(x, w.shape[-1])
     return y.reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def grouped_gradient(g: Tensor, x: Tensor, w: Tensor, index: int) -> Tensor:
     """Return one gradient of `grouped` by the operator that autograd calls."""
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
+    pad = [w.shape[-1] // 2] * 2
     mask = [index == 0, index == 1, False]
     gradients = torch.ops.aten.convolution_backward(
         g.reshape(1, -1, height, width),
         x.reshape(1, -1, height, width),
-        w.reshape(-1, channels, K, K),
+        w.flatten(0, 1),
         None,
         [1, 1],
-        [K // 2, K // 2],
+        pad,
         [1, 1],
         False,
         [0, 0],
@@ -112,7 +137,7 @@ def vmapped_gradient(g: Tensor, x: Tensor, w: Tensor, index: int) -> Tensor:
 
     def one(g: Tensor, x: Tensor, w: Tensor) -> Tensor:
         mask = [index == 0, index == 1, False]
-        pad = [K // 2, K // 2]
+        pad = [w.shape[-1] // 2] * 2
         gradients = torch.ops.aten.convolution_backward(
             g[None], x[None], w, None, [1, 1], pad, [1, 1], False, [0, 0], 1, mask
         )
@@ -123,27 +148,41 @@ def vmapped_gradient(g: Tensor, x: Tensor, w: Tensor, index: int) -> Tensor:
 
 def unfolded_gradient(g: Tensor, x: Tensor, w: Tensor, index: int) -> Tensor:
     """Return one gradient of `unfolded`, written out."""
+    k = w.shape[-1]
     if index == 0:
         columns = w.flatten(2).mT @ g.flatten(2)
-        return F.fold(columns, x.shape[2:], K, padding=K // 2)
-    return (g.flatten(2) @ F.unfold(x, K, padding=K // 2).mT).view_as(w)
+        return columns.view_as(x) if k == 1 else F.fold(columns, x.shape[2:], k, padding=k // 2)
+    return (g.flatten(2) @ patches(x, k).mT).view_as(w)
 
 
-def our_gradient(g: Tensor, x: Tensor, w: Tensor, index: int) -> Tensor:
+def our_gradient(algorithm: str, g: Tensor, x: Tensor, w: Tensor, index: int) -> Tensor:
     """Return one gradient by the operator that autograd calls, or by autograd without one."""
     if hasattr(torch.ops.mkdext, "dynamic_conv2d") and g.device.type == "cpu":
         if index == 0:
-            return torch.ops.mkdext.dynamic_conv2d_input_grad(g, w)
-        return torch.ops.mkdext.dynamic_conv2d_weight_grad(g, x, K)
+            return torch.ops.mkdext.dynamic_conv2d_input_grad(g, w, algorithm)
+        return torch.ops.mkdext.dynamic_conv2d_weight_grad(g, x, w.shape[-1], algorithm)
     return grouped_gradient(g, x, w, index)
 
 
-FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    OURS: (dynamic_conv2d, our_gradient),
-    "grouped": (grouped, grouped_gradient),
-    "vmap": (vmapped, vmapped_gradient),
-    "unfold+bmm": (unfolded, unfolded_gradient),
-}
+def forms(algorithm: str) -> dict[str, Form]:
+    """Return the convolution and its gradients in each form."""
+    convolve = functools.partial(dynamic_conv2d, algorithm=algorithm)
+    return {
+        OURS: (convolve, functools.partial(our_gradient, algorithm)),
+        "grouped": (grouped, grouped_gradient),
+        "vmap": (vmapped, vmapped_gradient),
+        "unfold+bmm": (unfolded, unfolded_gradient),
+    }
+
+
+def algorithm_taken(x: Tensor, w: Tensor, primitive: str, algorithm: str) -> str:
+    """Return what our form runs: one name, or all that "all seven" goes through."""
+    if algorithm != "auto":
+        return algorithm
+    chosen = dynamic_conv2d_algorithms(x, w)
+    if primitive == "all seven":
+        return "+".join(sorted(set(chosen.values())))
+    return chosen[primitive.replace(" ", "_")]
 
 
 def all_seven(convolve: Callable[[Tensor, Tensor], Tensor], tensors: list[Tensor]) -> None:
@@ -153,22 +192,20 @@ def all_seven(convolve: Callable[[Tensor, Tensor], Tensor], tensors: list[Tensor
     torch.autograd.grad(first, (x, w, g), (ggx, ggw))
 
 
-def candidates(size: Size, primitive: str, device: torch.device) -> dict[str, Callable[[], object]]:
+def candidates(tensors: list[Tensor], primitive: str, algorithm: str) -> Calls:
     """Return one call per form, all on the same tensors."""
-    torch.manual_seed(0)
-    x = torch.randn(size.batch, size.in_channels, size.side, size.side, device=device)
-    w = torch.randn(size.batch, size.out_channels, size.in_channels, K, K, device=device)
-    g = torch.randn(size.batch, size.out_channels, size.side, size.side, device=device)
+    x, w, g = tensors
+    pairs = forms(algorithm).items()
     if primitive == "forward":
-        return {name: (lambda f=form[0]: f(x, w)) for name, form in FORMS.items()}
+        return {name: functools.partial(form[0], x, w) for name, form in pairs}
     if primitive in ("input grad", "weight grad"):
         index = PRIMITIVES.index(primitive) - 1
-        return {name: (lambda f=form[1]: f(g, x, w, index)) for name, form in FORMS.items()}
+        return {name: functools.partial(form[1], g, x, w, index) for name, form in pairs}
     leaves = [t.requires_grad_() for t in (x, w, g)] + [torch.randn_like(x), torch.randn_like(w)]
-    return {name: (lambda f=form[0]: all_seven(f, leaves)) for name, form in FORMS.items()}
+    return {name: functools.partial(all_seven, form[0], leaves) for name, form in pairs}
 
 
-def check(calls: dict[str, Callable[[], object]]) -> None:
+def check(calls: Calls) -> None:
     """Require that all forms compute the same."""
     results = {name: call() for name, call in calls.items()}
     expected = results["grouped"]
@@ -185,6 +222,14 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument(
+        "--algorithm", choices=ALGORITHMS, default="auto", help="of our form (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kernel-sizes", type=int, nargs="+", default=[3], metavar="K", help="odd (default: 3)"
+    )
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the ratios as a PNG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every timing to FILE")
     parser.add_argument(
         "--sizes",
@@ -199,13 +244,20 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.threads < 1 or arguments.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
+    for size in arguments.kernel_sizes:
+        if size < 1 or size % 2 == 0:
+            parser.error(f"--kernel-sizes must be odd and positive, got {size}")
+        try:
+            dynamic_conv2d(*Size(1, 1, 1, 1).tensors(size, arguments)[:2], arguments.algorithm)
+        except ValueError as error:
+            parser.error(str(error))
     return arguments
 
 
 def report(
     table: Table,
-    size: Size,
-    primitive: str,
+    case: dict[str, object],
+    flops: int,
     timings: dict[str, Timing],
     peaks: dict[str, int | None],
 ) -> list[dict[str, object]]:
@@ -214,29 +266,27 @@ def report(
     best = min(peers, key=lambda name: peers[name].median)
     rows: list[dict[str, object]] = []
     for name, timing in timings.items():
-        gflops = size.flops(primitive) / timing.median / 1e9
+        gflops = flops / timing.median / 1e9
         ratio = timing.ratio_to(timings[best])
         peak = peaks[name]
+        ours = name == OURS
         table.add_row(
-            str(size) if name == OURS else "",
-            primitive if name == OURS else "",
-            name,
+            str(case["kernel_size"]) if ours else "",
+            str(case["size"]) if ours else "",
+            str(case["primitive"]) if ours else "",
+            f"{name} {case['algorithm']}" if ours else name,
             f"{1e3 * timing.median:.2f}",
             f"{timing.spread:.0%}",
             f"{gflops:.1f}",
             f"{ratio:.2f}",
             "" if peak is None else f"{peak / 2**20:.0f}",
-            style="bold" if name == OURS else None,
+            style="bold" if ours else None,
             end_section=name == list(timings)[-1],
         )
         rows.append(
             {
-                "batch": size.batch,
-                "in_channels": size.in_channels,
-                "out_channels": size.out_channels,
-                "side": size.side,
-                "kernel_size": K,
-                "primitive": primitive,
+                **case,
+                "algorithm": case["algorithm"] if ours else None,
                 "form": name,
                 "median_s": timing.median,
                 "spread": timing.spread,
@@ -250,39 +300,79 @@ def report(
     return rows
 
 
+def draw(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+    """Draw our ratio to the best peer: a panel per kernel size, a group of bars per size."""
+    count = len(options.kernel_sizes)
+    figure = Figure((1.6 + 1.4 * len(options.sizes), 0.4 + 2.4 * count), layout="constrained")
+    panels = figure.subplots(count, sharex=True, squeeze=False)
+    labels = [str(size) for size in options.sizes]
+    width = 0.8 / len(PRIMITIVES)
+    for panel, kernel_size in zip(panels[:, 0], options.kernel_sizes, strict=True):
+        for n, primitive in enumerate(PRIMITIVES):
+            ratios = [
+                row["ratio_to_best_peer"]
+                for row in rows
+                if (row["form"], row["kernel_size"], row["primitive"])
+                == (OURS, kernel_size, primitive)
+            ]
+            places = [i + (n - (len(PRIMITIVES) - 1) / 2) * width for i in range(len(labels))]
+            panel.bar(places, ratios, width, label=primitive)
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set_title(f"{kernel_size}x{kernel_size} kernels, {options.dtype}", fontsize="medium")
+        panel.set_ylabel("times as fast\nas the best peer")
+    panels[0, 0].legend(ncols=len(PRIMITIVES), fontsize="small")
+    panels[-1, 0].set_xticks(range(len(labels)), labels, fontsize="small")
+    panels[-1, 0].set_xlabel("batch, input channels -> output channels, height = width")
+    options.figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.figure, dpi=150)
+
+
 def main() -> None:
     """Run the benchmark and print the table."""
-    arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    header = machine(arguments.device)
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    header = machine(options.device, DTYPES[options.dtype])
+    header |= {"dtype": options.dtype, "algorithm": options.algorithm}
+    console = Console(width=None if sys.stdout.isatty() else 110)
     for key, value in header.items():
-        console.print(f"{key:>16}: {value}", highlight=False)
-    table = Table("size", "primitive", "form", *("ms", "spread", "GFLOP/s", "ratio", "peak MiB"))
-    for column in table.columns[3:]:
+        console.print(f"{key:>22}: {value}", highlight=False)
+    table = Table("k", "size", "primitive", "form", "ms", "spread", "GFLOP/s", "ratio", "peak MiB")
+    for column in table.columns[4:]:
         column.justify = "right"
     rows: list[dict[str, object]] = []
+    cases = list(itertools.product(options.kernel_sizes, options.sizes, PRIMITIVES))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(arguments.sizes) * len(PRIMITIVES))
-        for size in arguments.sizes:
-            for primitive in PRIMITIVES:
-                progress.update(task, description=f"{size}: {primitive}")
-                calls = candidates(size, primitive, arguments.device)
-                peaks = {name: peak_bytes(call, arguments.device) for name, call in calls.items()}
-                check(calls)
-                timings = time_interleaved(calls, arguments.device, arguments.repeats)
-                rows += report(table, size, primitive, timings, peaks)
-                progress.advance(task)
+        task = progress.add_task("", total=len(cases))
+        for kernel_size, size, primitive in cases:
+            progress.update(task, description=f"{kernel_size}x{kernel_size}, {size}: {primitive}")
+            tensors = size.tensors(kernel_size, options)
+            calls = candidates(tensors, primitive, options.algorithm)
+            peaks = {name: peak_bytes(call, options.device) for name, call in calls.items()}
+            check(calls)
+            timings = time_interleaved(calls, options.device, options.repeats)
+            case: dict[str, object] = {
+                "size": str(size),
+                **asdict(size),
+                "kernel_size": kernel_size,
+                "primitive": primitive,
+                "algorithm": algorithm_taken(*tensors[:2], primitive, options.algorithm),
+            }
+            rows += report(table, case, size.flops(kernel_size, primitive), timings, peaks)
+            progress.advance(task)
     console.print(table)
     console.print(
         "ms: median; spread: interquartile range / median; GFLOP/s: of the direct algorithm; "
         "ratio: speed against the fastest peer, median over the rounds; "
-        "peak MiB: memory of a call above what stood before."
+        "peak MiB: memory of a call above what stood before; peak_gflops: a 512 x 512 matrix "
+        "product; copy_gb_per_s: bytes read and written by a copy of 256 MiB."
     )
-    if arguments.json is not None:
-        write_json(arguments.json, header, rows)
-        console.print(f"written to {arguments.json.resolve()}")
+    if options.figure is not None:
+        draw(rows, options)
+        console.print(f"drawn to {options.figure.resolve()}")
+    if options.json is not None:
+        write_json(options.json, header, rows)
+        console.print(f"written to {options.json.resolve()}")
 
 
 if __name__ == "__main__":

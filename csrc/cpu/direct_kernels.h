@@ -97,9 +97,19 @@ struct Block {
 // within the map.
 template <typename T>
 void mark_columns(const SampleShape& shape, const Block<T>& block, int64_t begin, Mask<T>* inside) {
-  for (int64_t v = 0; v < block.row; ++v) {
-    inside[v / Simd<T>::kLanes][v % Simd<T>::kLanes] =
-        begin + v >= 0 && begin + v < shape.width ? -1 : 0;
+  constexpr int lanes = Simd<T>::kLanes;
+  const int64_t first = smaller(larger(-begin, 0), block.row);
+  const int64_t end = smaller(larger(shape.width - begin, 0), block.row);
+  Mask<T> after_first, before_end;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < lanes; ++lane) {
+    after_first[lane] = lane - first;
+    before_end[lane] = end - lane;
+  }
+  for (int64_t v = 0; v < block.row; v += lanes) {
+    inside[v / lanes] = (after_first >= 0) & (before_end > 0);
+    after_first += lanes;
+    before_end -= lanes;
   }
 }
 
@@ -293,14 +303,17 @@ void correlate(const SampleShape& shape, WeightOrder order, const T* input, cons
       // Past the end the last tile repeats a vector, which is computed and not stored.
       const int64_t tiles = ceil_div(rows * columns, kColumns);
       Tile<T> tile[kBlockVectors];
-      for (int64_t index = 0; index < tiles * kColumns; ++index) {
-        const int64_t row = smaller(index, rows * columns - 1) / columns;
-        const int64_t column = smaller(index, rows * columns - 1) % columns * lanes;
-        Tile<T>& place = tile[index / kColumns];
-        place.map[index % kColumns] = copy + row * block.row + column;
-        place.output[index % kColumns] = (h0 + row) * map.width + v0 + column;
-        place.valid[index % kColumns] =
-            index < rows * columns ? smaller(lanes, v_end - v0 - column) : 0;
+      int64_t row = 0, column = 0, left = rows * columns;
+      for (int64_t t = 0; t < tiles; ++t) {
+        for (int v = 0; v < kColumns; ++v) {
+          tile[t].map[v] = copy + row * block.row + column * lanes;
+          tile[t].output[v] = (h0 + row) * map.width + v0 + column * lanes;
+          tile[t].valid[v] = left > 0 ? smaller(lanes, v_end - v0 - column * lanes) : 0;
+          if (--left > 0 && ++column == columns) {
+            column = 0;
+            ++row;
+          }
+        }
       }
       for (int64_t c0 = 0; c0 < map.in_channels; c0 += block.channels) {
         const int64_t channels = smaller(block.channels, map.in_channels - c0);
