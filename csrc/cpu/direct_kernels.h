@@ -536,14 +536,23 @@ void weight_grad(const SampleShape& shape, const T* grad, const T* input, int64_
                    h0, v0, rows, copy);
         for (int64_t o = channel_begin; o < channel_end; o += kRows) {
           const int64_t outputs = smaller(kRows, channel_end - o);
-          copy_grad(map, grad + o * area, outputs, h0, rows, v0, width, plan.grad_plane, grad_copy);
+          // Whole rows of whole vectors lie in the order of `Vectors` already.
+          const bool in_order = (width == map.width || rows == 1) && width % lanes == 0;
+          const T* rows_of_grad = grad + o * area + h0 * map.width + v0;
+          int64_t grad_plane = area;
+          if (!in_order || outputs < kRows) {
+            copy_grad(map, grad + o * area, outputs, h0, rows, v0, width, plan.grad_plane,
+                      grad_copy);
+            rows_of_grad = grad_copy;
+            grad_plane = plan.grad_plane;
+          }
           for (int64_t t = 0; t < channels * taps; t += kColumns) {
             const T* tile[kColumns];
             for (int64_t n = 0; n < kColumns; ++n) {
               tile[n] = copy + tap_offsets[smaller(t + n, channels * taps - 1)];
             }
             T sums[ceil_div(kRows * kColumns, lanes) * lanes];
-            weight_grad_tile(grad_copy, plan.grad_plane, tile, vectors, offsets, sums);
+            weight_grad_tile(rows_of_grad, grad_plane, tile, vectors, offsets, sums);
             const int64_t valid = smaller(kColumns, channels * taps - t);
             for (int64_t r = 0; r < outputs; ++r) {
               T* to = grad_weight + ((o + r) * map.in_channels + c0) * taps + t;
