@@ -24,10 +24,10 @@ namespace {
 constexpr int kRows = MKDEXT_VECTOR_COUNT == 32 ? 8 : 4;
 constexpr int kColumns = 3;
 
-// `correlate`: vectors of output per block, and bytes of the block's copy, which stays in the L1
-// cache; kernel size 1 gets twice that, because it needs the channels of a long sum.
-constexpr int64_t kBlockVectors = 12;
-constexpr int64_t kBlockBytes = 20'000;
+// `correlate`: vectors of output per block, and bytes of the block's copy, which stays in the L2
+// cache.
+constexpr int64_t kBlockVectors = 24;
+constexpr int64_t kBlockBytes = 80'000;
 
 // `weight_grad`: bytes of kRows channels of the gradient, which stay in the L1 cache beside a few
 // channels of the map, and bytes of the map's copy, which stays in the L2 cache.
@@ -171,7 +171,7 @@ struct CorrelatePlan {
     const int64_t columns =
         joined ? smaller(vectors, kBlockVectors) : ceil_div(vectors, ceil_div(vectors, kColumns));
     const int64_t rows = smaller(map.height, larger(1, kBlockVectors / columns));
-    return Block<T>(map, columns, rows, joined ? 2 * kBlockBytes : kBlockBytes);
+    return Block<T>(map, columns, rows, kBlockBytes);
   }
 };
 
