@@ -29,18 +29,24 @@ class DistillationMethod(nn.Module, ABC):
             parameters.
         """
 
+    def once_differentiable(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The same loss where one derivative is enough; a method may need less memory for it."""
+        loss: Tensor = self(student, teacher)
+        return loss
+
     def gradient(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], create_graph: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss, and what the student descends: its gradient with respect to the student's maps.
 
         A method may cut part of the loss's dependence on the student from what it descends. With
-        `create_graph` both results are differentiable, also through what was cut: the meta-gradient
-        of several inner steps sees how every step changes the next one.
+        `create_graph` the gradient is differentiable, also through what was cut: the meta-gradient
+        of several inner steps sees how every step changes the next one. The loss is a number
+        without gradient.
         """
         maps = tuple(f.view_as(f) for f in student)
         loss = self(maps, teacher)
-        return loss, torch.autograd.grad(loss, maps, create_graph=create_graph)
+        return loss.detach(), torch.autograd.grad(loss, maps, create_graph=create_graph)
 
     @abstractmethod
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext.distill.base import DistillationMethod
+from mkdext.distill.differentiated import differentiated
+from mkdext.distill.piecewise_linear import leaky_relu, mean_magnitude
 from mkdext.ops import dynamic_conv2d, texture_kernels
 
 LEAKY_SLOPE = 0.2
@@ -82,6 +85,11 @@ class Knowledge(NamedTuple):
 class KRNet(nn.Module):
     """Knowledge representation network of one distillation point (MKD eq. 4-6).
 
+    Pooling and 1x1 convolutions are linear and act on different dimensions, so their order is free:
+    the few channels of the student are pooled before the correlation corrects them and before they
+    are reorganised, and the 1x1 convolution that ends `match` is applied to the kernels that follow
+    it instead of to the map.
+
     Example:
         >>> krnet = KRNet(16, 32, MKDOptions(grid=4))
         >>> student, teacher = torch.rand(2, 16, 24, 24), torch.rand(2, 32, 24, 24)
@@ -114,11 +122,12 @@ class KRNet(nn.Module):
             source: The student's features once more, for the kernels to be generated from.
         """
         weights = self.correlate(source, teacher)
-        corrected = torch.einsum("bst,bshw->bthw", weights, source)
-        first = self.generate(self.kernel1, corrected)
-        second = self.generate(self.kernel2, corrected)
+        first, second, matched_first = self.generate(source, weights)
+        widen = self.match[0].weight.flatten(1).expand(len(student), -1, -1)
+        hidden = torch.bmm(widen, student.flatten(2)).unflatten(2, student.shape[2:])
+        hidden = leaky_relu(hidden, LEAKY_SLOPE)
         return Knowledge(
-            student=extract(self.match(student), first, second),
+            student=extract(hidden, matched_first, second),
             teacher=extract(teacher, first, second),
             kernels=(first, second),
             correlation=weights,
@@ -132,30 +141,45 @@ class KRNet(nn.Module):
         """
         pixels = student.shape[-2] * student.shape[-1]
         rows, columns = student.flatten(2), teacher.flatten(2)
+        product = torch.bmm(rows, columns.transpose(1, 2))
         if self.options.correlation == "cosine":
-            rows, columns = functional.normalize(rows, dim=2), functional.normalize(columns, dim=2)
-        product = rows @ columns.transpose(1, 2)
-        if self.options.correlation == "cosine":
-            product = product * math.sqrt(pixels)
+            sizes = inverse_norm(rows), inverse_norm(columns).transpose(1, 2)
+            product = product * sizes[0] * sizes[1] * math.sqrt(pixels)
         elif self.options.correlation == "scaled":
             product = product / math.sqrt(pixels)
         return product.softmax(dim=1 if self.options.softmax_over == "student" else 2)
 
-    def generate(self, reorganize: nn.Module, corrected: Tensor) -> Tensor:
-        """Texture-aware kernels: a 1x1 convolution, then a kernel from each patch of the map.
+    def generate(self, source: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Texture-aware kernels: a kernel from each patch of the corrected features.
 
         Args:
-            reorganize: The 1x1 convolution, `C_t` to `C` channels.
-            corrected: Student features corrected by the correlation, `[B, C_t, h, w]`.
+            source: Student features, `[B, C_s, h, w]`.
+            weights: Their correlation with the teacher's, `[B, C_s, C_t]`.
 
         Returns:
-            `[B, grid^2, C, k, k]`.
+            `W_1` `[B, c_o, C_t, k, k]`, `W_2` `[B, c_o, c_o, k, k]`, and `W_1` after the last 1x1
+            convolution of `match`, `[B, c_o, hidden, k, k]`.
         """
         options = self.options
-        kernels = texture_kernels(reorganize(corrected), options.grid, options.kernel_size)
+        textures = texture_kernels(source, options.grid, options.kernel_size)
+
+        def reorganize(mix: Tensor) -> Tensor:  # mix: [B, C, C_s]
+            return torch.einsum("bcs,bgskl->bgckl", mix, textures).contiguous()
+
+        corrected = weights.transpose(1, 2)
+        mix = self.kernel1.weight.flatten(1) @ corrected
+        first, second = reorganize(mix), reorganize(self.kernel2.weight.flatten(1) @ corrected)
+        matched = reorganize(self.match[2].weight.flatten(1).T @ mix)
         if options.normalize_kernels:
-            kernels = functional.normalize(kernels.flatten(2), dim=2).view_as(kernels)
-        return kernels
+            size = inverse_norm(first.flatten(2))[..., None, None]
+            first, matched = first * size, matched * size
+            second = second * inverse_norm(second.flatten(2))[..., None, None]
+        return first, second, matched
+
+
+def inverse_norm(vectors: Tensor) -> Tensor:
+    """`1 / max(|v|, 1e-12)` of each last dimension, which is kept; smooth at 0, to any order."""
+    return vectors.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 class MKD(DistillationMethod):
@@ -194,7 +218,16 @@ class MKD(DistillationMethod):
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """L_kd of MKD eq. 7: the sum over the points of the mean gap between the knowledge."""
-        return self._loss(self.knowledge(student, teacher, student))
+        return _sum(
+            self._loss(net, maps, hints) for net, maps, hints in self._points(student, teacher)
+        )
+
+    def once_differentiable(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The same loss, with the memory of one point."""
+        return _sum(
+            differentiated(partial(self._loss, net, teacher=hints), maps, net.parameters())
+            for net, maps, hints in self._points(student, teacher)
+        )
 
     def gradient(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], create_graph: bool = False
@@ -203,10 +236,20 @@ class MKD(DistillationMethod):
 
         With `detach_kernels` off it is the whole gradient.
         """
-        maps = tuple(f.view_as(f) for f in student)
-        sources = student if self.options.detach_kernels else maps
-        loss = self._loss(self.knowledge(maps, teacher, sources))
-        return loss, torch.autograd.grad(loss, maps, create_graph=create_graph)
+        detach = self.options.detach_kernels
+        losses, slopes = [], []
+        for net, maps, hints in self._points(student, teacher):
+            moved = maps.view_as(maps)
+            gap, size = self._gap(net(moved, hints, source=maps if detach else moved))
+            losses.append((gap / size).detach())
+            if detach:
+                # The size does not depend on what moves. Dividing by it last leaves all that was
+                # computed before with the sign of the gap, a constant, for second derivatives.
+                (slope,) = torch.autograd.grad(gap, moved, create_graph=create_graph)
+                slopes.append(slope / (size if create_graph else size.detach()))
+            else:
+                slopes += torch.autograd.grad(gap / size, moved, create_graph=create_graph)
+        return _sum(losses), tuple(slopes)
 
     def knowledge(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], sources: Sequence[Tensor]
@@ -215,12 +258,19 @@ class MKD(DistillationMethod):
         features = zip(student, teacher, sources, strict=True)
         return [krnet(*maps) for krnet, maps in zip(self.krnets, features, strict=True)]
 
-    def _loss(self, points: list[Knowledge]) -> Tensor:
-        return torch.stack([self._gap(point) for point in points]).sum()
+    def _points(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+        return zip(self.krnets, student, teacher, strict=True)
 
-    def _gap(self, point: Knowledge) -> Tensor:
-        gap = functional.l1_loss(point.student, point.teacher)
-        return gap / point.teacher.abs().mean() if self.options.relative else gap
+    def _loss(self, net: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+        gap, size = self._gap(net(student, teacher, source=student))
+        return gap / size
+
+    def _gap(self, point: Knowledge) -> tuple[Tensor, Tensor]:
+        """Mean gap between the knowledge, and what it is divided by."""
+        gap = mean_magnitude(point.student - point.teacher)
+        return gap, mean_magnitude(point.teacher) if self.options.relative else gap.new_ones(())
 
     @torch.no_grad()
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
@@ -252,16 +302,19 @@ class MKD(DistillationMethod):
         return {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
 
 
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).sum()
+
+
 def extract(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Two dynamic convolutions with an activation between them (MKD eq. 5 and 6).
 
     Args:
-        features: `[B, C_t, h, w]`.
-        first: `W_1`, `[B, c_o, C_t, k, k]`.
+        features: `[B, C, h, w]`.
+        first: `W_1`, `[B, c_o, C, k, k]`.
         second: `W_2`, `[B, c_o, c_o, k, k]`.
 
     Returns:
         `[B, c_o, h, w]`.
     """
-    hidden = functional.leaky_relu(dynamic_conv2d(features, first), LEAKY_SLOPE)
-    return dynamic_conv2d(hidden, second)
+    return dynamic_conv2d(leaky_relu(dynamic_conv2d(features, first), LEAKY_SLOPE), second)

@@ -22,7 +22,7 @@ Loss = Callable[[Parameters], Tensor]
 """A scalar function of the student's parameters."""
 
 Descent = Callable[[Parameters], tuple[Tensor, Tensors]]
-"""A loss and the gradient that a step descends, one tensor for each parameter, differentiable."""
+"""A loss, and the gradient that a step descends, one tensor for each parameter, differentiable."""
 
 
 def gradient_of(loss: Loss) -> Descent:
@@ -30,7 +30,8 @@ def gradient_of(loss: Loss) -> Descent:
 
     def descent(parameters: Parameters) -> tuple[Tensor, Tensors]:
         value = loss(parameters)
-        return value, _gradients(value, tuple(parameters.values()), create_graph=True)
+        gradients = _gradients(value, tuple(parameters.values()), create_graph=True)
+        return value.detach(), gradients
 
     return descent
 
@@ -67,7 +68,8 @@ def meta_gradient(
             `meta_parameters`.
         objective: What the meta-parameters shall minimise (MKD eq. 3); may depend on
             `meta_parameters` directly too.
-        parameters: `theta_0` by name; not changed.
+        parameters: `theta_0` by name; not changed. Leaves that require a gradient are themselves
+            what the first step is given, so that it can take up what was computed from them.
         meta_parameters: Leaf tensors, phi in the paper.
         optimizer: Update rule of the inner loop.
         steps: Number T of inner steps.
@@ -108,7 +110,10 @@ def meta_gradient(
         return lambda theta: descent(named(theta))
 
     descents = [inner] * steps + ([closing] if closing else [])
-    theta = tuple(p.detach().requires_grad_() for p in parameters.values())
+    theta = tuple(
+        p if p.is_leaf and p.requires_grad else p.detach().requires_grad_()
+        for p in parameters.values()
+    )
     if state is None:
         state = optimizer.initial_state(theta)
     differentiate = _unrolled if mode == "unrolled" else _replayed
@@ -123,7 +128,7 @@ def meta_gradient(
     return MetaGradient(
         gradients=gradients,
         objective=value.detach(),
-        inner_losses=tuple(v.detach() for v in values[:steps]),
+        inner_losses=tuple(values[:steps]),
         parameters=named(tuple(p.detach() for p in theta)),
     )
 
@@ -161,7 +166,7 @@ def _replayed(
     for descent in descents:
         trajectory.append((theta, state))
         value, gradients = descent(theta)
-        values.append(value.detach())
+        values.append(value)
         with torch.no_grad():
             theta, state = optimizer.step(theta, gradients, state)
         theta = tuple(p.requires_grad_() for p in theta)

@@ -66,19 +66,19 @@ class TrainingStep:
             group["lr"] = now.lr
         distillation = self.distillation if now.distillation > 0 else None
         hints = self.teacher_features(distillation, lr) if distillation else []
+        points = distillation.student_points if distillation else []
+        sr, features = forward_with_features(self.student, points, lr)
         values: dict[str, Tensor] = {}
         if distillation and step % self.options.meta.every == 0:
-            values |= self.meta_step(distillation, lr, hr, hints)
+            values |= self.meta_step(distillation, lr, hr, hints, features)
+            if not self.options.meta.rollback:
+                sr, features = forward_with_features(self.student, points, lr)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         outputs, slopes = [], []
         if distillation:
-            sr, features = forward_with_features(self.student, distillation.student_points, lr)
-            loss, feature_slopes = distillation.method.gradient(features, hints)
-            values["distillation"] = loss
+            values["distillation"], feature_slopes = distillation.method.gradient(features, hints)
             outputs += features
             slopes += [now.distillation * slope for slope in feature_slopes]
-        else:
-            sr = self.student(lr)
         values["reconstruction"] = functional.l1_loss(sr, hr)
         if now.reconstruction > 0:
             outputs.append(values["reconstruction"])
@@ -95,21 +95,38 @@ class TrainingStep:
     def teacher_features(self, distillation: Distillation, lr: Tensor) -> list[Tensor]:
         """The teacher's feature maps, without gradient."""
         with torch.no_grad():
-            return features_at(distillation.teacher, distillation.teacher_points, lr)
+            maps = features_at(distillation.teacher, distillation.teacher_points, lr)
+        # The layout of the operators, made once for all that follows.
+        return [feature.contiguous() for feature in maps]
 
     def meta_step(
-        self, distillation: Distillation, lr: Tensor, hr: Tensor, hints: Sequence[Tensor]
+        self,
+        distillation: Distillation,
+        lr: Tensor,
+        hr: Tensor,
+        hints: Sequence[Tensor],
+        features: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Improve the method by the meta-gradient (MKD eq. 3)."""
+        """Improve the method by the meta-gradient (MKD eq. 3).
+
+        Args:
+            distillation: The method, and where it looks.
+            lr: `[B, 3, p, p]` in [0, 1].
+            hr: `[B, 3, scale*p, scale*p]` in [0, 1].
+            hints: The teacher's feature maps.
+            features: The student's, with their graph, from which the inner loop begins.
+        """
         options = self.options.meta
         method, points = distillation.method, distillation.student_points
         theta = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
 
         def inner(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-            _, features = forward_with_features(self.student, points, lr, parameters)
-            loss, slopes = method.gradient(features, hints, create_graph=True)
+            maps = features
+            if any(parameters[name] is not parameter for name, parameter in theta.items()):
+                _, maps = forward_with_features(self.student, points, lr, parameters)
+            loss, slopes = method.gradient(maps, hints, create_graph=True)
             gradients = torch.autograd.grad(
-                features,
+                maps,
                 tuple(parameters.values()),
                 slopes,
                 create_graph=True,
@@ -125,8 +142,8 @@ class TrainingStep:
         def objective(parameters: dict[str, Tensor]) -> Tensor:
             if options.keep == 0:
                 return reconstruction(parameters)
-            sr, features = forward_with_features(self.student, points, lr, parameters)
-            kept: Tensor = options.keep * method(features, hints)
+            sr, maps = forward_with_features(self.student, points, lr, parameters)
+            kept: Tensor = options.keep * method.once_differentiable(maps, hints)
             return functional.l1_loss(sr, hr) + kept
 
         phi = list(method.parameters())
@@ -177,16 +194,17 @@ class NonFiniteError(ArithmeticError):
 
 def require_finite(values: dict[str, Tensor]) -> None:
     """Raise `NonFiniteError` naming the first value that is NaN or infinite."""
-    for name, value in values.items():
-        # A meta tensor has no value; it serves to estimate the memory.
-        if not value.is_meta and not torch.isfinite(value):
-            raise NonFiniteError(f"{name.replace('_', ' ')} is {value.item()}")
+    together = torch.stack(list(values.values()))
+    # A meta tensor has no value; it serves to estimate the memory.
+    if together.is_meta or bool(torch.isfinite(together).all()):
+        return
+    name, value = next((n, v) for n, v in values.items() if not torch.isfinite(v))
+    raise NonFiniteError(f"{name.replace('_', ' ')} is {value.item()}")
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all gradients together."""
-    norm: Tensor = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    return norm
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def apply(
