@@ -2,10 +2,18 @@
 
 The step is that of an RCAN-A student at x4: teacher features given (64 channels, 4 points), batch
 16, 48x48 low-resolution patches, 64 kernels of 3x3, one inner step, the gradient for every KRNet
-parameter, then the student's own step. The stock form is the same code on grouped `F.conv2d`, the
-fastest way to write a per-sample convolution in PyTorch.
+parameter, then the student's own step. It is timed in four forms:
+
+- mkdext: the package;
+- stock convolutions: the package's step on grouped `F.conv2d`, the fastest way to write a
+  per-sample convolution in PyTorch; tells what the kernels bring, and what the rest does;
+- stock: `stock_meta_step.py`, the equations as a user of PyTorch writes them down;
+- vanilla: the student's own step without distillation.
+
+That the first and the third compute the same gradients is checked before.
 
     python benchmarks/bench_meta_step.py
+    python benchmarks/bench_meta_step.py --profile
 """
 
 from __future__ import annotations
@@ -13,70 +21,111 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import torch
-from _harness import machine, peak_bytes, time_interleaved, write_json
+from _harness import (
+    choose_clock,
+    machine,
+    peak_bytes,
+    synchronize,
+    time_interleaved,
+    write_json,
+)
 from rich.console import Console
 from rich.table import Table
+from stock_meta_step import StockKRNet, StockMetaStep
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from mkdext import _extension
 from mkdext.distill import MKD, MKDOptions
 from mkdext.models import create_model, default_points
 from mkdext.ops import reference
-from mkdext.training import TrainOptions
+from mkdext.training import TrainOptions, steps
 from mkdext.training.steps import Distillation, TrainingStep
 
 POINTS = 4
-FORMS = ("mkdext", "stock", "vanilla")
+FORMS = ("mkdext", "stock convolutions", "stock", "vanilla")
 
 
-class GivenFeatures(nn.Module):
-    """A teacher that costs nothing: its feature maps were made before."""
+class StepOnGivenFeatures(TrainingStep):
+    """A step whose teacher costs nothing: its feature maps were made before."""
 
-    def __init__(self, batch: int, channels: int, side: int) -> None:
-        """Make random maps."""
-        super().__init__()
-        self.maps = nn.ParameterList(
-            torch.randn(batch, channels, side, side) for _ in range(POINTS)
-        )
-        self.points = nn.ModuleList(nn.Identity() for _ in range(POINTS))
+    hints: list[torch.Tensor]
 
-    def forward(self, lr: torch.Tensor) -> torch.Tensor:
-        """Pass each map by its point."""
-        for given, point in zip(self.maps, self.points, strict=True):
-            point(given)
-        return lr
+    def teacher_features(self, distillation: Distillation, lr: torch.Tensor) -> list[torch.Tensor]:
+        """What is given."""
+        return self.hints
 
 
-def make_step(form: str, arguments: argparse.Namespace) -> Callable[[], None]:
-    """One step on fixed random patches."""
+def make_step(
+    form: str, arguments: argparse.Namespace, dtype: torch.dtype = torch.float32
+) -> tuple[Callable[[], None], list[torch.optim.Optimizer]]:
+    """One step on fixed random patches, and the optimizers of student and KRNets."""
     torch.manual_seed(0)
     device, batch, side = arguments.device, arguments.batch, arguments.patch
+    kind = {"device": device, "dtype": dtype}
     options = TrainOptions(batch_size=batch, patch_size=side)
-    student = create_model("rcan-a", scale=4).to(device).to(memory_format=torch.channels_last)
+    student = create_model("rcan-a", scale=4).to(**kind).to(memory_format=torch.channels_last)
     method = MKD([16] * POINTS, [arguments.channels] * POINTS, MKDOptions(grid=arguments.grid))
-    method.to(device)
-    distillation = Distillation(
-        GivenFeatures(batch, arguments.channels, side).to(device),
-        [f"points.{index}" for index in range(POINTS)],
-        default_points(student),
-        method,
-        torch.optim.Adam(method.parameters(), options.meta.lr),
-    )
+    method.to(**kind)
+    hints = [torch.randn(batch, arguments.channels, side, side, **kind) for _ in range(POINTS)]
+    lr = torch.rand(batch, 3, side, side, **kind)
+    hr = torch.rand(batch, 3, 4 * side, 4 * side, **kind)
+    points = default_points(student)
     optimizer = torch.optim.Adam(student.parameters(), options.lr)
-    step = TrainingStep(options, student, optimizer, None if form == "vanilla" else distillation)
-    lr = torch.rand(batch, 3, side, side, device=device)
-    hr = torch.rand(batch, 3, 4 * side, 4 * side, device=device)
+    if form == "stock":
+        krnets = nn.ModuleList(
+            StockKRNet(16, arguments.channels, arguments.grid).to(**kind) for _ in range(POINTS)
+        )
+        krnets.load_state_dict(method.krnets.state_dict())
+        krnet_optimizer = torch.optim.Adam(krnets.parameters(), options.meta.lr)
+        stock = StockMetaStep(
+            student,
+            points,
+            krnets,
+            optimizer,
+            krnet_optimizer,
+            options.meta.inner_lr,
+            options.meta.keep,
+            options.kd_weight,
+        )
+        return lambda: stock(lr, hr, hints), [optimizer, krnet_optimizer]
+    krnet_optimizer = torch.optim.Adam(method.parameters(), options.meta.lr)
+    distillation = Distillation(nn.Identity(), [], points, method, krnet_optimizer)
+    step = StepOnGivenFeatures(
+        options, student, optimizer, None if form == "vanilla" else distillation
+    )
+    step.hints = hints
 
     def run() -> None:
-        with stock_operators() if form == "stock" else contextlib.nullcontext():
+        with stock_operators() if form == "stock convolutions" else contextlib.nullcontext():
             step(0, lr, hr)
 
-    return run
+    return run, [optimizer, krnet_optimizer]
+
+
+def check_gradients(arguments: argparse.Namespace) -> None:
+    """Require mkdext and stock to compute the same gradients, on small patches in float64."""
+    values = vars(arguments) | {"batch": 2, "patch": 3 * arguments.grid}
+    found = []
+    for form in ("mkdext", "stock"):
+        run, optimizers = make_step(form, argparse.Namespace(**values), torch.float64)
+        gradients: list[torch.Tensor] = []
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(
+                lambda optimizer, *_, into=gradients: into.extend(
+                    p.grad.clone() for group in optimizer.param_groups for p in group["params"]
+                )
+            )
+        run()
+        found.append(gradients)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9 * float(theirs.norm()))
 
 
 @contextlib.contextmanager
@@ -87,6 +136,97 @@ def stock_operators() -> Iterator[None]:
         mock.patch("mkdext.distill.mkd.texture_kernels", reference.texture_kernels),
     ):
         yield
+
+
+class Parts:
+    """Seconds that each part of a step takes, what is called inside of it not counted."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start with no part."""
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._device, self._clock = device, choose_clock(device)[0]
+        self._open: list[str] = []
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What is done inside counts as `name`."""
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def counted(self, name: str, function: Callable[..., object]) -> Callable[..., object]:
+        """The function, counted as `name`."""
+
+        def call(*arguments: object, **named: object) -> object:
+            with self.part(name):
+                return function(*arguments, **named)
+
+        return call
+
+    def _charge(self) -> None:
+        synchronize(self._device)
+        now = self._clock()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+def parts_of(run: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Seconds of the parts of mkdext's step, measured from outside."""
+    parts = Parts(device)
+    gradient, meta_gradient = MKD.gradient, steps.meta_gradient
+
+    def mkd_gradient(self: MKD, *maps: object, create_graph: bool = False) -> object:
+        name = "KRNets, inner gradient" if create_graph else "KRNets, own step"
+        return parts.counted(name, gradient)(self, *maps, create_graph=create_graph)
+
+    def counted_meta_gradient(inner: object, objective: object, *others: object) -> object:
+        inner = parts.counted("student, inner gradient", inner)
+        objective = parts.counted("student, reconstruction in the objective", objective)
+        return parts.counted("meta-gradient (student and KRNets)", meta_gradient)(
+            inner, objective, *others
+        )
+
+    kept = parts.counted("KRNets, in the objective, with gradient", MKD.once_differentiable)
+    forward = parts.counted("student, forward", steps.forward_with_features)
+    with (
+        mock.patch.object(MKD, "gradient", mkd_gradient),
+        mock.patch.object(MKD, "once_differentiable", kept),
+        mock.patch.object(steps, "meta_gradient", counted_meta_gradient),
+        mock.patch.object(steps, "forward_with_features", forward),
+        parts.part("student, own backward, and the rest"),
+    ):
+        run()
+    return parts.seconds
+
+
+def print_profile(console: Console, run: Callable[[], None], device: torch.device) -> None:
+    """Print the costs of mkdext's step by part and by operator."""
+    for _ in range(2):
+        run()
+    by_part = parts_of(run, device)
+    table = Table("part", "ms", "%")
+    for name, seconds in sorted(by_part.items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{1e3 * seconds:.0f}", f"{seconds / sum(by_part.values()):.1%}")
+    console.print(table)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        run()
+    kind = "device" if device.type == "cuda" else "cpu"
+    costs = [
+        (event.key, event.count, getattr(event, f"self_{kind}_time_total"))
+        for event in profiler.key_averages()
+    ]
+    total = sum(cost for _, _, cost in costs)
+    table = Table("operator", "calls", "ms", "%")
+    for name, calls, cost in sorted(costs, key=lambda row: -row[2])[:20]:
+        table.add_row(name, str(calls), f"{cost / 1e3:.0f}", f"{cost / total:.1%}")
+    console.print(table)
 
 
 def main() -> None:
@@ -101,6 +241,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="rounds counted (%(default)s)")
     parser.add_argument("--threads", type=int, help="PyTorch's default if not given")
     parser.add_argument("--device", type=torch.device, default="cpu", help="%(default)s or cuda")
+    parser.add_argument("--profile", action="store_true", help="where mkdext's time goes, alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -110,10 +251,14 @@ def main() -> None:
     console = Console()
     header = machine(arguments.device)
     console.print("  ".join(f"{key}: {value}" for key, value in header.items()), highlight=False)
-    steps = {form: make_step(form, arguments) for form in FORMS}
+    if arguments.profile:
+        print_profile(console, make_step("mkdext", arguments)[0], arguments.device)
+        return
+    check_gradients(arguments)
+    forms = {form: make_step(form, arguments)[0] for form in FORMS}
     with console.status(f"{arguments.repeats + 1} rounds of one step of each form"):
-        timings = time_interleaved(steps, arguments.device, arguments.repeats)
-        memory = {form: peak_bytes(run, arguments.device) for form, run in steps.items()}
+        timings = time_interleaved(forms, arguments.device, arguments.repeats)
+        memory = {form: peak_bytes(run, arguments.device) for form, run in forms.items()}
     table = Table("form", "median s", "spread", "times as fast as stock", "peak memory MB")
     for form, timing in timings.items():
         megabytes = memory[form]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext.distill.base import DistillationMethod
-from mkdext.distill.differentiated import differentiated
+from mkdext.distill.known_gradient import with_known_gradient
 from mkdext.distill.piecewise_linear import leaky_relu, mean_magnitude
 from mkdext.ops import dynamic_conv2d, texture_kernels
 
@@ -123,9 +122,10 @@ class KRNet(nn.Module):
         """
         weights = self.correlate(source, teacher)
         first, second, matched_first = self.generate(source, weights)
-        widen = self.match[0].weight.flatten(1).expand(len(student), -1, -1)
-        hidden = torch.bmm(widen, student.flatten(2)).unflatten(2, student.shape[2:])
-        hidden = leaky_relu(hidden, LEAKY_SLOPE)
+        batch, _, height, width = student.shape
+        # A product of matrices does what a 1x1 convolution does, in any layout and without copies.
+        hidden = torch.bmm(matrix(self.match[0]).expand(batch, -1, -1), student.flatten(2))
+        hidden = leaky_relu(hidden, LEAKY_SLOPE).view(batch, -1, height, width)
         return Knowledge(
             student=extract(hidden, matched_first, second),
             teacher=extract(teacher, first, second),
@@ -167,14 +167,19 @@ class KRNet(nn.Module):
             return torch.einsum("bcs,bgskl->bgckl", mix, textures).contiguous()
 
         corrected = weights.transpose(1, 2)
-        mix = self.kernel1.weight.flatten(1) @ corrected
-        first, second = reorganize(mix), reorganize(self.kernel2.weight.flatten(1) @ corrected)
-        matched = reorganize(self.match[2].weight.flatten(1).T @ mix)
+        mix = matrix(self.kernel1) @ corrected
+        first, second = reorganize(mix), reorganize(matrix(self.kernel2) @ corrected)
+        matched = reorganize(matrix(self.match[2]).T @ mix)
         if options.normalize_kernels:
             size = inverse_norm(first.flatten(2))[..., None, None]
             first, matched = first * size, matched * size
             second = second * inverse_norm(second.flatten(2))[..., None, None]
         return first, second, matched
+
+
+def matrix(convolution: nn.Module) -> Tensor:
+    """Weight of a 1x1 convolution, `[outputs, inputs]`."""
+    return convolution.get_parameter("weight").flatten(1)
 
 
 def inverse_norm(vectors: Tensor) -> Tensor:
@@ -224,10 +229,13 @@ class MKD(DistillationMethod):
 
     def once_differentiable(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The same loss, with the memory of one point."""
-        return _sum(
-            differentiated(partial(self._loss, net, teacher=hints), maps, net.parameters())
-            for net, maps, hints in self._points(student, teacher)
-        )
+        losses = []
+        for net, maps, hints in self._points(student, teacher):
+            leaf, phi = maps.detach().requires_grad_(), tuple(net.parameters())
+            loss = self._loss(net, leaf, hints)
+            gradients = torch.autograd.grad(loss, (leaf, *phi))
+            losses.append(with_known_gradient(loss, (maps, *phi), gradients))
+        return _sum(losses)
 
     def gradient(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], create_graph: bool = False
@@ -236,20 +244,35 @@ class MKD(DistillationMethod):
 
         With `detach_kernels` off it is the whole gradient.
         """
-        detach = self.options.detach_kernels
-        losses, slopes = [], []
-        for net, maps, hints in self._points(student, teacher):
-            moved = maps.view_as(maps)
-            gap, size = self._gap(net(moved, hints, source=maps if detach else moved))
-            losses.append((gap / size).detach())
-            if detach:
-                # The size does not depend on what moves. Dividing by it last leaves all that was
-                # computed before with the sign of the gap, a constant, for second derivatives.
-                (slope,) = torch.autograd.grad(gap, moved, create_graph=create_graph)
-                slopes.append(slope / (size if create_graph else size.detach()))
-            else:
-                slopes += torch.autograd.grad(gap / size, moved, create_graph=create_graph)
-        return _sum(losses), tuple(slopes)
+        descend = self._partial_gradient if self.options.detach_kernels else self._whole_gradient
+        losses, slopes = zip(
+            *(descend(*point, create_graph) for point in self._points(student, teacher)),
+            strict=True,
+        )
+        return _sum(losses), slopes
+
+    def _whole_gradient(
+        self, net: nn.Module, maps: Tensor, hints: Tensor, create_graph: bool
+    ) -> tuple[Tensor, Tensor]:
+        maps = maps.view_as(maps)
+        loss = self._loss(net, maps, hints)
+        (slope,) = torch.autograd.grad(loss, maps, create_graph=create_graph)
+        return loss.detach(), slope
+
+    def _partial_gradient(
+        self, net: nn.Module, maps: Tensor, hints: Tensor, create_graph: bool
+    ) -> tuple[Tensor, Tensor]:
+        moved = maps.view_as(maps)
+        point = net(moved, hints, source=maps)
+        gap = mean_magnitude(point.student - point.teacher.detach())
+        size = self._size(point)
+        if create_graph and self.options.relative:
+            gradients = torch.autograd.grad(size, point.kernels)
+            size = with_known_gradient(size, point.kernels, gradients)
+        # What is divided by does not depend on what moves. Done last, the division leaves the sign
+        # of the gap constant, and the second derivative is spared a convolution.
+        (slope,) = torch.autograd.grad(gap, moved, create_graph=create_graph)
+        return (gap / size).detach(), slope / (size if create_graph else size.detach())
 
     def knowledge(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], sources: Sequence[Tensor]
@@ -264,13 +287,13 @@ class MKD(DistillationMethod):
         return zip(self.krnets, student, teacher, strict=True)
 
     def _loss(self, net: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-        gap, size = self._gap(net(student, teacher, source=student))
-        return gap / size
+        point = net(student, teacher, source=student)
+        return mean_magnitude(point.student - point.teacher) / self._size(point)
 
-    def _gap(self, point: Knowledge) -> tuple[Tensor, Tensor]:
-        """Mean gap between the knowledge, and what it is divided by."""
-        gap = mean_magnitude(point.student - point.teacher)
-        return gap, mean_magnitude(point.teacher) if self.options.relative else gap.new_ones(())
+    def _size(self, point: Knowledge) -> Tensor:
+        """What the gap is divided by."""
+        teacher = point.teacher
+        return mean_magnitude(teacher) if self.options.relative else teacher.new_ones(())
 
     @torch.no_grad()
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:

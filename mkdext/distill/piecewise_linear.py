@@ -15,9 +15,10 @@ from torch.nn import functional
 
 
 def leaky_relu(x: Tensor, slope: float) -> Tensor:
-    """`max(x, slope * x)` of a tensor of any shape, for a positive slope; keeps its result alone.
+    """`max(x, slope * x)` of a tensor of any shape, for a slope in (0, 1).
 
-    Differentiable any number of times.
+    Differentiable any number of times. The first derivative needs the result and nothing else; the
+    graph of the first derivative keeps a byte for each element.
 
     Example:
         >>> leaky_relu(torch.tensor([-1.0, 2.0]), 0.25)
@@ -51,8 +52,24 @@ class _LeakyReLU(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (result,) = ctx.saved_tensors
-        scaled = torch.ops.aten.leaky_relu_backward(grad, result.detach(), ctx.slope, True)
-        return scaled, None
+        if torch.is_grad_enabled():
+            return _LeakyScale.apply(grad, result > 0, ctx.slope), None
+        return torch.ops.aten.leaky_relu_backward(grad, result, ctx.slope, True), None
+
+
+class _LeakyScale(Function):
+    """`x` where `whole` holds, `slope * x` elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, whole: Tensor, slope: float) -> Tensor:
+        ctx.save_for_backward(whole)
+        ctx.slope = slope
+        return torch.where(whole, x, slope * x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (whole,) = ctx.saved_tensors
+        return _LeakyScale.apply(grad, whole, ctx.slope), None, None
 
 
 class _MeanMagnitude(Function):
