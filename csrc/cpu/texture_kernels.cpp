@@ -3,7 +3,9 @@
 // Equation       Both directions are separable: rows first, then columns.
 //                  sums[s, v] = sum of the map's rows in row bin s
 //                  y[s, t]    = sum of sums[s, :] in column bin t / (rows * columns)
-// Memory layout  Map [B, C, H, W]; kernels [B, grid * grid, C, k, k]; one row of sums per task.
+// Memory layout  Map [B, C, H, W]; kernels [B, grid * grid, C, k, k]. The k row bins of a patch row
+//                are made one after the other and then moved between the two layouts together, so
+//                that each kernel of a channel, k * k neighbours, is touched once.
 // Parallel axis  (sample, channel): a task reads or writes one plane of the map and the same
 //                channel of every kernel, which no other task touches.
 // Accumulation   In the type of the data, row by row and then column by column, whatever the number
@@ -35,24 +37,95 @@ Bin adaptive_bin(int64_t index, int64_t count, int64_t length) {
 }
 
 // The grid * k bins of one axis, in order.
-std::vector<Bin> axis_bins(int64_t length, int64_t grid, int64_t kernel_size) {
-  std::vector<Bin> bins;
-  bins.reserve(grid * kernel_size);
-  for (int64_t p = 0; p < grid; ++p) {
-    const Bin patch = adaptive_bin(p, grid, length);
-    for (int64_t i = 0; i < kernel_size; ++i) {
-      const Bin bin = adaptive_bin(i, kernel_size, patch.end - patch.begin);
-      bins.push_back({patch.begin + bin.begin, patch.begin + bin.end});
+template <typename T>
+struct Axis {
+  Axis(int64_t length, int64_t grid, int64_t kernel_size) {
+    for (int64_t p = 0; p < grid; ++p) {
+      const Bin patch = adaptive_bin(p, grid, length);
+      for (int64_t i = 0; i < kernel_size; ++i) {
+        const Bin bin = adaptive_bin(i, kernel_size, patch.end - patch.begin);
+        bins.push_back({patch.begin + bin.begin, patch.begin + bin.end});
+        inverse.push_back(T(1) / T(bin.end - bin.begin));
+      }
     }
+    if (length % (grid * kernel_size) == 0) width = length / (grid * kernel_size);
   }
-  return bins;
+
+  int64_t count() const { return static_cast<int64_t>(bins.size()); }
+
+  std::vector<Bin> bins;
+  std::vector<T> inverse;  // 1 / the bin's length
+  int64_t width = 0;       // of every bin, if the bins tile the axis; else 0
+};
+
+// Calls function<width of bins, k>() for the usual sizes, so that the compiler unrolls the loops;
+// 0 stands for any other.
+template <typename Function>
+void with_constant_sizes(int64_t width, int64_t kernel_size, const Function& function) {
+  if (kernel_size != 3) return function.template operator()<0, 0>();
+  switch (width) {
+    case 1:
+      return function.template operator()<1, 3>();
+    case 2:
+      return function.template operator()<2, 3>();
+    case 4:
+      return function.template operator()<4, 3>();
+    default:
+      return function.template operator()<0, 3>();
+  }
 }
 
-// Where element (row bin s, column bin t) of channel c of a sample lies among its kernels.
-int64_t kernel_index(const TextureShape& shape, int64_t s, int64_t t, int64_t c) {
-  const int64_t k = shape.kernel_size;
-  const int64_t patch = s / k * shape.grid + t / k;
-  return ((patch * shape.channels + c) * k + s % k) * k + t % k;
+// means[t] = scale * the mean of row in column bin t.
+template <int64_t kWidth, typename T>
+void reduce_columns(const Axis<T>& columns, T scale, const T* __restrict row, T* __restrict means) {
+  if constexpr (kWidth > 0) {
+    const T factor = scale / T(kWidth);
+    for (int64_t t = 0; t < columns.count(); ++t) {
+      T sum = row[t * kWidth];
+      for (int64_t v = 1; v < kWidth; ++v) sum += row[t * kWidth + v];
+      means[t] = sum * factor;
+    }
+  } else {
+    for (int64_t t = 0; t < columns.count(); ++t) {
+      T sum = 0;
+      for (int64_t v = columns.bins[t].begin; v < columns.bins[t].end; ++v) sum += row[v];
+      means[t] = sum * (scale * columns.inverse[t]);
+    }
+  }
+}
+
+// The transpose of reduce_columns.
+template <int64_t kWidth, typename T>
+void spread_columns(const Axis<T>& columns, int64_t length, T scale, const T* __restrict means,
+                    T* __restrict row) {
+  if constexpr (kWidth > 0) {
+    const T factor = scale / T(kWidth);
+    for (int64_t t = 0; t < columns.count(); ++t) {
+      for (int64_t v = 0; v < kWidth; ++v) row[t * kWidth + v] = means[t] * factor;
+    }
+  } else {
+    std::fill(row, row + length, T(0));
+    for (int64_t t = 0; t < columns.count(); ++t) {
+      const T value = means[t] * (scale * columns.inverse[t]);
+      for (int64_t v = columns.bins[t].begin; v < columns.bins[t].end; ++v) row[v] += value;
+    }
+  }
+}
+
+// Calls function(element of the kernel, element of means) for channel c of the kernels of patch row
+// p, whose means are [k, grid * k].
+template <int64_t kSize, typename Function>
+void for_each_kernel_element(const TextureShape& shape, int64_t p, int64_t c,
+                             const Function& function) {
+  const int64_t k = kSize > 0 ? kSize : shape.kernel_size;
+  for (int64_t q = 0; q < shape.grid; ++q) {
+    const int64_t kernel = ((p * shape.grid + q) * shape.channels + c) * k * k;
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t j = 0; j < k; ++j) {
+        function(kernel + i * k + j, (i * shape.grid + q) * k + j);
+      }
+    }
+  }
 }
 
 int64_t kernels_size(const TextureShape& shape) {
@@ -66,58 +139,81 @@ int64_t planes_per_thread(const TextureShape& shape) {
   return std::max<int64_t>(1, kElementsPerThread / (shape.height * shape.width));
 }
 
-template <typename T>
-void forward(const TextureShape& shape, const T* features, T* kernels) {
-  const std::vector<Bin> rows = axis_bins(shape.height, shape.grid, shape.kernel_size);
-  const std::vector<Bin> columns = axis_bins(shape.width, shape.grid, shape.kernel_size);
-  const auto run = [&](int64_t begin, int64_t end) {
-    std::vector<T> sums(shape.width);
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const T* map = features + plane * shape.height * shape.width;
-      T* out = kernels + plane / shape.channels * kernels_size(shape);
-      const int64_t c = plane % shape.channels;
-      for (size_t s = 0; s < rows.size(); ++s) {
-        std::fill(sums.begin(), sums.end(), T(0));
-        for (int64_t h = rows[s].begin; h < rows[s].end; ++h) {
-          for (int64_t v = 0; v < shape.width; ++v) sums[v] += map[h * shape.width + v];
-        }
-        for (size_t t = 0; t < columns.size(); ++t) {
-          T sum = 0;
-          for (int64_t v = columns[t].begin; v < columns[t].end; ++v) sum += sums[v];
-          const int64_t count = (rows[s].end - rows[s].begin) * (columns[t].end - columns[t].begin);
-          out[kernel_index(shape, s, t, c)] = sum / T(count);
+template <int64_t kWidth, int64_t kSize, typename T>
+void reduce_plane(const TextureShape& shape, const Axis<T>& rows, const Axis<T>& columns, int64_t c,
+                  const T* map, T* sums, T* means, T* kernels) {
+  const int64_t k = shape.kernel_size, width = shape.width;
+  for (int64_t p = 0; p < shape.grid; ++p) {
+    for (int64_t i = 0; i < k; ++i) {
+      const Bin bin = rows.bins[p * k + i];
+      std::copy_n(map + bin.begin * width, width, sums);
+      for (int64_t h = bin.begin + 1; h < bin.end; ++h) {
+        for (int64_t v = 0; v < width; ++v) sums[v] += map[h * width + v];
+      }
+      reduce_columns<kWidth>(columns, rows.inverse[p * k + i], sums, means + i * columns.count());
+    }
+    for_each_kernel_element<kSize>(shape, p, c,
+                                   [&](int64_t at, int64_t of) { kernels[at] = means[of]; });
+  }
+}
+
+template <int64_t kWidth, int64_t kSize, typename T>
+void spread_plane(const TextureShape& shape, const Axis<T>& rows, const Axis<T>& columns, int64_t c,
+                  const T* kernels, T* sums, T* means, T* map) {
+  const int64_t k = shape.kernel_size, width = shape.width;
+  if (rows.width == 0) std::fill_n(map, shape.height * width, T(0));
+  for (int64_t p = 0; p < shape.grid; ++p) {
+    for_each_kernel_element<kSize>(shape, p, c,
+                                   [&](int64_t at, int64_t of) { means[of] = kernels[at]; });
+    for (int64_t i = 0; i < k; ++i) {
+      const Bin bin = rows.bins[p * k + i];
+      spread_columns<kWidth>(columns, width, rows.inverse[p * k + i], means + i * columns.count(),
+                             sums);
+      for (int64_t h = bin.begin; h < bin.end; ++h) {
+        if (rows.width > 0) {
+          std::copy_n(sums, width, map + h * width);
+        } else {
+          for (int64_t v = 0; v < width; ++v) map[h * width + v] += sums[v];
         }
       }
     }
-  };
-  torch::stable::parallel_for(0, shape.batch * shape.channels, planes_per_thread(shape), run);
+  }
+}
+
+template <typename T>
+void forward(const TextureShape& shape, const T* features, T* kernels) {
+  const Axis<T> rows(shape.height, shape.grid, shape.kernel_size);
+  const Axis<T> columns(shape.width, shape.grid, shape.kernel_size);
+  with_constant_sizes(columns.width, shape.kernel_size, [&]<int64_t kWidth, int64_t kSize>() {
+    const auto run = [&](int64_t begin, int64_t end) {
+      std::vector<T> sums(shape.width), means(shape.kernel_size * columns.count());
+      for (int64_t plane = begin; plane < end; ++plane) {
+        reduce_plane<kWidth, kSize>(shape, rows, columns, plane % shape.channels,
+                                    features + plane * shape.height * shape.width, sums.data(),
+                                    means.data(),
+                                    kernels + plane / shape.channels * kernels_size(shape));
+      }
+    };
+    torch::stable::parallel_for(0, shape.batch * shape.channels, planes_per_thread(shape), run);
+  });
 }
 
 template <typename T>
 void transpose(const TextureShape& shape, const T* kernels, T* features) {
-  const std::vector<Bin> rows = axis_bins(shape.height, shape.grid, shape.kernel_size);
-  const std::vector<Bin> columns = axis_bins(shape.width, shape.grid, shape.kernel_size);
-  const auto run = [&](int64_t begin, int64_t end) {
-    std::vector<T> sums(shape.width);
-    for (int64_t plane = begin; plane < end; ++plane) {
-      T* map = features + plane * shape.height * shape.width;
-      const T* in = kernels + plane / shape.channels * kernels_size(shape);
-      const int64_t c = plane % shape.channels;
-      std::fill(map, map + shape.height * shape.width, T(0));
-      for (size_t s = 0; s < rows.size(); ++s) {
-        std::fill(sums.begin(), sums.end(), T(0));
-        for (size_t t = 0; t < columns.size(); ++t) {
-          const int64_t count = (rows[s].end - rows[s].begin) * (columns[t].end - columns[t].begin);
-          const T value = in[kernel_index(shape, s, t, c)] / T(count);
-          for (int64_t v = columns[t].begin; v < columns[t].end; ++v) sums[v] += value;
-        }
-        for (int64_t h = rows[s].begin; h < rows[s].end; ++h) {
-          for (int64_t v = 0; v < shape.width; ++v) map[h * shape.width + v] += sums[v];
-        }
+  const Axis<T> rows(shape.height, shape.grid, shape.kernel_size);
+  const Axis<T> columns(shape.width, shape.grid, shape.kernel_size);
+  with_constant_sizes(columns.width, shape.kernel_size, [&]<int64_t kWidth, int64_t kSize>() {
+    const auto run = [&](int64_t begin, int64_t end) {
+      std::vector<T> sums(shape.width), means(shape.kernel_size * columns.count());
+      for (int64_t plane = begin; plane < end; ++plane) {
+        spread_plane<kWidth, kSize>(shape, rows, columns, plane % shape.channels,
+                                    kernels + plane / shape.channels * kernels_size(shape),
+                                    sums.data(), means.data(),
+                                    features + plane * shape.height * shape.width);
       }
-    }
-  };
-  torch::stable::parallel_for(0, shape.batch * shape.channels, planes_per_thread(shape), run);
+    };
+    torch::stable::parallel_for(0, shape.batch * shape.channels, planes_per_thread(shape), run);
+  });
 }
 
 // ----------------------------------------------------------------------------- the torch layer

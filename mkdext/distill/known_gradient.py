@@ -21,7 +21,8 @@ def with_known_gradient(
         >>> torch.autograd.grad(square, x)
         (tensor([2., 4.]),)
     """
-    known: Tensor = _KnownGradient.apply(value.detach(), gradients, *inputs)
+    apply = _KnownGradient.apply
+    known: Tensor = apply(value.detach(), gradients, *inputs)  # type: ignore[no-untyped-call]
     return known
 
 
@@ -32,6 +33,6 @@ class _KnownGradient(Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(grad * gradient for gradient in ctx.saved_tensors)

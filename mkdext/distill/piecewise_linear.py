@@ -53,13 +53,17 @@ class _LeakyReLU(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (result,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _LeakyScale.apply(grad, result > 0, ctx.slope), None
+            return _scale(grad, result > 0, ctx.slope), None
         return torch.ops.aten.leaky_relu_backward(grad, result, ctx.slope, True), None
 
 
-class _LeakyScale(Function):
+def _scale(x: Tensor, whole: Tensor, slope: float) -> Tensor:
     """`x` where `whole` holds, `slope * x` elsewhere."""
+    scaled: Tensor = _LeakyScale.apply(x, whole, slope)  # type: ignore[no-untyped-call]
+    return scaled
 
+
+class _LeakyScale(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, whole: Tensor, slope: float) -> Tensor:
         ctx.save_for_backward(whole)
@@ -69,7 +73,7 @@ class _LeakyScale(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (whole,) = ctx.saved_tensors
-        return _LeakyScale.apply(grad, whole, ctx.slope), None, None
+        return _scale(grad, whole, ctx.slope), None, None
 
 
 class _MeanMagnitude(Function):
@@ -82,4 +86,5 @@ class _MeanMagnitude(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (sign,) = ctx.saved_tensors
-        return sign * (grad / sign.numel())
+        scaled: Tensor = sign * (grad / sign.numel())
+        return scaled
