@@ -175,19 +175,22 @@ def _replayed(
     both = _gradients(final, theta + phi)
     adjoint, phi_gradients = both[: len(theta)], both[len(theta) :]
     adjoint += tuple(torch.zeros_like(s) for s in state)
-    for descent, (before, state) in zip(reversed(descents), reversed(trajectory), strict=True):
+    for index in reversed(range(len(descents))):
+        before, state = trajectory[index]
         state = tuple(s.clone().requires_grad_() for s in state)
-        after = sum(optimizer.step(before, descent(before)[1], state), start=())
+        after = sum(optimizer.step(before, descents[index](before)[1], state), start=())
+        # Nobody asks about theta_0 and the first state.
+        earlier = before + state if index > 0 else ()
         pulled = torch.autograd.grad(
             [a for a in after if a.requires_grad],
-            before + state + phi,
+            earlier + phi,
             [a for a, b in zip(adjoint, after, strict=True) if b.requires_grad],
             allow_unused=True,
             materialize_grads=True,
         )
-        adjoint = pulled[: -len(phi)]
+        adjoint = pulled[: len(earlier)]
         phi_gradients = tuple(
-            g + p for g, p in zip(phi_gradients, pulled[-len(phi) :], strict=True)
+            g + p for g, p in zip(phi_gradients, pulled[len(earlier) :], strict=True)
         )
     return phi_gradients, final, values, theta
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext.distill import MKD, KRNet, MKDOptions
+from mkdext.distill.mkd import extract
+from mkdext.ops import reference
 
 LITERAL = MKDOptions.literal(grid=2)
 
@@ -165,6 +167,81 @@ def test_what_the_student_descends_is_differentiable_through_the_kernels(detach)
     behind = directional((student - eps * direction).detach().requires_grad_())
     expected = float(ahead - behind) / (2 * eps)
     assert float((second * direction).sum()) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        MKDOptions(grid=2),
+        MKDOptions(grid=3, hidden=7, correlation="scaled", softmax_over="teacher"),
+        MKDOptions(grid=2, relative=False),
+        MKDOptions(grid=2, detach_kernels=False),
+        LITERAL,
+    ],
+)
+def test_pooled_and_folded_is_the_same_function_as_in_the_order_of_the_paper(options):
+    """Knowledge, loss, what is descended, and the gradients of both, in float64."""
+    torch.manual_seed(0)
+    method = MKD([4], [5], options).double()
+    net = method.krnets[0]
+    teacher = features(5, 2)
+    student = features(4, 1).requires_grad_()
+    first, second = (
+        texture_kernels_in_order(net, layer, student, teacher)
+        for layer in (net.kernel1, net.kernel2)
+    )
+    moved = student.detach().requires_grad_() if options.detach_kernels else student
+    of_student = extract(net.match(moved), first, second)
+    of_teacher = extract(teacher, first, second)
+    point = net(student, teacher, source=student)
+    torch.testing.assert_close(point.kernels, (first, second))
+    torch.testing.assert_close((point.student, point.teacher), (of_student, of_teacher))
+    loss = functional.l1_loss(of_student, of_teacher)
+    if options.relative:
+        loss = loss / of_teacher.abs().mean()
+    (slope,) = torch.autograd.grad(loss, moved, create_graph=True)
+    actual_loss, (actual_slope,) = method.gradient([student], [teacher], create_graph=True)
+    torch.testing.assert_close((actual_loss, actual_slope), (loss.detach(), slope))
+    phi = list(net.parameters())
+    weights = features(4, 3)
+    expected = torch.autograd.grad((slope * weights).sum(), phi)
+    actual = torch.autograd.grad((actual_slope * weights).sum(), phi)
+    torch.testing.assert_close(actual, expected)
+
+
+def texture_kernels_in_order(net: KRNet, layer: nn.Conv2d, student: Tensor, teacher: Tensor):
+    """Correct, reorganise, pool: MKD eq. 4 on whole maps."""
+    weights = net.correlate(student, teacher)
+    mixed = layer(torch.einsum("bst,bshw->bthw", weights, student))
+    kernels = reference.texture_kernels(mixed, net.options.grid, net.options.kernel_size)
+    if not net.options.normalize_kernels:
+        return kernels
+    return functional.normalize(kernels.flatten(2), dim=2).view_as(kernels)
+
+
+@pytest.mark.parametrize("options", [MKDOptions(grid=2), LITERAL])
+def test_the_once_differentiable_loss_has_the_same_value_and_gradients(options):
+    torch.manual_seed(0)
+    method = MKD([4, 4], [5, 5], options).double()
+    student = [features(4, seed).requires_grad_() for seed in (1, 2)]
+    teacher = [features(5, seed) for seed in (3, 4)]
+    inputs = [*student, *method.parameters()]
+    whole, lean = method(student, teacher), method.once_differentiable(student, teacher)
+    torch.testing.assert_close(lean, whole)
+    expected = torch.autograd.grad(3 * whole, inputs)
+    torch.testing.assert_close(torch.autograd.grad(3 * lean, inputs), expected)
+
+
+def test_the_correlation_of_a_channel_of_zeros_has_finite_derivatives_to_second_order():
+    net = krnet(MKDOptions(grid=2))
+    student = features(4, 1)
+    student[:, 0] = 0
+    student.requires_grad_()
+    value = net.correlate(student, features(5, 2)).pow(2).sum()
+    (slope,) = torch.autograd.grad(value, student, create_graph=True)
+    (second,) = torch.autograd.grad(slope[:, 1:].pow(2).sum(), student)
+    assert torch.isfinite(slope).all()
+    assert torch.isfinite(second).all()
 
 
 def test_every_parameter_of_a_krnet_gets_a_meta_gradient():
