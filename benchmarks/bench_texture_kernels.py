@@ -1,8 +1,8 @@
 """Texture kernels against memory bandwidth, and against stock PyTorch.
 
 Each direction of the operator reads one tensor and writes another. Beside it, in the same rounds,
-a plain copy moves as many bytes, and `F.adaptive_avg_pool2d` with the reordering that makes kernels
-of its result does the same (forward), or its gradient does (transpose).
+a plain copy into new memory moves as many bytes, and `F.adaptive_avg_pool2d` with the reordering
+that makes kernels of its result does the same (forward), or its gradient does (transpose).
 
     python benchmarks/bench_texture_kernels.py
 """
@@ -43,12 +43,9 @@ def candidates(
     features = torch.randn(batch, channels, side, side, dtype=dtype)
     kernels = torch.randn(batch, grid**2, channels, kernel_size, kernel_size, dtype=dtype)
     elements = features.numel() + kernels.numel()
-    source, target = (
-        torch.randn(elements // 2, dtype=dtype),
-        torch.empty(elements // 2, dtype=dtype),
-    )
+    source = torch.randn(elements // 2, dtype=dtype)
     operators = torch.ops.mkdext
-    forms: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
+    forms: dict[str, Callable[[], object]] = {"copy": source.clone}
     divides = side % grid == 0
     if transpose:
         forms["mkdext"] = lambda: operators.texture_kernels_transpose(kernels, grid, side, side)

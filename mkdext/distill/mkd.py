@@ -232,9 +232,15 @@ class MKD(DistillationMethod):
         losses = []
         for net, maps, hints in self._points(student, teacher):
             leaf, phi = maps.detach().requires_grad_(), tuple(net.parameters())
-            loss = self._loss(net, leaf, hints)
-            gradients = torch.autograd.grad(loss, (leaf, *phi))
-            losses.append(with_known_gradient(loss, (maps, *phi), gradients))
+            point = net(leaf, hints, source=leaf)
+            gap, size, slope, teacher_slope = self._consume(point)
+            # d (gap / size): the slope of each magnitude is a sign, divided by the elements.
+            slope /= slope.numel() * size
+            teacher_slope *= -gap / (size * size * slope.numel()) if self.options.relative else 0
+            gradients = torch.autograd.grad(
+                (point.student, point.teacher), (leaf, *phi), (slope, teacher_slope.sub_(slope))
+            )
+            losses.append(with_known_gradient(gap / size, (maps, *phi), gradients))
         return _sum(losses)
 
     def gradient(
@@ -264,15 +270,28 @@ class MKD(DistillationMethod):
     ) -> tuple[Tensor, Tensor]:
         moved = maps.view_as(maps)
         point = net(moved, hints, source=maps)
-        gap = mean_magnitude(point.student - point.teacher.detach())
-        size = self._size(point)
+        gap, size, sign, teacher_sign = self._consume(point)
+        loss = gap / size
         if create_graph and self.options.relative:
-            gradients = torch.autograd.grad(size, point.kernels)
+            # The size is all in this that depends on the teacher's knowledge.
+            gradients = torch.autograd.grad(point.teacher, point.kernels, teacher_sign)
+            gradients = [gradient / teacher_sign.numel() for gradient in gradients]
             size = with_known_gradient(size, point.kernels, gradients)
         # What is divided by does not depend on what moves. Done last, the division leaves the sign
         # of the gap constant, and the second derivative is spared a convolution.
-        (slope,) = torch.autograd.grad(gap, moved, create_graph=create_graph)
-        return (gap / size).detach(), slope / (size if create_graph else size.detach())
+        (slope,) = torch.autograd.grad(point.student, moved, sign, create_graph=create_graph)
+        return loss, slope / (size * sign.numel())
+
+    @torch.no_grad()
+    def _consume(self, point: Knowledge) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean gap, what it is divided by, and the signs of both for each element.
+
+        The signs are written over the knowledge, which no derivative needs.
+        """
+        student, teacher = point.student.detach(), point.teacher.detach()
+        size = _magnitude(teacher) if self.options.relative else teacher.new_ones(())
+        gap = _magnitude(student.sub_(teacher))
+        return gap, size, student.sign_(), teacher.sign_()
 
     def knowledge(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], sources: Sequence[Tensor]
@@ -323,6 +342,12 @@ class MKD(DistillationMethod):
                 }
             )
         return {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    # By rows first, or float32 loses digits.
+    total: Tensor = torch.linalg.vector_norm(x.flatten(2), 1, dim=2).sum()
+    return total / x.numel()
 
 
 def _sum(losses: Iterable[Tensor]) -> Tensor:

@@ -68,7 +68,9 @@ class _LeakyScale(Function):
     def forward(ctx: Any, x: Tensor, whole: Tensor, slope: float) -> Tensor:
         ctx.save_for_backward(whole)
         ctx.slope = slope
-        return torch.where(whole, x, slope * x)
+        # Of the second tensor it takes the sign; torch.where is slower.
+        scaled: Tensor = torch.ops.aten.leaky_relu_backward(x, whole.to(x.dtype), slope, True)
+        return scaled
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
