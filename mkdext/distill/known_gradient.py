@@ -16,6 +16,7 @@ def with_known_gradient(
     """A scalar as a function of `inputs` that has the given gradients; differentiable once.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> square = with_known_gradient(torch.tensor(5.0), [x], [2 * x.detach()])
         >>> torch.autograd.grad(square, x)
