@@ -1,5 +1,8 @@
 """What the benchmarks share: interleaved timing, peak memory, the machine header, JSON.
 
+The process keeps the memory that it frees, as a training does: otherwise the system's page faults,
+which fall on some rounds and not on others, cost as much as a convolution.
+
 Two sides are never timed one after the other but in turn, within one loop, so that a slow second of
 a shared machine hits both. Ratios are taken round by round and their median is reported.
 """
@@ -25,6 +28,9 @@ if str(ROOT) not in sys.path:  # run from any directory, installed or not
     sys.path.insert(0, str(ROOT))
 
 from mkdext import _extension  # noqa: E402
+from mkdext.training.allocator import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from _harness import keep_freed_memory, machine, time_interleaved, write_json
+from _harness import machine, time_interleaved, write_json
 from bench_dynconv import OURS, Size, candidates
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -87,7 +87,6 @@ def main() -> None:
     """Measure and print."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
     header = machine(torch.device("cpu"))
     console = Console()
     for key, value in header.items():
