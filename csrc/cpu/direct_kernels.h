@@ -12,8 +12,9 @@
 //                Weights are packed as [input block][output block][channel][tap][kRows].
 // Parallel axis  None in here: a call owns its rows (correlate) or its output channels
 //                (weight_grad), so that calls never write to the same address. How the work is cut
-//                changes no order of summation: for each output it is channel, row and column of
-//                the kernel (correlate), or block, row and column of the map (weight_grad).
+//                changes no order of summation: for each output it is block of channels, channel,
+//                row and column of the kernel (correlate), or block, row and column of the map
+//                (weight_grad, which takes the last vectors of rows that they overrun at the end).
 // Accumulation   In the type of the data; weight_grad keeps one partial sum per vector lane.
 
 namespace mkdext::cpu::MKDEXT_ISA {
