@@ -3,8 +3,8 @@
 The process keeps the memory that it frees, as a training does: otherwise the system's page faults,
 which fall on some rounds and not on others, cost as much as a convolution.
 
-Two sides are never timed one after the other but in turn, within one loop, so that a slow second of
-a shared machine hits both. Ratios are taken round by round and their median is reported.
+Two sides are never timed one after the other but in turn, in one loop and in changing order, so that
+a slow second of a shared machine hits both. Ratios are taken round by round and their median is reported.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -61,11 +62,15 @@ class Timing:
 def time_interleaved(
     candidates: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
 ) -> dict[str, Timing]:
-    """Time every candidate once per round, after one round that is not counted."""
+    """Time every candidate once per round, after one round that is not counted.
+
+    The order changes from round to round: what runs after a form that fills the caches is slower.
+    """
     clock, _ = choose_clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    shuffle = random.Random(0).sample
     for round_ in range(repeats + 1):
-        for name, run in candidates.items():
+        for name, run in shuffle(list(candidates.items()), len(candidates)):
             synchronize(device)
             start = clock()
             run()

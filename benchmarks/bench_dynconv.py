@@ -320,7 +320,7 @@ def draw(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
         panel.axhline(1, color="black", linewidth=0.8)
         panel.set_title(f"{kernel_size}x{kernel_size} kernels, {options.dtype}", fontsize="medium")
         panel.set_ylabel("times as fast\nas the best peer")
-    panels[0, 0].legend(ncols=len(PRIMITIVES), fontsize="small")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
     panels[-1, 0].set_xticks(range(len(labels)), labels, fontsize="small")
     panels[-1, 0].set_xlabel("batch, input channels -> output channels, height = width")
     options.figure.parent.mkdir(parents=True, exist_ok=True)
