@@ -3,8 +3,9 @@
 The process keeps the memory that it frees, as a training does: otherwise the system's page faults,
 which fall on some rounds and not on others, cost as much as a convolution.
 
-Two sides are never timed one after the other but in turn, in one loop and in changing order, so that
-a slow second of a shared machine hits both. Ratios are taken round by round and their median is reported.
+Two sides are never timed one after the other but in turn, in one loop and in changing order, so
+that a slow second of a shared machine hits both. Ratios are taken round by round and their median
+is reported.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def time_interleaved(
     """
     clock, _ = choose_clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    shuffle = random.Random(0).sample
+    order = random.Random(0)
     for round_ in range(repeats + 1):
-        for name, run in shuffle(list(candidates.items()), len(candidates)):
+        for name, run in order.sample(list(candidates.items()), len(candidates)):
             synchronize(device)
             start = clock()
             run()
