@@ -10,6 +10,7 @@ import mkdext
 
 COMMANDS = {
     "train": "distil a super-resolution network",
+    "data": "prepare, check and list photographs to train and test on",
     "complexity": "count parameters and operations of the networks",
     "doctor": "show what is installed, compiled and missing, and the fix",
 }

@@ -1,6 +1,12 @@
-"""Photographs: decoding and checking them, MATLAB's bicubic, random training patches."""
+"""Photographs: image files and stores of them, MATLAB's bicubic, random training patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 from mkdext.data.builtin import builtin_photographs
+from mkdext.data.contents import Contents, read_contents
+from mkdext.data.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
 from mkdext.data.images import (
     IMAGE_SUFFIXES,
     BadImage,
@@ -11,19 +17,52 @@ from mkdext.data.images import (
     read_image,
 )
 from mkdext.data.imresize import imresize
+from mkdext.data.known_sets import KNOWN_SETS, KnownSet, compare_with_known
 from mkdext.data.patches import ImagePairs, PatchSampler, make_pair
+from mkdext.data.prepare import Prepared, prepare_store
+from mkdext.data.store import StoredPair, find_photographs, is_store, read_store
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "KNOWN_SETS",
     "BadImage",
     "BadImageError",
+    "Contents",
+    "Duplicate",
+    "Fingerprint",
     "ImagePairs",
+    "KnownSet",
     "PatchSampler",
+    "Prepared",
+    "StoredPair",
     "bad_images_message",
     "builtin_photographs",
     "check_images",
+    "compare_with_known",
+    "find_duplicates",
     "find_images",
+    "find_photographs",
+    "fingerprint",
     "imresize",
+    "is_store",
     "make_pair",
+    "prepare_store",
+    "read_contents",
     "read_image",
+    "read_store",
 ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m mkdext.data`.
+
+    Args:
+        arguments: Name of the command and flags; none: those of the process.
+
+    Returns:
+        The exit status.
+    """
+    # The command line's libraries are not for those who import the package.
+    from mkdext.data.__main__ import main
+
+    return main(arguments)

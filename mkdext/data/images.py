@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +84,8 @@ def read_image(path: Path) -> Tensor:
 
     Raises:
         BadImageError: The file is missing, unreadable, no image, damaged, partly transparent,
-            of several pages or frames, or has 32-bit or floating-point pixels.
+            of several pages or frames, has 32-bit or floating-point pixels, or more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS` (89 million), which is known before any is decoded.
 
     Example:
         >>> import tempfile
@@ -93,6 +96,9 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with Image.open(path, formats=_FORMATS) as file:
+            # Pillow itself only warns between once and twice the limit.
+            if file.width * file.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError
             # A camera's MPO file holds the photograph first, then previews or a second view.
             frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
             if frames > 1:
@@ -102,6 +108,9 @@ def read_image(path: Path) -> Tensor:
             levels = np.asarray(_as_rgb(file))
     except BadImageError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        reason = f"has more than {Image.MAX_IMAGE_PIXELS} pixels; cut it into smaller photographs"
+        raise BadImageError(reason) from None
     except UnidentifiedImageError:
         reason = "not an image of a known format, whatever its name says"
         raise BadImageError(reason if path.stat().st_size else "is empty (0 bytes)") from None
@@ -123,8 +132,7 @@ def check_images(
 ) -> tuple[list[Path], list[BadImage]]:
     """Decode every file once, in parallel, to know before any work which ones cannot be used.
 
-    A file that makes Pillow warn (damaged metadata, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`)
-    counts as bad.
+    A file that makes Pillow warn, for example of damaged metadata, counts as bad.
 
     Args:
         paths: The files.
@@ -147,13 +155,13 @@ def check_images(
         except BadImageError as error:
             return str(error)
         height, width = image.shape[-2:]
-        if min(height, width) < minimum_side:
-            return f"is {width}x{height} pixels, needs at least {minimum_side} on each side"
+        if reason := too_small(height, width, minimum_side):
+            return reason
         if use is not None:
             use(path, image)
         return None
 
-    with _pillow_warnings_raised(), ThreadPoolExecutor() as pool:
+    with pillow_warnings_raised(), ThreadPoolExecutor() as pool:
         try:
             reasons = pool.map(reason_against, paths)
             found = [(path, next(reasons)) for path in progress(paths)]
@@ -161,6 +169,23 @@ def check_images(
             pool.shutdown(cancel_futures=True)
     good = [path for path, reason in found if reason is None]
     return good, [BadImage(path, reason) for path, reason in found if reason is not None]
+
+
+def is_low_resolution(name: Path) -> bool:
+    """Whether a path leads through a folder of low-resolution versions, such as DIV2K_LR_x8.
+
+    Example:
+        >>> is_low_resolution(Path("DIV2K_train_LR_bicubic/X4/0001x4.png"))
+        True
+    """
+    return any(re.search(r"(^|_)LR(_|$)", part) for part in name.parts[:-1])
+
+
+def too_small(height: int, width: int, minimum_side: int) -> str | None:
+    """What speaks against a photograph of that size, if anything does."""
+    if min(height, width) >= minimum_side:
+        return None
+    return f"is {width}x{height} pixels, needs at least {minimum_side} on each side"
 
 
 def bad_images_message(bad: Sequence[BadImage], lines: int = 20) -> str:
@@ -209,7 +234,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _pillow_warnings_raised() -> Iterator[None]:
+def pillow_warnings_raised() -> Iterator[None]:
+    """Make Pillow's warnings, such as that of damaged metadata, exceptions."""
     # One change of the filters around all threads: the filters belong to the whole process.
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module=r"PIL\.")

@@ -7,25 +7,36 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mkdext.data.images import BadImage, BadImageError, Progress, check_images, read_image
+from mkdext.data.images import (
+    BadImage,
+    BadImageError,
+    Progress,
+    check_images,
+    read_image,
+    too_small,
+)
 from mkdext.data.imresize import imresize
+from mkdext.data.store import Levels, StoredPair
 
 Pair = tuple[Tensor, Tensor]
+Image = TypeVar("Image", Tensor, Levels)
 
 _WORKERS = 4  # threads that make batches ahead; one is enough unless photographs must be decoded
 
 
 class ImagePairs(Sequence[Pair]):
-    """Photographs with their low-resolution versions, made by MATLAB's bicubic on 8-bit levels.
+    """Photographs with their low-resolution versions: of a store, or made of image files.
 
-    Item `i` is `(lr, hr)`: uint8 `[3, h, w]` and `[3, scale*h, scale*w]`. Decoded pairs stay in
-    memory until it is used up; what does not fit is decoded each time. Several threads may share
-    one object.
+    Item `i` is `(lr, hr)`: uint8 `[3, h, w]` and `[3, scale*h, scale*w]`. For files `lr` is made by
+    MATLAB's bicubic on 8-bit levels; decoded pairs stay in memory until it is used up, and what
+    does not fit is decoded each time. Of stored photographs only the patches asked for are read.
+    Several threads may share one object.
 
     Example:
         >>> from mkdext.data import builtin_photographs
@@ -34,15 +45,21 @@ class ImagePairs(Sequence[Pair]):
         (torch.Size([3, 128, 128]), torch.Size([3, 512, 512]))
     """
 
-    def __init__(self, paths: Sequence[Path], scale: int, cache_bytes: int = 2 << 30) -> None:
-        """Take the files as they are; nothing is read yet.
+    def __init__(
+        self,
+        photographs: Sequence[Path | StoredPair],
+        scale: int,
+        cache_bytes: int = 2 << 30,
+    ) -> None:
+        """Take the photographs as they are; nothing is read yet.
 
         Args:
-            paths: The files.
+            photographs: Files, or what `read_store` returns for this scale, or both.
             scale: Downscaling factor.
             cache_bytes: Memory for decoded pairs.
         """
-        self.paths = list(paths)
+        self.paths = [p if isinstance(p, Path) else p.path for p in photographs]
+        self._stored = {p.path: p for p in photographs if isinstance(p, StoredPair)}
         self.scale = scale
         self._free_bytes = cache_bytes
         self._is_full = False
@@ -52,26 +69,35 @@ class ImagePairs(Sequence[Pair]):
     @classmethod
     def checked(
         cls,
-        paths: Sequence[Path],
+        photographs: Sequence[Path | StoredPair],
         scale: int,
         minimum_side: int = 1,
         progress: Progress = iter,
         cache_bytes: int = 2 << 30,
     ) -> tuple[ImagePairs, list[BadImage]]:
-        """Check the files as `check_images` does, keeping in memory what it decodes.
+        """Check files as `check_images` does, keeping in memory what it decodes.
+
+        Of stored photographs, which were checked when they were stored, only the size is looked at.
 
         Args:
-            paths: The files.
+            photographs: Files, or what `read_store` returns for this scale, or both.
             scale: Downscaling factor.
             minimum_side: Smallest width and height, in pixels, that is large enough.
             progress: Wraps the iteration over the files, to show how far it has come.
             cache_bytes: Memory for decoded pairs.
 
         Returns:
-            The pairs of the usable files, and the other files.
+            The pairs of the usable photographs, and the others.
         """
-        pairs = cls(paths, scale, cache_bytes)
-        pairs.paths, bad = check_images(paths, minimum_side, progress, pairs._keep)
+        pairs = cls(photographs, scale, cache_bytes)
+        files = [path for path in pairs.paths if path not in pairs._stored]
+        bad = check_images(files, minimum_side, progress, pairs._keep)[1] if files else []
+        for stored in pairs._stored.values():
+            height, width = stored.hr.shape[1:]
+            if reason := too_small(height, width, minimum_side):
+                bad.append(BadImage(stored.path, reason))
+        unusable = {image.path for image in bad}
+        pairs.paths = [path for path in pairs.paths if path not in unusable]
         return pairs, bad
 
     def __len__(self) -> int:
@@ -85,6 +111,8 @@ class ImagePairs(Sequence[Pair]):
             BadImageError: The file cannot be read.
         """
         path = self.paths[index]
+        if path in self._stored:
+            return self._stored[path].pair()
         if path not in self._cache:
             hr = _read(path)
             self._keep(path, hr)
@@ -107,18 +135,30 @@ class ImagePairs(Sequence[Pair]):
             ValueError: The photograph is smaller than the patch.
         """
         path, scale = self.paths[index], self.scale
+        if path in self._stored:
+            stored = self._stored[path]
+            top, left = self._corner(path, stored.hr.shape, size, place)
+            hr_levels = _square(stored.hr, top * scale, left * scale, size * scale)
+            lr_levels = _square(stored.lr, top, left, size)
+            return torch.from_numpy(lr_levels.copy()), torch.from_numpy(hr_levels.copy())
         pair = None if self._is_full and path not in self._cache else self[index]
-        hr = pair[1] if pair else _whole_cells(_read(path), scale)
-        height, width = hr.shape[1] // scale, hr.shape[2] // scale
-        if min(height, width) < size:
-            raise ValueError(
-                f"{path}: {hr.shape[2]}x{hr.shape[1]} pixels are too few for patches of {size} "
-                f"low-resolution pixels at scale {scale}"
-            )
-        top, left = int(place[0] * (height - size + 1)), int(place[1] * (width - size + 1))
+        hr = pair[1] if pair else whole_cells(_read(path), scale)
+        top, left = self._corner(path, hr.shape, size, place)
         hr_patch = _square(hr, top * scale, left * scale, size * scale)
         lr_patch = _square(pair[0], top, left, size) if pair else _lr(hr, scale, top, left, size)
         return lr_patch, hr_patch
+
+    def _corner(
+        self, path: Path, shape: Sequence[int], size: int, place: tuple[float, float]
+    ) -> tuple[int, int]:
+        """First row and column of a patch, in low-resolution pixels."""
+        height, width = shape[1] // self.scale, shape[2] // self.scale
+        if min(height, width) < size:
+            raise ValueError(
+                f"{path}: {shape[2]}x{shape[1]} pixels are too few for patches of {size} "
+                f"low-resolution pixels at scale {self.scale}"
+            )
+        return int(place[0] * (height - size + 1)), int(place[1] * (width - size + 1))
 
     def _keep(self, path: Path, hr: Tensor) -> None:
         if self._is_full:
@@ -236,7 +276,7 @@ def make_pair(hr: Tensor, scale: int) -> Pair:
     """
     if min(hr.shape[-2:]) < scale:
         raise ValueError(f"make_pair: hr must have {scale} pixels a side, got {list(hr.shape)}")
-    hr = _whole_cells(hr, scale)
+    hr = whole_cells(hr, scale)
     return imresize(hr, 1 / scale), hr
 
 
@@ -247,7 +287,8 @@ def _read(path: Path) -> Tensor:
         raise BadImageError(f"{path}: {error}") from None
 
 
-def _whole_cells(hr: Tensor, scale: int) -> Tensor:
+def whole_cells(hr: Tensor, scale: int) -> Tensor:
+    """Cut `[3, H, W]` at the right and the bottom to multiples of `scale`."""
     height, width = (size // scale * scale for size in hr.shape[1:])
     return hr[:, :height, :width]
 
@@ -262,5 +303,5 @@ def _lr(hr: Tensor, scale: int, top: int, left: int, size: int) -> Tensor:
     return _square(lr, top - first_row, left - first_column, size)
 
 
-def _square(image: Tensor, top: int, left: int, size: int) -> Tensor:
+def _square(image: Image, top: int, left: int, size: int) -> Image:
     return image[:, top : top + size, left : left + size]

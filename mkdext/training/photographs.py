@@ -11,7 +11,7 @@ from mkdext.data import (
     ImagePairs,
     bad_images_message,
     builtin_photographs,
-    find_images,
+    find_photographs,
 )
 from mkdext.training.options import TrainOptions
 
@@ -24,21 +24,21 @@ BUILTIN_NAME = "built-in"
 def training_photographs(
     options: TrainOptions, progress: Progress
 ) -> tuple[ImagePairs, list[BadImage]]:
-    """Decode and check the photographs to train on.
+    """Check the photographs to train on: folders of image files are decoded, stores opened.
 
     Returns:
         The usable ones and those left out.
 
     Raises:
-        ValueError: A folder is missing or empty, no photograph is usable, or some are not and
-            `bad_images` is "refuse".
+        ValueError: A folder is missing or empty, a store is damaged or of another scale, no
+            photograph is usable, or some are not and `bad_images` is "refuse".
     """
-    paths = [path for folder in options.train_dir for path in find_images(folder)]
+    found = [p for folder in options.train_dir for p in find_photographs(folder, options.scale)]
     if not options.train_dir:
-        paths = builtin_photographs("train")
+        found = [*builtin_photographs("train")]
     smallest = options.patch_size * options.scale
     pairs, bad = ImagePairs.checked(
-        paths, options.scale, smallest, progress("training photographs")
+        found, options.scale, smallest, progress("training photographs")
     )
     if bad and options.bad_images == "refuse":
         raise ValueError(
@@ -50,11 +50,11 @@ def training_photographs(
 
 
 def validation_photographs(options: TrainOptions, progress: Progress) -> dict[str, ImagePairs]:
-    """Decode and check the photographs to measure on, by the name of their folder.
+    """Check the photographs to measure on, by the name of their folder or store.
 
     Raises:
-        ValueError: A folder is missing or empty, a photograph is not usable, or two folders have
-            the same name.
+        ValueError: A folder is missing or empty, a store is damaged or of another scale, a
+            photograph is not usable, or two folders have the same name.
     """
     if not options.val_dir:
         return {BUILTIN_NAME: ImagePairs(builtin_photographs("validation"), options.scale)}
@@ -66,7 +66,7 @@ def validation_photographs(options: TrainOptions, progress: Progress) -> dict[st
         # SSIM needs a window of 11 pixels inside a border as wide as the scale, in whole cells.
         smallest = math.ceil((2 * options.scale + 11) / options.scale) * options.scale
         sets[name], bad = ImagePairs.checked(
-            find_images(folder),
+            find_photographs(folder, options.scale),
             options.scale,
             smallest,
             progress(name),
