@@ -222,11 +222,12 @@ def _in_parallel(
         return
     # Not forked: PyTorch's threads do not survive that.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_watch_parent) as pool:
         waiting: deque[Future[_Decoded | BadImage]] = deque()
         try:
             for job in jobs:
-                waiting.append(pool.submit(_decode, job))
+                with _without_ctrl_c():
+                    waiting.append(pool.submit(_decode, job))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -235,9 +236,18 @@ def _in_parallel(
             pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Let it wait; processes started meanwhile never get it, their parent tells them to end."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _watch_parent() -> None:
+    """End with the parent, even where it is killed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -265,6 +275,7 @@ def _opened(out: Path, scale: int) -> Iterator[tuple[BinaryIO, BinaryIO, list[En
             raise ValueError(f"--out {out} is in use by another process") from None
         done = _read_journal(out, journal, scale)
         pixels.truncate(done[-1].end(scale) if done else 0)
+        pixels.seek(0, os.SEEK_END)
         yield pixels, journal, done
 
 
