@@ -68,7 +68,7 @@ def compare_with_known(contents: Contents, known: KnownSet) -> list[PartReport]:
         >>> from collections import Counter
         >>> empty = Contents(Path("Set5"), [], Counter(), [], [])
         >>> compare_with_known(empty, KNOWN_SETS[3])[0].problems
-        ['5 photographs are missing']
+        ['5 photographs missing']
     """
     folder = contents.folder
     files: dict[Path, dict[str, tuple[int, int] | None]] = {}
@@ -77,7 +77,7 @@ def compare_with_known(contents: Contents, known: KnownSet) -> list[PartReport]:
     for image in contents.bad:
         files.setdefault(image.path.parent, {})[image.path.stem] = None
     own_name = folder.resolve().name
-    own = [part for part in known.parts if own_name in part.folders]
+    own = [p for p in known.parts if own_name in p.folders and "." not in p.folders]
     reports = []
     for part in own or known.parts:
         places = [folder] if own else [folder / name for name in part.folders]
@@ -166,10 +166,9 @@ KNOWN_SETS = (
 
 def _problems(part: Part, found: dict[str, tuple[int, int] | None]) -> Iterator[str]:
     if part.names is None:
-        if len(found) < part.count:
-            yield f"{part.count - len(found)} photographs are missing"
-        elif len(found) > part.count:
-            yield f"{len(found) - part.count} photographs are too many"
+        if difference := len(found) - part.count:
+            photographs = f"{abs(difference)} photograph{'s' * (abs(difference) > 1)}"
+            yield f"{photographs} {'missing' if difference < 0 else 'too many'}"
     else:
         pattern, first = part.names
         expected = [pattern.format(number) for number in range(first, first + part.count)]
