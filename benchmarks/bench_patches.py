@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -35,6 +36,7 @@ from mkdext.data import (
 )
 
 WIDTH, HEIGHT = 2040, 1356
+WAYS = ("PNG files, none kept", "PNG files, all kept", "store")
 
 
 def make_photographs(source: Path, folder: Path, count: int) -> None:
@@ -117,30 +119,12 @@ def measure(
     prepared = time.perf_counter() - begin
     sizes = [sum(file.stat().st_size for file in place.iterdir()) for place in (pngs, store)]
 
-    def from_folder(cache_bytes: int) -> ImagePairs:
-        return ImagePairs.checked(find_images(pngs), scale, smallest, cache_bytes=cache_bytes)[0]
-
-    def from_store() -> ImagePairs:
-        return ImagePairs.checked(read_store(store, scale), scale, smallest)[0]
-
-    ways: dict[str, Callable[[], ImagePairs]] = {
-        "PNG files, none kept": lambda: from_folder(0),
-        "PNG files, all kept": lambda: from_folder(1 << 40),
-        "store": from_store,
-    }
     rows: dict[str, dict[str, object]] = {}
-    runs: dict[str, Callable[[], object]] = {}
-    for way, opened in ways.items():
-        before, begin = memory(), time.perf_counter()
-        pairs = opened()
-        seconds = time.perf_counter() - begin
-        runs[way] = drawing(pairs, arguments)
-        for _ in range(4):
-            runs[way]()
-        own, mapped = (
-            round((now - then) / 1e6) for now, then in zip(memory(), before, strict=True)
-        )
-        rows[way] = {"start-up": f"{seconds:.3f}", "own": own, "mapped": mapped}
+    for way in WAYS:
+        # In a process of its own, where no memory of another way is used again.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows[way] = pool.apply(opening, (way, pngs, store, arguments))
+    runs = {way: drawing(opened(way, pngs, store, scale, smallest), arguments) for way in WAYS}
     for way, timing in time_interleaved(runs, torch.device("cpu"), arguments.repeats).items():
         speed = f"{arguments.batch / timing.median:.0f}"
         rows[way] = {
@@ -150,13 +134,13 @@ def measure(
             **rows[way],
             "seconds": timing.seconds,
         }
-    del runs, pairs  # what is mapped stays in memory
+    del runs  # what is mapped stays in memory
     cold = []
     for step in range(arguments.repeats):
         with (store / "pixels.u8").open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         begin = time.perf_counter()
-        drawing(from_store(), arguments, step)()
+        drawing(opened("store", pngs, store, scale, smallest), arguments, step)()
         cold.append(time.perf_counter() - begin)
     notes = [
         "store opened anew, nothing of it in memory, first batch (wall): "
@@ -165,6 +149,25 @@ def measure(
         f"{prepared:.1f} s by {arguments.workers} process(es)",
     ]
     return list(rows.values()), notes
+
+
+def opened(way: str, pngs: Path, store: Path, scale: int, smallest: int) -> ImagePairs:
+    """The photographs, checked as a training checks them."""
+    found = read_store(store, scale) if way == "store" else find_images(pngs)
+    cache_bytes = 0 if way == "PNG files, none kept" else 1 << 40
+    return ImagePairs.checked(found, scale, smallest, cache_bytes=cache_bytes)[0]
+
+
+def opening(way: str, pngs: Path, store: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """Seconds until a first batch could be drawn, and memory after four of them."""
+    before, begin = memory(), time.perf_counter()
+    pairs = opened(way, pngs, store, arguments.scale, arguments.patch * arguments.scale)
+    seconds = time.perf_counter() - begin
+    draw = drawing(pairs, arguments)
+    for _ in range(4):
+        draw()
+    own, mapped = (round((now - then) / 1e6) for now, then in zip(memory(), before, strict=True))
+    return {"start-up": f"{seconds:.3f}", "own": own, "mapped": mapped}
 
 
 def drawing(

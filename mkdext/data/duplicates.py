@@ -9,9 +9,9 @@ training sees its patches are compared at no cost.
 
 It finds a photograph again after re-encoding (JPEG of quality 20), resizing to a quarter, a change
 of brightness, contrast or colour, conversion to grey, mirroring, quarter turns, and cropping of one
-per cent of each side. It does not find smaller crops, rotations by other angles, or photographs with
-hardly anything in them (less than 64 coefficients), which would be confused with each other. Other
-views of the same scene may be found and may not.
+per cent of each side. It does not find smaller crops, rotations by other angles, or photographs
+with hardly anything in them (less than 64 coefficients), which would be confused with each other.
+Other views of the same scene may be found and may not.
 """
 
 from __future__ import annotations
