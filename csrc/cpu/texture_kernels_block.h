@@ -27,10 +27,13 @@ template <bool kWhole, typename T>
 MKDEXT_OWN_REGISTERS void sum_rows(const T* const (&maps)[Simd<T>::kLanes], const Range& bin,
                                    int64_t width, T* line) {
   constexpr int lanes = Simd<T>::kLanes;
+  const int64_t ahead = (bin.end - bin.begin) * width;
   for_each_vector<T>(width, [&](int64_t v) {
     const auto row = [&](int lane, int64_t h) {
+      const T* const from = maps[lane] + h * width + v;
+      __builtin_prefetch(from + ahead);
       Vec<T> value;
-      load_some<T>(maps[lane] + h * width + v, kWhole ? lanes : width, &value);
+      load_some<T>(from, kWhole ? lanes : width, &value);
       return value;
     };
     Vec<T> sums[lanes];
@@ -51,6 +54,7 @@ template <bool kWhole, typename T>
 MKDEXT_OWN_REGISTERS void fill_rows(const T* line, const Range& rows, int64_t width,
                                     int64_t channels, int64_t map_step, T* maps) {
   constexpr int lanes = Simd<T>::kLanes;
+  const int64_t ahead = (rows.end - rows.begin) * width;
   for_each_vector<T>(width, [&](int64_t v) {
     Vec<T> values[lanes];
 #pragma GCC unroll 16
@@ -59,9 +63,11 @@ MKDEXT_OWN_REGISTERS void fill_rows(const T* line, const Range& rows, int64_t wi
     for (int64_t h = rows.begin; h < rows.end; ++h) {
 #pragma GCC unroll 16
       for (int lane = 0; lane < lanes; ++lane) {
-        if (lane < channels)
-          store_some<T>(maps + lane * map_step + h * width + v, kWhole ? lanes : width,
-                        values[lane]);
+        if (lane < channels) {
+          T* const to = maps + lane * map_step + h * width + v;
+          __builtin_prefetch(to + ahead, 1);
+          store_some<T>(to, kWhole ? lanes : width, values[lane]);
+        }
       }
     }
   });
