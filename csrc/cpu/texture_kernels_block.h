@@ -22,7 +22,8 @@ inline void for_each_vector(int64_t width, const Function& function) {
     function(larger(0, smaller(v, width - Simd<T>::kLanes)));
 }
 
-// line = the sum of the bin's rows. `maps` are those of the lanes.
+// line = the sum of the bin's rows. `maps` are those of the lanes. Asks for the rows of the next
+// bin early: they arrive while the columns of this one are summed.
 template <bool kWhole, typename T>
 MKDEXT_OWN_REGISTERS void sum_rows(const T* const (&maps)[Simd<T>::kLanes], const Range& bin,
                                    int64_t width, T* line) {
@@ -73,10 +74,11 @@ MKDEXT_OWN_REGISTERS void fill_rows(const T* line, const Range& rows, int64_t wi
   });
 }
 
-// kernels[channel][count] = elements [count][lane].
+// kernels[channel][count] = elements [count][lane]. Kernels of other patches lie too far apart for
+// the processor to foresee: those `ahead` are asked for here.
 template <typename T>
 MKDEXT_OWN_REGISTERS void store_kernels(const T* elements, int64_t count, int64_t channels,
-                                        T* kernels) {
+                                        int64_t ahead, T* kernels) {
   constexpr int lanes = Simd<T>::kLanes;
   int64_t e = 0;
   for (; e + lanes <= count; e += lanes) {
@@ -86,7 +88,10 @@ MKDEXT_OWN_REGISTERS void store_kernels(const T* elements, int64_t count, int64_
     transpose<T>(values);
 #pragma GCC unroll 16
     for (int lane = 0; lane < lanes; ++lane)
-      if (lane < channels) store(kernels + lane * count + e, values[lane]);
+      if (lane < channels) {
+        __builtin_prefetch(kernels + lane * count + e + ahead, 1);
+        store(kernels + lane * count + e, values[lane]);
+      }
   }
   for (; e < count; ++e) {
     for (int64_t c = 0; c < channels; ++c) kernels[c * count + e] = elements[e * lanes + c];
@@ -96,14 +101,16 @@ MKDEXT_OWN_REGISTERS void store_kernels(const T* elements, int64_t count, int64_
 // The reverse; lanes beyond `channels` become 0.
 template <typename T>
 MKDEXT_OWN_REGISTERS void load_kernels(const T* kernels, int64_t count, int64_t channels,
-                                       T* elements) {
+                                       int64_t ahead, T* elements) {
   constexpr int lanes = Simd<T>::kLanes;
   int64_t e = 0;
   for (; e + lanes <= count; e += lanes) {
     Vec<T> values[lanes];
 #pragma GCC unroll 16
-    for (int lane = 0; lane < lanes; ++lane)
+    for (int lane = 0; lane < lanes; ++lane) {
+      __builtin_prefetch(kernels + lane * count + e + ahead);
       values[lane] = lane < channels ? load(kernels + lane * count + e) : Vec<T>{};
+    }
     transpose<T>(values);
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) store(elements + (e + i) * lanes, values[i]);
@@ -129,6 +136,7 @@ void forward_block(const TextureShape& shape, const AxisBins<T>& rows, const Axi
   const T* lane_maps[lanes];
   for (int lane = 0; lane < lanes; ++lane)
     lane_maps[lane] = maps + smaller(lane, channels - 1) * shape.height * width;
+  const int64_t ahead = shape.grid * shape.channels * k * k;  // the next row of patches
   T* const line = scratch;
   T* const elements = line + line_size<T>(width);  // [grid][k * k][lane]
   for (int64_t p = 0; p < shape.grid; ++p) {
@@ -151,7 +159,7 @@ void forward_block(const TextureShape& shape, const AxisBins<T>& rows, const Axi
       }
     }
     for (int64_t q = 0; q < shape.grid; ++q)
-      store_kernels(elements + q * k * k * lanes, k * k, channels,
+      store_kernels(elements + q * k * k * lanes, k * k, channels, ahead,
                     kernels + (p * shape.grid + q) * shape.channels * k * k);
   }
 }
@@ -168,7 +176,8 @@ void transpose_block(const TextureShape& shape, const AxisBins<T>& rows, const A
                      int64_t channels, const T* kernels, T* scratch, T* maps) {
   constexpr int lanes = Simd<T>::kLanes;
   const int64_t k = shape.kernel_size, width = shape.width, size = line_size<T>(width);
-  T* const lines = scratch;  // of the last `reach` row bins
+  const int64_t ahead = shape.grid * shape.channels * k * k;  // the next row of patches
+  T* const lines = scratch;                                   // of the last `reach` row bins
   T* const total = lines + rows.reach * size;
   T* const elements = total + size;                         // [grid][k * k][lane]
   T* const scaled = elements + shape.grid * k * k * lanes;  // [grid * k][lane]
@@ -176,7 +185,7 @@ void transpose_block(const TextureShape& shape, const AxisBins<T>& rows, const A
 
   const auto make_lines = [&](int64_t p) {
     for (int64_t q = 0; q < shape.grid; ++q)
-      load_kernels(kernels + (p * shape.grid + q) * shape.channels * k * k, k * k, channels,
+      load_kernels(kernels + (p * shape.grid + q) * shape.channels * k * k, k * k, channels, ahead,
                    elements + q * k * k * lanes);
     for (int64_t i = 0; i < k; ++i) {
       const T row_scale = rows.inverse[p * k + i];
