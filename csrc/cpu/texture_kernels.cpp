@@ -1,15 +1,17 @@
 // The CPU side of texture_kernels.h.
 //
-// Equation       Both directions are separable: rows first, then columns.
+// Equation       Both directions are separable: rows first, then columns, or the reverse.
 //                  sums[s, v] = sum of the map's rows in row bin s
 //                  y[s, t]    = sum of sums[s, :] in column bin t / (rows * columns)
-// Memory layout  Map [B, C, H, W]; kernels [B, grid * grid, C, k, k]. The k row bins of a patch row
-//                are made one after the other and then moved between the two layouts together, so
-//                that each kernel of a channel, k * k neighbours, is touched once.
-// Parallel axis  (sample, channel): a task reads or writes one plane of the map and the same
-//                channel of every kernel, which no other task touches.
-// Accumulation   In the type of the data, row by row and then column by column, whatever the number
-//                of threads.
+//                In the transpose positions take the place of bins: row h is the sum of the row
+//                bins that hold it. Rows that the same bins hold are equal and made once.
+// Memory layout  Map [B, C, H, W]; kernels [B, grid * grid, C, k, k]. A lane is a channel: kernels
+//                of neighbouring channels are neighbours in memory, and every element of the
+//                output is written once.
+// Parallel axis  (sample, block of channels): a task reads or writes the planes of its channels and
+//                the same channels of every kernel, which no other task touches.
+// Accumulation   In the type of the data, rows and columns in their order, whatever the number of
+//                threads.
 #include "../texture_kernels.h"
 
 #include <torch/csrc/stable/library.h>
@@ -19,7 +21,55 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
+
+#include "instruction_set.h"
+#include "scratch.h"
+
+namespace mkdext::cpu {
+namespace {
+
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
+// Positions that the same bins hold.
+struct Segment {
+  Range at;
+  Range bins;
+};
+
+// The grid * k bins of one axis, in order. They begin and end in order too, so that the bins that
+// hold a position are neighbours.
+template <typename T>
+struct AxisBins {
+  const Range* bins;
+  const T* inverse;         // 1 / the bin's length
+  const Segment* segments;  // they tile the axis
+  int64_t segment_count;
+  int64_t reach;  // bins to keep, if made k at a time, until every segment has all of its own
+};
+
+// What texture_kernels_block.h compiles once per instruction set, for up to `lanes` channels.
+template <typename T>
+struct BlockKernels {
+  int64_t lanes;
+  // Elements of scratch memory, aligned to 64 bytes.
+  int64_t (*forward_scratch)(const TextureShape& shape);
+  void (*forward)(const TextureShape& shape, const AxisBins<T>& rows, const AxisBins<T>& columns,
+                  int64_t channels, const T* maps, T* scratch, T* kernels);
+  int64_t (*transpose_scratch)(const TextureShape& shape, const AxisBins<T>& rows);
+  void (*transpose)(const TextureShape& shape, const AxisBins<T>& rows, const AxisBins<T>& columns,
+                    int64_t channels, const T* kernels, T* scratch, T* maps);
+};
+
+}  // namespace
+}  // namespace mkdext::cpu
+
+#define MKDEXT_KERNELS "texture_kernels_block.h"
+#include "per_instruction_set.h"
 
 namespace mkdext::cpu {
 namespace {
@@ -27,192 +77,112 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-struct Bin {
-  int64_t begin;
-  int64_t end;
-};
+template <typename T>
+const BlockKernels<T>& block_kernels() {
+#if defined(__x86_64__)
+  switch (active_instruction_set()) {
+    case InstructionSet::kAvx512:
+      return avx512::kBlockKernels<T>;
+    case InstructionSet::kAvx2:
+      return avx2::kBlockKernels<T>;
+    default:
+      break;
+  }
+#endif
+  return portable::kBlockKernels<T>;
+}
 
-Bin adaptive_bin(int64_t index, int64_t count, int64_t length) {
+Range adaptive_bin(int64_t index, int64_t count, int64_t length) {
   return {index * length / count, ((index + 1) * length + count - 1) / count};
 }
 
-// The grid * k bins of one axis, in order.
 template <typename T>
-struct Axis {
+class Axis {
+ public:
   Axis(int64_t length, int64_t grid, int64_t kernel_size) {
     for (int64_t p = 0; p < grid; ++p) {
-      const Bin patch = adaptive_bin(p, grid, length);
+      const Range patch = adaptive_bin(p, grid, length);
       for (int64_t i = 0; i < kernel_size; ++i) {
-        const Bin bin = adaptive_bin(i, kernel_size, patch.end - patch.begin);
-        bins.push_back({patch.begin + bin.begin, patch.begin + bin.end});
-        inverse.push_back(T(1) / T(bin.end - bin.begin));
+        const Range bin = adaptive_bin(i, kernel_size, patch.end - patch.begin);
+        bins_.push_back({patch.begin + bin.begin, patch.begin + bin.end});
+        inverse_.push_back(T(1) / T(bin.end - bin.begin));
       }
     }
-    if (length % (grid * kernel_size) == 0) width = length / (grid * kernel_size);
+    Range holders{0, 0};
+    for (int64_t at = 0; at < length;) {
+      while (bins_[holders.begin].end <= at) ++holders.begin;
+      while (holders.end < grid * kernel_size && bins_[holders.end].begin <= at) ++holders.end;
+      int64_t end = bins_[holders.begin].end;
+      if (holders.end < grid * kernel_size) end = std::min(end, bins_[holders.end].begin);
+      segments_.push_back({{at, end}, holders});
+      const int64_t made = (holders.end + kernel_size - 1) / kernel_size * kernel_size;
+      reach_ = std::max(reach_, made - holders.begin);
+      at = end;
+    }
   }
 
-  int64_t count() const { return static_cast<int64_t>(bins.size()); }
+  AxisBins<T> view() const {
+    return {bins_.data(), inverse_.data(), segments_.data(), static_cast<int64_t>(segments_.size()),
+            reach_};
+  }
 
-  std::vector<Bin> bins;
-  std::vector<T> inverse;  // 1 / the bin's length
-  int64_t width = 0;       // of every bin, if the bins tile the axis; else 0
+ private:
+  std::vector<Range> bins_;
+  std::vector<T> inverse_;
+  std::vector<Segment> segments_;
+  int64_t reach_ = 0;
 };
-
-// Calls function<width of bins, k>() for the usual sizes, so that the compiler unrolls the loops;
-// 0 stands for any other.
-template <typename Function>
-void with_constant_sizes(int64_t width, int64_t kernel_size, const Function& function) {
-  if (kernel_size != 3) return function.template operator()<0, 0>();
-  switch (width) {
-    case 1:
-      return function.template operator()<1, 3>();
-    case 2:
-      return function.template operator()<2, 3>();
-    case 4:
-      return function.template operator()<4, 3>();
-    default:
-      return function.template operator()<0, 3>();
-  }
-}
-
-// means[t] = scale * the mean of row in column bin t.
-template <int64_t kWidth, typename T>
-void reduce_columns(const Axis<T>& columns, T scale, const T* __restrict row, T* __restrict means) {
-  if constexpr (kWidth > 0) {
-    const T factor = scale / T(kWidth);
-    for (int64_t t = 0; t < columns.count(); ++t) {
-      T sum = row[t * kWidth];
-      for (int64_t v = 1; v < kWidth; ++v) sum += row[t * kWidth + v];
-      means[t] = sum * factor;
-    }
-  } else {
-    for (int64_t t = 0; t < columns.count(); ++t) {
-      T sum = 0;
-      for (int64_t v = columns.bins[t].begin; v < columns.bins[t].end; ++v) sum += row[v];
-      means[t] = sum * (scale * columns.inverse[t]);
-    }
-  }
-}
-
-// The transpose of reduce_columns.
-template <int64_t kWidth, typename T>
-void spread_columns(const Axis<T>& columns, int64_t length, T scale, const T* __restrict means,
-                    T* __restrict row) {
-  if constexpr (kWidth > 0) {
-    const T factor = scale / T(kWidth);
-    for (int64_t t = 0; t < columns.count(); ++t) {
-      for (int64_t v = 0; v < kWidth; ++v) row[t * kWidth + v] = means[t] * factor;
-    }
-  } else {
-    std::fill(row, row + length, T(0));
-    for (int64_t t = 0; t < columns.count(); ++t) {
-      const T value = means[t] * (scale * columns.inverse[t]);
-      for (int64_t v = columns.bins[t].begin; v < columns.bins[t].end; ++v) row[v] += value;
-    }
-  }
-}
-
-// Calls function(element of the kernel, element of means) for channel c of the kernels of patch row
-// p, whose means are [k, grid * k].
-template <int64_t kSize, typename Function>
-void for_each_kernel_element(const TextureShape& shape, int64_t p, int64_t c,
-                             const Function& function) {
-  const int64_t k = kSize > 0 ? kSize : shape.kernel_size;
-  for (int64_t q = 0; q < shape.grid; ++q) {
-    const int64_t kernel = ((p * shape.grid + q) * shape.channels + c) * k * k;
-    for (int64_t i = 0; i < k; ++i) {
-      for (int64_t j = 0; j < k; ++j) {
-        function(kernel + i * k + j, (i * shape.grid + q) * k + j);
-      }
-    }
-  }
-}
-
-int64_t kernels_size(const TextureShape& shape) {
-  return shape.grid * shape.grid * shape.channels * shape.kernel_size * shape.kernel_size;
-}
 
 // Fewer elements than this are not worth waking another thread.
 constexpr int64_t kElementsPerThread = 65536;
 
-int64_t planes_per_thread(const TextureShape& shape) {
-  return std::max<int64_t>(1, kElementsPerThread / (shape.height * shape.width));
+// Calls function(sample, first channel, channels) for every block of channels of every sample.
+template <typename Function>
+void for_each_block(const TextureShape& shape, int64_t lanes, const Function& function) {
+  const int64_t blocks = (shape.channels + lanes - 1) / lanes;
+  const int64_t elements = lanes * shape.height * shape.width;
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / elements);
+  torch::stable::parallel_for(0, shape.batch * blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t c = task % blocks * lanes;
+      function(task / blocks, c, std::min(lanes, shape.channels - c));
+    }
+  });
 }
 
-template <int64_t kWidth, int64_t kSize, typename T>
-void reduce_plane(const TextureShape& shape, const Axis<T>& rows, const Axis<T>& columns, int64_t c,
-                  const T* map, T* sums, T* means, T* kernels) {
-  const int64_t k = shape.kernel_size, width = shape.width;
-  for (int64_t p = 0; p < shape.grid; ++p) {
-    for (int64_t i = 0; i < k; ++i) {
-      const Bin bin = rows.bins[p * k + i];
-      std::copy_n(map + bin.begin * width, width, sums);
-      for (int64_t h = bin.begin + 1; h < bin.end; ++h) {
-        for (int64_t v = 0; v < width; ++v) sums[v] += map[h * width + v];
-      }
-      reduce_columns<kWidth>(columns, rows.inverse[p * k + i], sums, means + i * columns.count());
-    }
-    for_each_kernel_element<kSize>(shape, p, c,
-                                   [&](int64_t at, int64_t of) { kernels[at] = means[of]; });
-  }
+// Where channel c of a sample begins: its map, and its kernel of the first patch.
+int64_t map_offset(const TextureShape& shape, int64_t sample, int64_t c) {
+  return (sample * shape.channels + c) * shape.height * shape.width;
 }
 
-template <int64_t kWidth, int64_t kSize, typename T>
-void spread_plane(const TextureShape& shape, const Axis<T>& rows, const Axis<T>& columns, int64_t c,
-                  const T* kernels, T* sums, T* means, T* map) {
-  const int64_t k = shape.kernel_size, width = shape.width;
-  if (rows.width == 0) std::fill_n(map, shape.height * width, T(0));
-  for (int64_t p = 0; p < shape.grid; ++p) {
-    for_each_kernel_element<kSize>(shape, p, c,
-                                   [&](int64_t at, int64_t of) { means[of] = kernels[at]; });
-    for (int64_t i = 0; i < k; ++i) {
-      const Bin bin = rows.bins[p * k + i];
-      spread_columns<kWidth>(columns, width, rows.inverse[p * k + i], means + i * columns.count(),
-                             sums);
-      for (int64_t h = bin.begin; h < bin.end; ++h) {
-        if (rows.width > 0) {
-          std::copy_n(sums, width, map + h * width);
-        } else {
-          for (int64_t v = 0; v < width; ++v) map[h * width + v] += sums[v];
-        }
-      }
-    }
-  }
+int64_t kernel_offset(const TextureShape& shape, int64_t sample, int64_t c) {
+  return (sample * shape.grid * shape.grid * shape.channels + c) * shape.kernel_size *
+         shape.kernel_size;
 }
 
 template <typename T>
 void forward(const TextureShape& shape, const T* features, T* kernels) {
-  const Axis<T> rows(shape.height, shape.grid, shape.kernel_size);
-  const Axis<T> columns(shape.width, shape.grid, shape.kernel_size);
-  with_constant_sizes(columns.width, shape.kernel_size, [&]<int64_t kWidth, int64_t kSize>() {
-    const auto run = [&](int64_t begin, int64_t end) {
-      std::vector<T> sums(shape.width), means(shape.kernel_size * columns.count());
-      for (int64_t plane = begin; plane < end; ++plane) {
-        reduce_plane<kWidth, kSize>(shape, rows, columns, plane % shape.channels,
-                                    features + plane * shape.height * shape.width, sums.data(),
-                                    means.data(),
-                                    kernels + plane / shape.channels * kernels_size(shape));
-      }
-    };
-    torch::stable::parallel_for(0, shape.batch * shape.channels, planes_per_thread(shape), run);
+  const Axis<T> row_axis(shape.height, shape.grid, shape.kernel_size);
+  const Axis<T> column_axis(shape.width, shape.grid, shape.kernel_size);
+  const AxisBins<T> rows = row_axis.view(), columns = column_axis.view();
+  const BlockKernels<T>& block = block_kernels<T>();
+  for_each_block(shape, block.lanes, [&](int64_t sample, int64_t c, int64_t channels) {
+    Scratch<T> scratch(block.forward_scratch(shape));
+    block.forward(shape, rows, columns, channels, features + map_offset(shape, sample, c),
+                  scratch.data(), kernels + kernel_offset(shape, sample, c));
   });
 }
 
 template <typename T>
 void transpose(const TextureShape& shape, const T* kernels, T* features) {
-  const Axis<T> rows(shape.height, shape.grid, shape.kernel_size);
-  const Axis<T> columns(shape.width, shape.grid, shape.kernel_size);
-  with_constant_sizes(columns.width, shape.kernel_size, [&]<int64_t kWidth, int64_t kSize>() {
-    const auto run = [&](int64_t begin, int64_t end) {
-      std::vector<T> sums(shape.width), means(shape.kernel_size * columns.count());
-      for (int64_t plane = begin; plane < end; ++plane) {
-        spread_plane<kWidth, kSize>(shape, rows, columns, plane % shape.channels,
-                                    kernels + plane / shape.channels * kernels_size(shape),
-                                    sums.data(), means.data(),
-                                    features + plane * shape.height * shape.width);
-      }
-    };
-    torch::stable::parallel_for(0, shape.batch * shape.channels, planes_per_thread(shape), run);
+  const Axis<T> row_axis(shape.height, shape.grid, shape.kernel_size);
+  const Axis<T> column_axis(shape.width, shape.grid, shape.kernel_size);
+  const AxisBins<T> rows = row_axis.view(), columns = column_axis.view();
+  const BlockKernels<T>& block = block_kernels<T>();
+  for_each_block(shape, block.lanes, [&](int64_t sample, int64_t c, int64_t channels) {
+    Scratch<T> scratch(block.transpose_scratch(shape, rows));
+    block.transpose(shape, rows, columns, channels, kernels + kernel_offset(shape, sample, c),
+                    scratch.data(), features + map_offset(shape, sample, c));
   });
 }
 
