@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mkdext.data import find_images
+from mkdext.data import find_photographs
 from mkdext.training import (
     BUILTIN_DEMO,
     NonFiniteError,
@@ -127,7 +127,7 @@ def show_plan(options: TrainOptions, console: Console) -> None:
     """Print what a training would do."""
     RunDirectory(options.out).check(config_of(options))
     for folder in options.train_dir + options.val_dir:
-        find_images(folder)
+        find_photographs(folder, options.scale)
     plan = prepare(options)
     console.print(yaml.safe_dump(config_of(options), sort_keys=False).rstrip(), highlight=False)
     table = Table("", "parameters", title="sizes")

@@ -53,7 +53,7 @@ class Scratch {
   static constexpr int64_t kMostKept =
       -1;  // memory of the exact size, so that its ends are guarded
 #else
-  static constexpr int64_t kMostKept = 8 << 20;
+  static constexpr int64_t kMostKept = 32 << 20;
 #endif
   KeptMemory large_;
   T* data_;

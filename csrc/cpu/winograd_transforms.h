@@ -200,6 +200,10 @@ struct Block {
   int64_t tiles() const { return (row_end - row_begin) * columns(); }
 };
 
+// With fewer tiles to a block, passing over the transformed weights would take longer than the
+// products; with many channels it is better to leave the L2 cache.
+constexpr int64_t kLeastTiles = 24;
+
 // The largest block, in tiles, whose transforms of so many channels take up to `limit` bytes.
 struct BlockSize {
   int64_t rows;
@@ -207,7 +211,7 @@ struct BlockSize {
 
   BlockSize(const SampleShape& shape, int64_t channels, int64_t limit) {
     const int64_t bytes = kFrequencies * channels * static_cast<int64_t>(sizeof(float));
-    const int64_t tiles = larger(1, limit / bytes);
+    const int64_t tiles = larger(kLeastTiles, limit / bytes);
     const int64_t all_columns = tiles_along(shape.width), all_rows = tiles_along(shape.height);
     columns = ceil_div(all_columns, ceil_div(all_columns, tiles));
     rows = ceil_div(all_rows, ceil_div(all_rows, larger(1, tiles / columns)));
