@@ -22,6 +22,10 @@ CASES = [
     (2, 2, 3, 2, 5, 3),
     (1, 2, 50, 47, 8, 3),
     (3, 1, 8, 8, 1, 4),
+    # More channels than a vector has lanes, and not a multiple; rows longer and shorter than one.
+    (2, 19, 13, 21, 3, 3),
+    (1, 33, 5, 3, 2, 3),
+    (1, 9, 3, 18, 7, 4),
 ]
 
 
@@ -72,7 +76,7 @@ def test_one_patch_is_adaptive_average_pooling_for_any_size():
     torch.testing.assert_close(texture_kernels(features, 1, 5), expected, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c[2] <= 10])
+@pytest.mark.parametrize("case", [c for c in CASES if c[1] <= 3 and c[2] <= 10])
 def test_finite_differences_confirm_the_first_and_second_derivatives(case):
     *shape, grid, size = case
     features = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -107,6 +111,23 @@ def test_kernels_feed_the_convolution_and_gradients_flow_through_both():
     assert knowledge(features).shape == (2, 4, 12, 12)
     small = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     assert gradgradcheck(knowledge, (small,))
+
+
+def test_what_is_not_finite_stays_in_the_bins_and_the_channel_that_hold_it():
+    features = torch.randn(1, 11, 17, 19)
+    expected = _ref(features, 3, 3)
+    features[0, 9, 8, 10], features[0, 2, 16, 18] = math.nan, math.inf
+    kernels = texture_kernels(features, 3, 3)
+    spoiled = ~_ref(features, 3, 3).isfinite()
+    assert spoiled.any()
+    assert torch.equal(~kernels.isfinite(), spoiled)
+    torch.testing.assert_close(kernels[~spoiled], expected[~spoiled])
+    kernels = torch.randn(1, 9, 11, 3, 3)
+    kernels[0, 4, 9, 1, 1] = math.nan
+    leaf = torch.zeros(1, 11, 17, 19, requires_grad=True)
+    [actual] = torch.autograd.grad(texture_kernels(leaf, 3, 3), leaf, kernels)
+    [held] = torch.autograd.grad(_ref(leaf, 3, 3)[0, 4, 9, 1, 1], leaf)
+    assert torch.equal(actual.isnan(), held != 0)
 
 
 def test_any_strides_are_right():
