@@ -1,6 +1,8 @@
 // The transforms of Winograd convolution and the blocks of tiles they work on; winograd_kernels.h,
 // which includes this, tells the equations and the layout.
 
+#include "transposition.h"
+
 namespace mkdext::cpu::MKDEXT_ISA {
 namespace {
 
@@ -117,74 +119,6 @@ inline void weight_grad_transform(const Lanes (&d)[kWindow], Lanes& w0, Lanes& w
   w2 = a2 * sum_a + b2 * sum_b + d[5];
 }
 
-// ---------------------------------------------------------------------------------- transposition
-
-enum class Pick { kUnpackLow, kUnpackHigh, kPairLow, kPairHigh, kBlockLow, kBlockHigh };
-
-// Lane j of a shuffle of two vectors: lanes of the second are counted from kLanes on. The first
-// four work within 4 lanes each, the blocks exchange groups of `size` lanes.
-constexpr int picked(Pick pick, int size, int j) {
-  const int base = j & ~3, in = j & 3;
-  switch (pick) {
-    case Pick::kUnpackLow:
-      return base + in / 2 + (in & 1 ? kLanes : 0);
-    case Pick::kUnpackHigh:
-      return base + 2 + in / 2 + (in & 1 ? kLanes : 0);
-    case Pick::kPairLow:
-      return base + (in & 1) + (in & 2 ? kLanes : 0);
-    case Pick::kPairHigh:
-      return base + 2 + (in & 1) + (in & 2 ? kLanes : 0);
-    case Pick::kBlockLow:
-      return j & size ? kLanes + j - size : j;
-    default:
-      return j & size ? kLanes + j : j + size;
-  }
-}
-
-template <Pick pick, int size, int... lane>
-inline Lanes shuffle(const Lanes& a, const Lanes& b, std::integer_sequence<int, lane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, picked(pick, size, lane)...);
-#else
-  return __builtin_shuffle(a, b, Mask<float>{picked(pick, size, lane)...});
-#endif
-}
-
-template <Pick pick, int size = 0>
-inline Lanes shuffle(const Lanes& a, const Lanes& b) {
-  return shuffle<pick, size>(a, b, std::make_integer_sequence<int, kLanes>{});
-}
-
-template <int size>
-inline void exchange_blocks(Lanes (&rows)[kLanes]) {
-  if constexpr (size < kLanes) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & size) continue;
-      const Lanes a = rows[i], b = rows[i + size];
-      rows[i] = shuffle<Pick::kBlockLow, size>(a, b);
-      rows[i + size] = shuffle<Pick::kBlockHigh, size>(a, b);
-    }
-    exchange_blocks<2 * size>(rows);
-  }
-}
-
-// rows[i][j] becomes rows[j][i].
-inline void transpose(Lanes (&rows)[kLanes]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; i += 4) {
-    const Lanes low_ab = shuffle<Pick::kUnpackLow>(rows[i], rows[i + 1]);
-    const Lanes high_ab = shuffle<Pick::kUnpackHigh>(rows[i], rows[i + 1]);
-    const Lanes low_cd = shuffle<Pick::kUnpackLow>(rows[i + 2], rows[i + 3]);
-    const Lanes high_cd = shuffle<Pick::kUnpackHigh>(rows[i + 2], rows[i + 3]);
-    rows[i] = shuffle<Pick::kPairLow>(low_ab, low_cd);
-    rows[i + 1] = shuffle<Pick::kPairHigh>(low_ab, low_cd);
-    rows[i + 2] = shuffle<Pick::kPairLow>(high_ab, high_cd);
-    rows[i + 3] = shuffle<Pick::kPairHigh>(high_ab, high_cd);
-  }
-  exchange_blocks<4>(rows);
-}
-
 // ----------------------------------------------------------------------------------------- blocks
 
 int64_t tiles_along(int64_t length) { return ceil_div(length, kTile); }
@@ -266,7 +200,7 @@ inline void gather_row(const SampleShape& shape, const float* map, int64_t chann
         if (c < channels) load_some(from + c * area, count, &values[c]);
       }
     }
-    transpose(values);
+    transpose<float>(values);
     float* to = pixels + (v - column) * kLanes;
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) store(to + j * kLanes, values[j]);
@@ -288,7 +222,7 @@ inline void scatter_rows(const SampleShape& shape, const float* pixels, int64_t 
       Lanes values[kLanes];
 #pragma GCC unroll 16
       for (int j = 0; j < kLanes; ++j) values[j] = load(from + j * kLanes);
-      transpose(values);
+      transpose<float>(values);
       if (count == kLanes && channels == kLanes) {
 #pragma GCC unroll 16
         for (int c = 0; c < kLanes; ++c) store(to + c * area, values[c]);
@@ -467,7 +401,7 @@ inline void load_taps(const float* weight, int64_t row_step, int64_t outputs,
       rows[r] = Lanes{};
       if (r < outputs) load_some(weight + r * row_step + first, count, &rows[r]);
     }
-    transpose(rows);
+    transpose<float>(rows);
 #pragma GCC unroll 16
     for (int j = 0; j < count; ++j) taps[first + j] = rows[j];
   }
@@ -568,7 +502,7 @@ inline void transform_weight_grads(const SampleShape& shape, const float* sums, 
       Lanes rows[kLanes];
 #pragma GCC unroll 16
       for (int j = 0; j < kLanes; ++j) rows[j] = load(taps + (t + j) * kLanes);
-      transpose(rows);
+      transpose<float>(rows);
       for (int64_t r = 0; r < smaller(kLanes, outputs - o); ++r)
         store_some(grad_weight + (o + r) * columns + t, smaller(kLanes, columns - t), rows[r]);
     }
