@@ -47,19 +47,10 @@ from mkdext.models import create_model, default_points
 from mkdext.ops import reference
 from mkdext.training import MetaOptions, TrainOptions, steps
 from mkdext.training.steps import Distillation, TrainingStep
+from mkdext.training.teacher import Teacher
 
 POINTS = 4
 FORMS = ("mkdext", "stock convolutions", "stock", "vanilla")
-
-
-class StepOnGivenFeatures(TrainingStep):
-    """A step whose teacher costs nothing: its feature maps were made before."""
-
-    hints: list[torch.Tensor]
-
-    def teacher_features(self, distillation: Distillation, lr: torch.Tensor) -> list[torch.Tensor]:
-        """What is given."""
-        return self.hints
 
 
 def make_step(
@@ -97,15 +88,14 @@ def make_step(
         )
         return lambda: stock(lr, hr, hints), [optimizer, krnet_optimizer]
     krnet_optimizer = torch.optim.Adam(method.parameters(), options.meta.lr)
-    distillation = Distillation(nn.Identity(), [], points, method, krnet_optimizer)
-    step = StepOnGivenFeatures(
-        options, student, optimizer, None if form == "vanilla" else distillation
-    )
-    step.hints = hints
+    # A teacher that costs nothing: its feature maps are given.
+    teacher = Teacher(nn.Identity(), [], [])
+    distillation = Distillation(teacher, points, method, krnet_optimizer)
+    step = TrainingStep(options, student, optimizer, None if form == "vanilla" else distillation)
 
     def run() -> None:
         with stock_operators() if form == "stock convolutions" else contextlib.nullcontext():
-            step(0, lr, hr)
+            step(0, lr, hr, hints)
 
     return run, [optimizer, krnet_optimizer]
 

@@ -26,6 +26,7 @@ from mkdext.training.allocator import keep_freed_memory
 from mkdext.training.config_files import config_of, read_config
 from mkdext.training.plan import count_parameters, prepare
 from mkdext.training.run_directory import RunDirectory
+from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +134,22 @@ def show_plan(options: TrainOptions, console: Console) -> None:
     table = Table("", "parameters", title="sizes")
     table.add_row(f"student {options.student}", f"{plan.student_parameters:,}")
     if plan.step.distillation:
-        table.add_row("teacher", f"{count_parameters(plan.step.distillation.teacher):,}")
+        teacher = plan.step.distillation.teacher
+        table.add_row("teacher", f"{count_parameters(teacher.network):,}")
         table.add_row(
             f"method {options.method}", f"{count_parameters(plan.step.distillation.method):,}"
         )
     console.print(table)
-    console.print(f"memory of a step: about {plan.memory / 1e9:.2f} GB", highlight=False)
+    memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
+    console.print(f"memory of a step: {memory}", highlight=False)
+    if options.teacher_cache and plan.step.distillation:
+        bytes_each = row_bytes(stored_shapes(teacher, options.patch_size), teacher.dtype)
+        crops = options.teacher_cache_crops
+        console.print(
+            f"teacher cache: {crops} crops of {bytes_each:,} bytes, {crops * bytes_each / 1e9:.2f} "
+            f"GB in {options.teacher_cache}",
+            highlight=False,
+        )
     console.print(f"would write to {options.out}", highlight=False)
 
 

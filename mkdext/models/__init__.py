@@ -5,16 +5,20 @@ from mkdext.models.builtin import builtin_teacher
 from mkdext.models.checkpoints import load_model, load_weights, read_weights
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
+    MapShape,
     check_points,
     default_points,
     features_at,
     forward_with_features,
+    resized,
+    select_points,
 )
 from mkdext.models.han import HAN, HANConfig
+from mkdext.models.own import AdaptedNetwork, adapt, make_own
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.rdn import RDN, RDNConfig
 from mkdext.models.registry import MODEL_NAMES, create_model
-from mkdext.models.resolve import resolve_teacher
+from mkdext.models.resolve import resolve_student, resolve_teacher
 from mkdext.models.san import SAN, SANConfig
 from mkdext.models.vdsr import VDSR, LumaVDSR, VDSRConfig
 
@@ -26,14 +30,17 @@ __all__ = [
     "RDN",
     "SAN",
     "VDSR",
+    "AdaptedNetwork",
     "EDSRConfig",
     "HANConfig",
     "LumaVDSR",
+    "MapShape",
     "RCANConfig",
     "RDNConfig",
     "SANConfig",
     "SRNetwork",
     "VDSRConfig",
+    "adapt",
     "builtin_teacher",
     "check_points",
     "create_model",
@@ -42,6 +49,10 @@ __all__ = [
     "forward_with_features",
     "load_model",
     "load_weights",
+    "make_own",
     "read_weights",
+    "resized",
+    "resolve_student",
     "resolve_teacher",
+    "select_points",
 ]

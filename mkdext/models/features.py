@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mkdext.models.near_names import did_you_mean
+from mkdext.models.own import evaluation_mode, in_words, unwrapped
 
 _PROBE_SIZE = 16
+
+
+class MapShape(NamedTuple):
+    """Shape of a feature map of one image."""
+
+    channels: int
+    height: int
+    width: int
 
 
 def forward_with_features(
@@ -70,7 +82,7 @@ def features_at(model: nn.Module, points: Sequence[str], lr: Tensor) -> list[Ten
         lr: Input of the network, `[B, 3, h, w]`.
 
     Returns:
-        One feature map `[B, C, H, W]` for each point, in the order of `points`.
+        One contiguous feature map `[B, C, H, W]` for each point, in the order of `points`.
 
     Example:
         >>> from mkdext.models import create_model
@@ -82,7 +94,8 @@ def features_at(model: nn.Module, points: Sequence[str], lr: Tensor) -> list[Ten
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            features[name] = output.clone()
+            # The copy is what a later in-place operation cannot reach, in the operators' layout.
+            features[name] = output.clone(memory_format=torch.contiguous_format)
             if len(features) == len(points):
                 raise _LastPointPassed
 
@@ -99,36 +112,99 @@ class _LastPointPassed(Exception):
     """Ends a forward pass of which the rest is not needed."""
 
 
-def check_points(model: nn.Module, points: Sequence[str]) -> list[int]:
-    """Check that feature maps can be taken at `points`, by running the network on a small image.
+def check_points(
+    model: nn.Module, points: Sequence[str], size: int = _PROBE_SIZE
+) -> list[MapShape]:
+    """Check that feature maps can be taken at `points`, by running the network on a black image.
 
     The network is run in evaluation mode and left as it was.
 
+    Args:
+        model: The network.
+        points: Names of sub-modules.
+        size: Width and height of the image.
+
     Returns:
-        The number of channels of the feature map of each point.
+        The shape of the feature map of each point.
 
     Raises:
         ValueError: There is no point, or one does not exist, does not run exactly once, or gives no
-            `[B, C, H, W]`.
+            `[B, C, H, W]`; or the network fails on such an image.
 
     Example:
         >>> from mkdext.models import create_model
-        >>> check_points(create_model("rcan-a", scale=4), ["body.0", "body.3"])
-        [16, 16]
+        >>> check_points(create_model("rcan-a", scale=4), ["body.0", "tail.0"])
+        [MapShape(channels=16, height=16, width=16), MapShape(channels=16, height=64, width=64)]
     """
     if not points:
         raise ValueError("distillation points: at least one is needed, got none")
     like = next(model.parameters(), torch.empty(0))
-    probe = torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE, dtype=like.dtype, device=like.device)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
+    # Two images, to notice a map that cuts each into several.
+    probe = torch.zeros(2, 3, size, size, dtype=like.dtype, device=like.device)
+    with evaluation_mode(model), torch.no_grad():
+        try:
             _, features = forward_with_features(model, points, probe)
-    finally:
-        for module in training:
-            module.training = True
-    return [feature.shape[1] for feature in features]
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(unwrapped(model)).__name__} fails on images {list(probe.shape)}: "
+                f"{in_words(error)}"
+            ) from error
+    for name, feature in zip(points, features, strict=True):
+        if len(feature) != len(probe):
+            raise ValueError(
+                f"distillation point {name!r} must give one map for each image, got "
+                f"{list(feature.shape)} for {len(probe)}; name another sub-module"
+            )
+    return [MapShape(*feature.shape[1:]) for feature in features]
+
+
+def select_points(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the sub-modules that `patterns` mean.
+
+    Args:
+        model: The network; of an `AdaptedNetwork` the names are those of the user's network in it.
+        patterns: Names; `*`, `?` and `[...]` stand for characters other than dots, and what such a
+            pattern finds comes in the order of the network.
+
+    Raises:
+        ValueError: A pattern finds nothing; near names are given.
+
+    Example:
+        >>> from mkdext.models import create_model
+        >>> select_points(create_model("rcan-a", scale=4), ["body.[12]", "tail.1"])
+        ['body.1', 'body.2', 'tail.1']
+    """
+    network = unwrapped(model)
+    names = _module_names(network)
+    selected: list[str] = []
+    for pattern in patterns:
+        found = [name for name in names if _matches(name, pattern)]
+        if not found:
+            raise _no_submodule(network, pattern)
+        selected += [name for name in found if name not in selected]
+    return _names_in(model, selected)
+
+
+def resized(maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Feature maps brought to given sizes, so that a method can compare two networks.
+
+    Bilinear interpolation whose filter is as wide as a pixel of the smaller map: reducing averages,
+    enlarging interpolates, and a map that has its size is returned as it is.
+
+    Args:
+        maps: `[B, C, h, w]` each.
+        sizes: Height and width of each.
+
+    Example:
+        >>> resized([torch.rand(1, 8, 6, 6)], [(24, 24)])[0].shape
+        torch.Size([1, 8, 24, 24])
+    """
+    return [
+        feature
+        if feature.shape[-2:] == size
+        else functional.interpolate(feature, size, mode="bilinear", antialias=True)
+        for feature, size in zip(maps, sizes, strict=True)
+    ]
 
 
 def default_points(model: nn.Module, count: int = 4) -> list[str]:
@@ -144,13 +220,14 @@ def default_points(model: nn.Module, count: int = 4) -> list[str]:
         >>> default_points(create_model("rcan-b", scale=4), count=2)
         ['body.1', 'body.3']
     """
-    declare = getattr(model, "distillation_points", None)
+    network = unwrapped(model)
+    declare = getattr(network, "distillation_points", None)
     if declare is None:
         raise ValueError(
-            f"network {type(model).__name__} declares no distillation points; name {count} of its "
-            f"sub-modules, for example {', '.join(_module_names(model)[:count])}"
+            f"network {type(network).__name__} declares no distillation points; name {count} of "
+            f"its sub-modules, for example {', '.join(_module_names(network)[:count])}"
         )
-    return list(declare(count))
+    return _names_in(model, declare(count))
 
 
 class _Tap:
@@ -184,11 +261,28 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
     with contextlib.suppress(AttributeError):
         if name:
             return model.get_submodule(name)
+    raise _no_submodule(model, name)
+
+
+def _no_submodule(model: nn.Module, name: str) -> ValueError:
     names = _module_names(model)
-    hint = did_you_mean(name, names) or f"; it has {', '.join(names[:8])}, ..."
-    raise ValueError(
-        f"distillation point {name!r} is no sub-module of {type(model).__name__}{hint}"
+    patterns = {re.sub(r"(?<![^.])\d+(?![^.])", "*", known): None for known in names}
+    hint = did_you_mean(name, patterns if "*" in name else names)
+    return ValueError(
+        f"distillation point {name!r} is no sub-module of {type(model).__name__}"
+        f"{hint or '; it has ' + ', '.join(names[:8]) + ', ...'}"
     )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _names_in(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Names of the user's network as those of `model`, which may hold it."""
+    prefix = "" if unwrapped(model) is model else "network."
+    return [prefix + name for name in names]
 
 
 def _module_names(model: nn.Module) -> list[str]:

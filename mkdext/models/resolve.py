@@ -4,42 +4,72 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from mkdext.models.builtin import builtin_teacher
-from mkdext.models.checkpoints import load_model
+from mkdext.models.checkpoints import load_model, load_weights, read_weights
 from mkdext.models.near_names import did_you_mean
-from mkdext.models.registry import MODEL_NAMES
+from mkdext.models.own import adapt, is_own, make_own
+from mkdext.models.registry import MODEL_NAMES, create_model
 
 BUILTIN = "builtin"
 TEACHER_NAMES = (BUILTIN, *MODEL_NAMES)
+_OWN = "or a network of yours, package.module:factory or file.py:factory"
+
+
+def resolve_student(student: str, scale: int) -> nn.Module:
+    """The student that `--student` means, with new weights.
+
+    Args:
+        student: One of `MODEL_NAMES`, or a network of the user: `package.module:factory` or
+            `file.py:factory`, as `mkdext.models.own` describes them.
+        scale: Enlargement factor.
+
+    Returns:
+        A network that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
+
+    Raises:
+        ValueError: The name is unknown, or the user's network is not usable.
+
+    Example:
+        >>> resolve_student("rcan-a", scale=2).scale
+        2
+    """
+    if is_own(student):
+        return adapt(make_own(student, "--student"), scale, f"--student {student}")
+    if student not in MODEL_NAMES:
+        raise _unknown("--student", student, MODEL_NAMES)
+    return create_model(student, scale)
 
 
 def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int) -> nn.Module:
     """The teacher that `--teacher` and `--teacher-weights` mean.
 
     Args:
-        teacher: "builtin", or one of `MODEL_NAMES` that the weights must be of; none: whatever
-            network the weights are of, the built-in one without weights.
-        weights: A file that `read_weights` can read.
+        teacher: "builtin"; one of `MODEL_NAMES`, that the weights must be of; a network of the
+            user, as `resolve_student` takes it; none: whatever network the weights are of, the
+            built-in one without weights.
+        weights: A file that `read_weights` can read. The user's factory may load its own instead.
         scale: Scale that the teacher must have.
 
     Returns:
         A trained network in evaluation mode, whose parameters take no gradient. It maps
-        `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
+        `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1]. Torch's random generator
+        is not touched.
 
     Raises:
-        ValueError: The name is unknown, weights are missing or too many, or they do not fit.
+        ValueError: The name is unknown, weights are missing or too many, they do not fit, or the
+            user's network is not usable.
 
     Example:
         >>> resolve_teacher("builtin", None, scale=4).scale
         4
     """
+    if teacher is not None and is_own(teacher):
+        return _own_teacher(teacher, weights, scale).eval().requires_grad_(False)
     if teacher is not None and teacher not in TEACHER_NAMES:
-        raise ValueError(
-            f"--teacher {teacher} is unknown, there are {', '.join(TEACHER_NAMES)}"
-            f"{did_you_mean(teacher, TEACHER_NAMES)}"
-        )
+        raise _unknown("--teacher", teacher, TEACHER_NAMES)
     if teacher == BUILTIN and weights is not None:
         raise ValueError(
             f"--teacher {BUILTIN} has its own weights, got --teacher-weights {weights}; "
@@ -55,3 +85,20 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
             "weights teaches nothing; leave both out for the built-in teacher"
         )
     return model.eval().requires_grad_(False)
+
+
+def _own_teacher(name: str, weights: str | Path | None, scale: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        network = make_own(name, "--teacher")
+        if weights is not None:
+            try:
+                load_weights(network, read_weights(weights))
+            except ValueError as error:
+                raise ValueError(f"--teacher-weights {weights}: {error}") from None
+        return adapt(network, scale, f"--teacher {name}")
+
+
+def _unknown(flag: str, name: str, known: tuple[str, ...]) -> ValueError:
+    # A name with a dot is a module or file whose factory was forgotten.
+    hint = did_you_mean(name, known) or ("; which factory of it?" if "." in name else "")
+    return ValueError(f"{flag} {name} is unknown, there are {', '.join(known)}, {_OWN}{hint}")

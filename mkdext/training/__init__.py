@@ -1,15 +1,18 @@
 """Training: options, the loop, the run directory."""
 
 from mkdext.training.loop import Summary, TrainingStopped, train
+from mkdext.training.modules import Distilled, distill
 from mkdext.training.options import BUILTIN_DEMO, MetaOptions, TrainOptions
 from mkdext.training.steps import NonFiniteError
 
 __all__ = [
     "BUILTIN_DEMO",
+    "Distilled",
     "MetaOptions",
     "NonFiniteError",
     "Summary",
     "TrainOptions",
     "TrainingStopped",
+    "distill",
     "train",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mkdext.models.own import absolute
 from mkdext.training.options import TrainOptions
 
 
@@ -50,6 +51,8 @@ def config_of(options: TrainOptions) -> dict[str, Any]:
 
     config: dict[str, Any] = plain(dataclasses.asdict(options))
     del config["out"]
+    for name in ("student", "teacher"):
+        config[name] = config[name] and absolute(config[name])
     return config
 
 

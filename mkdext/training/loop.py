@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from rich.progress import track as rich_track
 
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
+from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.training.config_files import config_of
 from mkdext.training.options import TrainOptions
 from mkdext.training.photographs import training_photographs, validation_photographs
@@ -21,6 +23,7 @@ from mkdext.training.report import save_curves, save_strip, score_table
 from mkdext.training.run_directory import RunDirectory, write_text
 from mkdext.training.signals import StopSignals
 from mkdext.training.steps import NonFiniteError
+from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.tensorboard import tensorboard
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
 
@@ -60,20 +63,48 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
     run = RunDirectory(options.out)
     run.check(config)
     if run.summary.exists():
-        text = f"{run.root} is finished; give another --out to train again"
-        console.print(text, soft_wrap=True)
-        summary: Summary = json.loads(run.summary.read_text())
-        return summary
+        return finished(run, console)
     plan = prepare(options)
-    sets = validation_photographs(options, track(console))
-    pairs, bad = training_photographs(options, track(console))
-    for image in bad:
-        console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
+    return run_plan(plan, run, config, None, console)
+
+
+def finished(run: RunDirectory, console: Console) -> Summary:
+    """What a training that came to its end has left."""
+    console.print(f"{run.root} is finished; give another --out to train again", soft_wrap=True)
+    summary: Summary = json.loads(run.summary.read_text())
+    return summary
+
+
+def run_plan(
+    plan: Plan,
+    run: RunDirectory,
+    config: dict[str, Any],
+    pairs: ImagePairs | None,
+    console: Console,
+) -> Summary:
+    """Train as planned, or go on with it, on the photographs given.
+
+    Args:
+        plan: What `prepare` made.
+        run: Where to write.
+        config: What the run is known by, for a resume.
+        pairs: Photographs to train on; none: those that the options name.
+        console: Where progress is shown.
+    """
+    sets = validation_photographs(plan.options, track(console))
+    if pairs is None:
+        pairs, bad = training_photographs(plan.options, track(console))
+        for image in bad:
+            console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
+    if plan.step.distillation and plan.options.teacher_compile:
+        console.print("compiling the teacher")
+        plan.step.distillation.teacher.compile(_batch_like(plan))
+    sampler, cache = _crops(plan, pairs, console)
     with run.opened(config):
         progress = load_checkpoint(run, plan) if run.state.exists() else Done(0, 0.0, {})
         if progress.step:
-            console.print(f"going on after step {progress.step} of {options.iterations}")
-        seconds = _run_steps(plan, run, pairs, sets, progress, console)
+            console.print(f"going on after step {progress.step} of {plan.options.iterations}")
+        seconds = _run_steps(plan, run, sampler, cache, sets, progress, console)
         return _finish(plan, run, sets, seconds, console)
 
 
@@ -110,21 +141,19 @@ def save_checkpoint(run: RunDirectory, plan: Plan, done: Done) -> None:
     if plan.step.distillation:
         state["method"] = plan.step.distillation.method.state_dict()
         state["method_optimizer"] = plan.step.distillation.optimizer.state_dict()
-    run.save_state(state, plan.student.state_dict())
+    run.save_state(state, unwrapped(plan.student).state_dict())
 
 
 def _run_steps(
     plan: Plan,
     run: RunDirectory,
-    pairs: ImagePairs,
+    sampler: PatchSampler,
+    cache: TeacherCache | None,
     sets: dict[str, ImagePairs],
     before: Done,
     console: Console,
 ) -> float:
     options, first = plan.options, before.step
-    sampler = PatchSampler(
-        pairs, options.scale, options.patch_size, options.batch_size, options.seed
-    )
     # A meta step is not due at every step; what is logged is the last one's.
     latest = dict(before.values)
     begin = time.monotonic() - before.seconds
@@ -139,7 +168,8 @@ def _run_steps(
             add_events(values)
 
         def validate(step: int) -> None:
-            scores = {name: measure(plan.student, p, options.scale) for name, p in sets.items()}
+            with evaluation_mode(plan.student):
+                scores = {name: measure(plan.student, p, options.scale) for name, p in sets.items()}
             record({"step": step, "validation": scores})
             progress.say(f"step {step}: {_in_words(scores)}")
             _save_sample(plan, run, sets, step)
@@ -153,8 +183,9 @@ def _run_steps(
             lr, hr = (
                 side.to(options.device, memory_format=torch.channels_last) for side in (lr, hr)
             )
+            hints = cache.maps(step, lr) if cache else None
             try:
-                values = plan.step(step, lr, hr)
+                values = plan.step(step, lr, hr, hints)
             except NonFiniteError as error:
                 raise NonFiniteError(_explained(error, step + 1, plan, run)) from None
             latest |= {name: value.item() for name, value in values.items()}
@@ -165,7 +196,7 @@ def _run_steps(
             progress.update(done, {name: latest[name] for name in shown if name in latest})
             if done % options.log_every == 0 or last:
                 speed = round(progress.patches_per_second, 1)
-                statistics = _method_statistics(plan, lr)
+                statistics = _method_statistics(plan, lr, hints)
                 record({"step": done, **latest, "patches_per_second": speed, **statistics})
             if done % options.checkpoint_every == 0 or last or stop.received:
                 save_checkpoint(run, plan, Done(done, time.monotonic() - begin, latest))
@@ -174,6 +205,35 @@ def _run_steps(
             if validation_is_due(done):
                 validate(done)
     return time.monotonic() - begin
+
+
+def _batch_like(plan: Plan) -> torch.Tensor:
+    options = plan.options
+    shape = (options.batch_size, 3, options.patch_size, options.patch_size)
+    batch = torch.zeros(shape, device=options.device)
+    return batch.to(memory_format=torch.channels_last)
+
+
+def _crops(
+    plan: Plan, pairs: ImagePairs, console: Console
+) -> tuple[PatchSampler, TeacherCache | None]:
+    """What the batches are made of, and the teacher's maps of it where they are kept."""
+    options, distillation = plan.options, plan.step.distillation
+    sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
+    if options.teacher_cache is None or distillation is None:
+        return PatchSampler(pairs, *sizes), None
+    crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
+    device = torch.device(options.device)
+    cache = TeacherCache(options.teacher_cache, distillation.teacher, crops, device)
+    cache.fill(
+        lambda batches: rich_track(
+            batches,
+            "the teacher's feature maps",
+            console=console,
+            disable=not console.is_terminal,
+        )
+    )
+    return crops, cache
 
 
 def _explained(error: NonFiniteError, step: int, plan: Plan, run: RunDirectory) -> str:
@@ -185,19 +245,22 @@ def _explained(error: NonFiniteError, step: int, plan: Plan, run: RunDirectory) 
     return f"step {step}: {error}{kept}. Lower {rates} and give another --out"
 
 
-def _method_statistics(plan: Plan, lr: torch.Tensor) -> dict[str, float]:
+def _method_statistics(
+    plan: Plan, lr: torch.Tensor, hints: list[torch.Tensor] | None
+) -> dict[str, float]:
     distillation = plan.step.distillation
     if distillation is None:
         return {}
     with torch.no_grad():
         features = features_at(plan.student, distillation.student_points, lr)
-        hints = plan.step.teacher_features(distillation, lr)
+        hints = hints or plan.step.teacher_features(distillation, lr)
     return distillation.method.statistics(features, hints)
 
 
 def _save_sample(plan: Plan, run: RunDirectory, sets: dict[str, ImagePairs], done: int) -> None:
     lr, hr = next(iter(sets.values()))[0]
-    pictures = {"lr": lr, "student": picture(plan.student, lr)}
+    with evaluation_mode(plan.student):
+        pictures = {"lr": lr, "student": picture(plan.student, lr)}
     if plan.teacher:
         pictures["teacher"] = picture(plan.teacher, lr)
     save_strip(run.samples / f"step_{done:07d}.png", pictures | {"hr": hr})
@@ -216,10 +279,11 @@ def _finish(
     ways: dict[str, Upscaler] = {"bicubic": bicubic(options.scale), "student": plan.student}
     if plan.teacher:
         ways["teacher"] = plan.teacher
-    validation: dict[str, dict[str, Scores]] = {
-        name: {way: measure(upscale, pairs, options.scale) for way, upscale in ways.items()}
-        for name, pairs in sets.items()
-    }
+    with evaluation_mode(plan.student):
+        validation: dict[str, dict[str, Scores]] = {
+            name: {way: measure(upscale, pairs, options.scale) for way, upscale in ways.items()}
+            for name, pairs in sets.items()
+        }
     summary: Summary = {
         "method": options.method,
         "student": options.student,

@@ -50,12 +50,34 @@ class TrainOptions:
     """What to train, on what, how long. Defaults are those of the MKD paper, section 4.1."""
 
     student: str = "rcan-a"
-    """Network to train: rcan-a, rcan-b, rcan-c or rcan-t."""
+    """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
+    han-s, han-t, vdsr or vdsr-half; or one of yours, package.module:factory or file.py:factory, a
+    function or class without required arguments that gives a torch.nn.Module. It takes RGB or Y
+    images in [0, 1] of any size, and enlarges them or sharpens images enlarged before; which, is
+    found out."""
     teacher: str | None = None
-    """Network to learn from: 'builtin' (comes with the package, x4), or the name of the network
-    that the teacher's weights must be of; none: whatever the weights are of."""
+    """Network to learn from: 'builtin' (comes with the package, x4); the name of the network that
+    the teacher's weights must be of, as for --student; or one of yours, given like a student; none:
+    whatever the weights are of."""
     teacher_weights: Path | None = None
-    """Weights of the teacher (.safetensors or .pt); none: the built-in teacher."""
+    """Weights of the teacher (.safetensors or .pt); none: the built-in teacher's, or those that
+    your factory loads."""
+    student_points: tuple[str, ...] = ()
+    """Sub-modules of the student whose feature maps are distilled, such as body.0 body.2 or body.*
+    (a * stands for characters other than dots); none: evenly spaced ones that the network names."""
+    teacher_points: tuple[str, ...] = ()
+    """Sub-modules of the teacher, as many as of the student. Maps of another size are brought to
+    that of the student's by bilinear interpolation."""
+    teacher_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the teacher computes in, and what its cache holds. bfloat16 halves the cache, and is
+    fast only where the hardware has it."""
+    teacher_compile: bool = False
+    """Compile the teacher by torch.compile, which takes a minute or more before the first step."""
+    teacher_cache: Path | None = None
+    """Folder for the teacher's feature maps of a fixed set of crops, computed once and read in
+    every later step and training; none: new crops in every step."""
+    teacher_cache_crops: int = 4096
+    """Number of crops in --teacher-cache; more can be added later."""
     scale: int = 4
     """Enlargement factor: 2, 3, 4 or 8."""
     method: Literal["vanilla", "mkd"] = "mkd"
@@ -121,6 +143,7 @@ class TrainOptions:
             "validate_every",
             "checkpoint_every",
             "log_every",
+            "teacher_cache_crops",
         )
         _positive(self, "lr")
         _at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")

@@ -5,15 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from mkdext.distill import MKD
-from mkdext.models import check_points, create_model, default_points, resolve_teacher
+from mkdext.models import (
+    SRNetwork,
+    check_points,
+    default_points,
+    resolve_student,
+    resolve_teacher,
+    select_points,
+)
+from mkdext.models.own import check_twice_differentiable, copy_with_tensors
 from mkdext.training.memory import LiveBytes, available_bytes
 from mkdext.training.options import TrainOptions
 from mkdext.training.steps import Distillation, TrainingStep
+from mkdext.training.teacher import Teacher
+
+_POINTS = 4  # as in MKD's experiments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +35,8 @@ class Plan:
     options: TrainOptions
     student: nn.Module
     step: TrainingStep
-    memory: int
-    """Bytes that a step needs, by estimate."""
+    memory: int | None
+    """Bytes that a step needs, by estimate; none: not known."""
 
     @property
     def student_parameters(self) -> int:
@@ -34,46 +46,86 @@ class Plan:
     @property
     def teacher(self) -> nn.Module | None:
         """Who teaches, if anyone does."""
-        return self.step.distillation.teacher if self.step.distillation else None
+        return self.step.distillation.teacher.network if self.step.distillation else None
 
 
-def prepare(options: TrainOptions) -> Plan:
+class Networks(NamedTuple):
+    """Who learns from whom."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    """None: vanilla training."""
+
+
+def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
     """Make the networks and check that everything fits, before any work is done.
 
+    Args:
+        options: What to do.
+        networks: Who learns from whom; none: those that the options name.
+
     Raises:
-        ValueError: The options do not go together, weights are not usable, or the memory does not
-            suffice.
+        ValueError: The options do not go together, networks or weights are not usable, or the
+            memory does not suffice.
     """
     _check_device(options.device)
-    memory = estimate_memory(options)
+    networks = networks or make_networks(options)
+    memory = estimate_memory(options, networks)
     available = available_bytes()
-    if options.device == "cpu" and available is not None and memory > available:
+    if options.device == "cpu" and memory and available and memory > available:
         raise ValueError(
             f"a step needs about {memory / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
             "available: lower --batch-size or --patch-size, or take a smaller --student"
         )
-    step = _make_step(options, torch.device(options.device))
+    device = torch.device(options.device)
+    if networks.teacher is not None and _is_own(networks.student):
+        check_twice_differentiable(networks.student)
+    step = _make_step(options, networks, device)
     return Plan(options, step.student, step, memory)
 
 
-def estimate_memory(options: TrainOptions) -> int:
+def make_networks(options: TrainOptions) -> Networks:
+    """The networks that the options name.
+
+    Raises:
+        ValueError: A name or weights are not usable.
+    """
+    with _seeded(options.seed, torch.device("cpu")):
+        student = resolve_student(options.student, options.scale)
+    if options.method == "vanilla":
+        return Networks(student, None)
+    teacher = resolve_teacher(options.teacher, options.teacher_weights, options.scale)
+    return Networks(student, teacher)
+
+
+def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
     """Bytes that networks, optimizers and one step take up together, by a dry computation.
 
     It is done with few samples: PyTorch's own second derivative of a per-sample convolution, which
     stands for the operators there, takes its time for every sample.
+
+    Returns:
+        The estimate; none where a user's network cannot be computed without numbers.
+
+    Raises:
+        ValueError: The sizes asked for are impossible, or the networks do not go together.
     """
     meta, samples = torch.device("meta"), 2
     low, high = options.patch_size, options.patch_size * options.scale
     try:
         with LiveBytes() as memory:
-            step = _make_step(options, meta)
-            networks: int = memory.live
+            step = _make_step(options, _without_numbers(networks), meta)
+            held: int = memory.live
             lr = torch.empty(samples, 3, low, low, device=meta)
             step(0, lr, torch.empty(samples, 3, high, high, device=meta))
-    except RuntimeError as error:
+    except Exception as error:
+        if any(_is_own(network) for network in networks):
+            return None
+        if not isinstance(error, RuntimeError):
+            raise
         raise ValueError(f"the sizes asked for are impossible: {error}") from None
-    work: int = memory.peak - networks
-    return networks + work * options.batch_size // samples
+    work: int = memory.peak - held
+    return held + work * options.batch_size // samples
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -81,26 +133,66 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _make_step(options: TrainOptions, device: torch.device) -> TrainingStep:
-    with _seeded(options.seed, device):
-        student = create_model(options.student, options.scale)
-    teacher = None
-    if options.method != "vanilla":
-        teacher = resolve_teacher(options.teacher, options.teacher_weights, options.scale)
-    student = _placed(student, device)
+def _without_numbers(networks: Networks) -> Networks:
+    def on_meta(network: nn.Module) -> nn.Module:
+        return copy_with_tensors(network, lambda tensor: tensor.to("meta"))
+
+    student, teacher = networks
+    return Networks(on_meta(student), None if teacher is None else on_meta(teacher))
+
+
+def _is_own(network: nn.Module | None) -> bool:
+    return network is not None and not isinstance(network, SRNetwork)
+
+
+def _make_step(options: TrainOptions, networks: Networks, device: torch.device) -> TrainingStep:
+    student = _placed(networks.student, device)
     optimizer = torch.optim.Adam(student.parameters(), options.lr, betas=(0.9, 0.999))
-    if teacher is None:
+    if networks.teacher is None:
         return TrainingStep(options, student, optimizer, None)
-    teacher = _placed(teacher, device)
-    student_points, teacher_points = default_points(student), default_points(teacher)
-    channels = check_points(student, student_points), check_points(teacher, teacher_points)
+    network = _placed(networks.teacher, device)
+    student_points, teacher_points = _points(options, student, network)
+    maps = check_points(student, student_points, options.patch_size)
+    teacher_maps = check_points(network, teacher_points, options.patch_size)
     with _seeded(options.seed, device):
+        channels = [m.channels for m in maps], [m.channels for m in teacher_maps]
         method = MKD(*channels, options.mkd).to(device)
     method_optimizer = torch.optim.Adam(
         method.parameters(), options.meta.lr, weight_decay=options.meta.weight_decay
     )
-    distillation = Distillation(teacher, teacher_points, student_points, method, method_optimizer)
+    sizes = [(m.height, m.width) for m in maps]
+    teacher = Teacher(network, teacher_points, sizes, getattr(torch, options.teacher_dtype))
+    distillation = Distillation(teacher, student_points, method, method_optimizer)
     return TrainingStep(options, student, optimizer, distillation)
+
+
+def _points(
+    options: TrainOptions, student: nn.Module, teacher: nn.Module
+) -> tuple[list[str], list[str]]:
+    """The distillation points of both networks, as many of one as of the other."""
+    chosen: dict[str, list[str]] = {}
+    for flag, network, patterns in (
+        ("--student-points", student, options.student_points),
+        ("--teacher-points", teacher, options.teacher_points),
+    ):
+        try:
+            chosen[flag] = select_points(network, patterns)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
+    count = max(map(len, chosen.values())) or _POINTS
+    for flag, network in (("--student-points", student), ("--teacher-points", teacher)):
+        try:
+            chosen[flag] = chosen[flag] or default_points(network, count)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
+    points, teacher_points = chosen.values()
+    if len(points) != len(teacher_points):
+        raise ValueError(
+            "--student-points and --teacher-points must be as many, "
+            f"got {len(points)} ({', '.join(points)}) and {len(teacher_points)} "
+            f"({', '.join(teacher_points)})"
+        )
+    return points, teacher_points
 
 
 @contextlib.contextmanager

@@ -12,16 +12,16 @@ from torch.nn import functional
 
 from mkdext.distill import DistillationMethod
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
-from mkdext.models import features_at, forward_with_features
+from mkdext.models import forward_with_features
 from mkdext.training.options import TrainOptions
 from mkdext.training.schedule import phase
+from mkdext.training.teacher import Teacher
 
 
 class Distillation(NamedTuple):
     """Who teaches, what is compared, and where."""
 
-    teacher: nn.Module
-    teacher_points: list[str]
+    teacher: Teacher
     student_points: list[str]
     method: DistillationMethod
     optimizer: torch.optim.Optimizer
@@ -44,13 +44,16 @@ class TrainingStep:
         self.optimizer = optimizer
         self.distillation = distillation
 
-    def __call__(self, step: int, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, step: int, lr: Tensor, hr: Tensor, hints: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Compute all gradients of one step, then change the parameters.
 
         Args:
             step: Which one, from 0.
             lr: `[B, 3, p, p]` in [0, 1].
             hr: `[B, 3, scale*p, scale*p]` in [0, 1].
+            hints: The teacher's feature maps for `lr`, if they are known already.
 
         Returns:
             Losses and gradient norms by name, scalars.
@@ -65,7 +68,8 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
         distillation = self.distillation if now.distillation > 0 else None
-        hints = self.teacher_features(distillation, lr) if distillation else []
+        if hints is None:
+            hints = self.teacher_features(distillation, lr) if distillation else []
         points = distillation.student_points if distillation else []
         sr, features = forward_with_features(self.student, points, lr)
         values: dict[str, Tensor] = {}
@@ -93,11 +97,8 @@ class TrainingStep:
         return values
 
     def teacher_features(self, distillation: Distillation, lr: Tensor) -> list[Tensor]:
-        """The teacher's feature maps, without gradient."""
-        with torch.no_grad():
-            maps = features_at(distillation.teacher, distillation.teacher_points, lr)
-        # The layout of the operators, made once for all that follows.
-        return [feature.contiguous() for feature in maps]
+        """The teacher's feature maps, without gradient, in the layout of the operators."""
+        return distillation.teacher(lr)
 
     def meta_step(
         self,

@@ -7,11 +7,14 @@ from torch import Tensor, nn
 from mkdext.models import (
     RCAN,
     RCANConfig,
+    adapt,
     check_points,
     create_model,
     default_points,
     features_at,
     forward_with_features,
+    resized,
+    select_points,
 )
 
 TINY = RCANConfig(groups=2, blocks=1, features=4, reduction=2)
@@ -146,7 +149,7 @@ def test_an_unknown_parameter_is_refused_with_near_names() -> None:
     [
         ("twice", "'twice' must run once in a forward pass, it ran 2 times"),
         ("never", "'never' must run once in a forward pass, it ran 0 times"),
-        ("flat", r"'flat' must give a tensor \[B, C, H, W\], got \[1, 768\]"),
+        ("flat", r"'flat' must give a tensor \[B, C, H, W\], got \[2, 768\]"),
         ("pair", r"'pair' must give a tensor \[B, C, H, W\], got tuple"),
     ],
 )
@@ -160,21 +163,22 @@ def test_no_point_at_all_is_refused() -> None:
         check_points(tiny_rcan(), [])
 
 
-def test_check_points_gives_the_channels_of_each_point() -> None:
-    assert check_points(create_model("rcan-c", scale=4), ["body.1", "tail.1"]) == [32, 3]
+def test_check_points_gives_the_shape_of_each_map() -> None:
+    shapes = check_points(create_model("rcan-c", scale=4), ["body.1", "tail.1"], size=5)
+    assert shapes == [(32, 5, 5), (3, 20, 20)]
 
 
 def test_check_points_takes_the_dtype_and_device_of_the_network() -> None:
-    assert check_points(tiny_rcan(torch.float64), ["body.1"]) == [4]
+    assert check_points(tiny_rcan(torch.float64), ["body.1"]) == [(4, 16, 16)]
     with torch.device("meta"):
         model = RCAN(TINY, scale=2)
-    assert check_points(model, ["body.1"]) == [4]
+    assert check_points(model, ["body.1"]) == [(4, 16, 16)]
 
 
 def test_check_points_leaves_running_statistics_and_modes_alone() -> None:
     model = TwoWays().train()
     model.pair.eval()
-    assert check_points(model, ["norm"]) == [3]
+    assert check_points(model, ["norm"]) == [(3, 16, 16)]
     assert model.training and model.norm.training and not model.pair.training
     assert model.norm.num_batches_tracked == 0
 
@@ -211,3 +215,67 @@ def test_features_alone_equal_those_of_a_whole_pass_and_end_it_early():
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     assert not passed
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_points_are_named_by_patterns_that_do_not_cross_dots():
+    model = tiny_rcan()
+    assert select_points(model, ["body.*"]) == ["body.0", "body.1", "body.2"]
+    assert select_points(model, ["tail.1", "body.[01]"]) == ["tail.1", "body.0", "body.1"]
+    assert select_points(model, ["body.0", "body.*"]) == ["body.0", "body.1", "body.2"]
+    assert select_points(model, []) == []
+    with pytest.raises(
+        ValueError, match=r"'bdy\.\*' is no sub-module of RCAN; did you mean body\.\*"
+    ):
+        select_points(model, ["bdy.*"])
+    with pytest.raises(
+        ValueError, match=r"'body\.9' is no sub-module of RCAN; did you mean body\.2"
+    ):
+        select_points(model, ["body.9"])
+
+
+def test_points_of_an_adapted_network_are_those_of_the_network_in_it():
+    luma = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1))
+    model = adapt(luma, 2, "student")
+    points = select_points(model, ["0"])
+    assert points == ["network.0"]
+    assert check_points(model, points, size=6) == [(4, 12, 12)]
+    with pytest.raises(ValueError, match=r"network Sequential declares no .*, for example 0, 1$"):
+        default_points(model)
+
+
+class Windows(nn.Module):
+    """Cuts each image into four, as attention in windows does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.cat(x.split(8, 2)))
+
+
+def test_a_map_of_parts_of_images_is_refused():
+    with pytest.raises(ValueError, match=r"'conv' must give one map for each image, got \[4, 3, 8"):
+        check_points(Windows(), ["conv"])
+
+
+def test_a_network_that_fails_on_the_patch_is_told():
+    with pytest.raises(ValueError, match=r"Sequential fails on images \[2, 3, 4, 4\]: "):
+        check_points(nn.Sequential(nn.Conv2d(3, 3, 5)), ["0"], size=4)
+
+
+def test_maps_are_averaged_to_a_smaller_and_interpolated_to_a_larger_size():
+    feature = torch.rand(2, 3, 12, 8)
+    same, small, large = resized([feature] * 3, [(12, 8), (6, 4), (24, 16)])
+    assert same is feature
+    torch.testing.assert_close(small.mean(), feature.mean(), rtol=0.05, atol=0)
+    assert small.var() < feature.var()
+    torch.testing.assert_close(
+        large,
+        nn.functional.interpolate(feature, (24, 16), mode="bilinear"),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    flat = torch.full((1, 1, 7, 5), 0.25)
+    for size in ((3, 4), (20, 11), (3, 11)):
+        torch.testing.assert_close(resized([flat], [size])[0], torch.full((1, 1, *size), 0.25))

@@ -10,6 +10,7 @@ from mkdext.distill import MKD, MKDOptions
 from mkdext.models import check_points, create_model, default_points, load_model, resolve_teacher
 from mkdext.training import TrainOptions
 from mkdext.training.steps import Distillation, TrainingStep
+from mkdext.training.teacher import Teacher
 
 
 def vector(module: nn.Module) -> Tensor:
@@ -19,22 +20,25 @@ def vector(module: nn.Module) -> Tensor:
 @pytest.mark.parametrize("student", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
 def test_every_student_takes_a_meta_step_and_its_own(student: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    weights = None
-    if student == "vdsr-half":  # Its feature maps have the size of the output, as a VDSR's have.
-        weights = tmp_path / "teacher.pt"
-        torch.save(create_model("vdsr-half", scale=4).state_dict(), weights)
-    teacher = resolve_teacher(None, weights, scale=4)
+    teacher = resolve_teacher(None, None, scale=4)
     model = create_model(student, scale=4).to(memory_format=torch.channels_last)
     points = default_points(model), default_points(teacher)
-    channels = check_points(model, points[0]), check_points(teacher, points[1])
-    method = MKD(*channels, MKDOptions(grid=2))
+    maps = [check_points(*each) for each in zip((model, teacher), points, strict=True)]
+    # The maps of a VDSR have the size of the output, those of the teacher do not.
+    scale = maps[0][0].height // maps[1][0].height
+    method = MKD(*([m.channels for m in each] for each in maps), MKDOptions(grid=2))
     optimizers = [torch.optim.Adam(module.parameters()) for module in (method, model)]
     before = [vector(module) for module in (method, model)]
     step = TrainingStep(
         TrainOptions(student=student),
         model,
         optimizers[1],
-        Distillation(teacher, points[1], points[0], method, optimizers[0]),
+        Distillation(
+            Teacher(teacher, points[1], [(9 * scale, 7 * scale)] * 4),
+            points[0],
+            method,
+            optimizers[0],
+        ),
     )
     for number in range(2):
         values = step(number, torch.rand(2, 3, 9, 7), torch.rand(2, 3, 36, 28))

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from mkdext.training import BUILTIN_DEMO
+from mkdext.training import BUILTIN_DEMO, TrainOptions
 from mkdext.training.memory import LiveBytes, available_bytes
-from mkdext.training.plan import estimate_memory
+from mkdext.training.plan import estimate_memory, make_networks
 
 
 def test_the_peak_counts_what_lives_at_one_time():
@@ -36,9 +36,13 @@ def test_a_backward_pass_keeps_its_activations():
     assert memory.live < forward
 
 
+def estimate(options: TrainOptions) -> int:
+    return estimate_memory(options, make_networks(options))
+
+
 def test_the_estimate_grows_with_the_batch_and_the_patch():
     sizes = [
-        estimate_memory(dataclasses.replace(BUILTIN_DEMO, method="vanilla", **changes))
+        estimate(dataclasses.replace(BUILTIN_DEMO, method="vanilla", **changes))
         for changes in ({}, {"batch_size": 16}, {"patch_size": 48})
     ]
     assert 1.8 < sizes[1] / sizes[0] < 2.1
@@ -51,4 +55,4 @@ def test_this_machine_tells_its_memory():
 
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="sizes asked for are impossible"):
-        estimate_memory(dataclasses.replace(BUILTIN_DEMO, patch_size=2**40, method="vanilla"))
+        estimate(dataclasses.replace(BUILTIN_DEMO, patch_size=2**40, method="vanilla"))

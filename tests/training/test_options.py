@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
+from mkdext.models import MODEL_NAMES
 from mkdext.train import parse
 from mkdext.training import BUILTIN_DEMO, MetaOptions, TrainOptions
 from mkdext.training.config_files import config_of, read_config
@@ -23,6 +24,7 @@ from mkdext.training.config_files import config_of, read_config
         ("seed", -1),
         ("lr_min", 1.0),
         ("method", "fitnett"),
+        ("teacher_cache_crops", 0),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(name, value):
@@ -40,6 +42,9 @@ def test_a_saved_configuration_gives_the_same_options(tmp_path):
     options = TrainOptions(
         train_dir=(tmp_path / "a", tmp_path / "b"),
         method="vanilla",
+        teacher_points=("body.*", "tail.0"),
+        teacher_cache=tmp_path / "cache",
+        teacher_dtype="bfloat16",
         lr=3e-5,
         kd_fade=False,
         mkd=dataclasses.replace(TrainOptions().mkd, detach_kernels=False, hidden=7),
@@ -86,6 +91,20 @@ def test_defaults_are_short_only_for_the_built_in_photographs(tmp_path):
     assert parse([]).options().iterations < 10_000
     assert parse(["--train-dir", str(tmp_path)]).options().iterations == 300_000
     assert parse([f"--train-dir={tmp_path}"]).options().batch_size == 16
+
+
+def test_the_help_names_every_network(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    assert not [name for name in MODEL_NAMES if name not in shown]
+
+
+def test_a_saved_configuration_names_files_of_networks_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = config_of(TrainOptions(student="net.py:make", teacher="nets.zoo:make"))
+    assert config["student"] == f"{tmp_path}/net.py:make"
+    assert config["teacher"] == "nets.zoo:make"
 
 
 def test_an_unknown_flag_is_refused_with_a_suggestion(capsys):

@@ -1,0 +1,173 @@
+"""Distillation of networks given as objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from mkdext.data import ImagePairs
+from mkdext.models import adapt, load_weights, read_weights
+from mkdext.models.own import evaluation_mode
+from mkdext.training.config_files import config_of
+from mkdext.training.loop import Summary, finished, run_plan
+from mkdext.training.options import TrainOptions
+from mkdext.training.plan import Networks, prepare
+from mkdext.training.run_directory import RunDirectory
+from mkdext.training.teacher_cache import digest_of
+
+Image = Tensor | npt.NDArray[np.uint8]
+Images = str | Path | Sequence[str | Path] | Sequence[Image]
+"""Folders or stores of photographs; or uint8 images, tensors `[3, H, W]` or arrays `[H, W, 3]`."""
+
+
+class Distilled(NamedTuple):
+    """What a distillation has come to."""
+
+    student: nn.Module
+    """The network that was given, trained."""
+    history: list[dict[str, Any]]
+    """The records of `metrics.jsonl`: each has a `step` and losses, gradient norms and speed, or
+    under `validation` PSNR-Y in dB and SSIM-Y."""
+    summary: Summary
+    """As `train` returns it."""
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Images,
+    options: TrainOptions | None = None,
+    console: Console | None = None,
+) -> Distilled:
+    """Train a student to be like a teacher: `python -m mkdext.train` for networks given as objects.
+
+    Both are networks of RGB or Y images in [0, 1] of any size, which they enlarge `options.scale`
+    times, or sharpen after they were enlarged; which, is found out. Both are moved to
+    `options.device`. The run directory `options.out` serves as with the command: the same call goes
+    on with a training that was interrupted.
+
+    Args:
+        student: Network to train, in place.
+        teacher: Network to learn from; it is not changed.
+        images: What to train on.
+        options: How; `student`, `teacher`, `teacher_weights` and `train_dir` are not looked at.
+            None: the defaults of `TrainOptions`.
+        console: Where progress is shown; none: the standard output.
+
+    Returns:
+        The trained student, and how it came to be.
+
+    Raises:
+        TypeError: A network is no module, or an image is not of uint8.
+        ValueError: Options, images or networks are not usable, or `options.out` holds a run of
+            others; nothing was done.
+        NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
+        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from mkdext.models import builtin_teacher
+        >>> from mkdext.training import BUILTIN_DEMO
+        >>> student = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 48, 3, padding=1),
+        ...     nn.PixelShuffle(4),
+        ... )
+        >>> photographs = Path(tempfile.mkdtemp()) / "photographs"
+        >>> photographs.mkdir()
+        >>> Image.effect_noise((96, 96), 64).convert("RGB").save(photographs / "noise.png")
+        >>> options = dataclasses.replace(
+        ...     BUILTIN_DEMO, iterations=2, student_points=("0", "2"), val_dir=(photographs,),
+        ...     out=photographs.parent / "run",
+        ... )
+        >>> result = distill(student, builtin_teacher(), photographs, options, Console(quiet=True))
+        >>> result.student is student, [record["step"] for record in result.history]
+        (True, [2, 2])
+    """
+    options, console = options or TrainOptions(), console or Console()
+    for name, network in (("student", student), ("teacher", teacher)):
+        if not isinstance(network, nn.Module):
+            kind = type(network).__name__
+            raise TypeError(f"distill: {name} must be a torch.nn.Module, got {kind}")
+    folders = _folders(images)
+    options = dataclasses.replace(
+        options,
+        student=digest_of(student),
+        teacher=digest_of(teacher),
+        teacher_weights=None,
+        train_dir=folders or (),
+    )
+    config, run = config_of(options), RunDirectory(options.out)
+    run.check(config)
+    if run.summary.exists():
+        summary = finished(run, console)
+        load_weights(student, read_weights(run.student))
+    else:
+        smallest = options.patch_size * options.scale
+        pairs = None if folders else ImagesInMemory(images, options.scale, smallest)  # type: ignore[arg-type]
+        with evaluation_mode(teacher):
+            networks = Networks(
+                adapt(student, options.scale, "distill: student"),
+                adapt(teacher, options.scale, "distill: teacher"),
+            )
+            summary = run_plan(prepare(options, networks), run, config, pairs, console)
+    history = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return Distilled(student, history, summary)
+
+
+class ImagesInMemory(ImagePairs):
+    """Images with their low-resolution versions, made by MATLAB's bicubic on 8-bit levels."""
+
+    def __init__(self, images: Sequence[Image], scale: int, minimum_side: int) -> None:
+        """Take uint8 images, tensors `[3, H, W]` or arrays `[H, W, 3]`.
+
+        Raises:
+            TypeError: One is not of uint8.
+            ValueError: There is none, or one has another shape or is smaller than `minimum_side`.
+        """
+        if not len(images):
+            raise ValueError("distill: images must hold at least one image, got none")
+        high = [_tensor(image, index, minimum_side) for index, image in enumerate(images)]
+        names = [Path(f"image {index}") for index in range(len(high))]
+        super().__init__(names, scale, cache_bytes=sum(2 * image.numel() for image in high))
+        for name, image in zip(names, high, strict=True):
+            self._keep(name, image)
+
+
+def _folders(images: Images) -> tuple[Path, ...] | None:
+    if isinstance(images, str | os.PathLike):
+        return (Path(images),)
+    if len(images) and all(isinstance(image, str | os.PathLike) for image in images):
+        return tuple(Path(image) for image in images)  # type: ignore[arg-type]
+    return None
+
+
+def _tensor(image: Image, index: int, minimum_side: int) -> Tensor:
+    what = f"distill: image {index}"
+    if not isinstance(image, Tensor | np.ndarray):
+        kind = type(image).__name__
+        raise TypeError(f"{what} must be a tensor [3, H, W] or an array [H, W, 3], got {kind}")
+    if image.dtype not in (torch.uint8, np.uint8):
+        raise TypeError(f"{what} must be of uint8, got {image.dtype}")
+    if image.ndim != 3 or image.shape[0 if isinstance(image, Tensor) else 2] != 3:
+        raise ValueError(
+            f"{what} must be a tensor [3, H, W] or an array [H, W, 3], got {list(image.shape)}"
+        )
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    height, width = image.shape[1:]
+    if min(height, width) < minimum_side:
+        raise ValueError(
+            f"{what} is {width}x{height} pixels, needs at least {minimum_side} on each side"
+        )
+    return image.cpu()

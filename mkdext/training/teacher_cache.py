@@ -1,0 +1,286 @@
+"""A teacher's feature maps on disk, so that a heavy teacher runs once for each of a set of crops.
+
+A cache is a folder of two files:
+
+- `maps.bin`: one row for each crop, in order: the teacher's map at each point, `[C, h, w]` in
+  `dtype`, and then the CRC-32 of the crop's low-resolution pixels in 4 bytes;
+- `cache.json`: `made_from`, all that decides the rows, and `crops`, how many of them are complete.
+
+Maps have the teacher's size or the student's, whichever is smaller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mkdext.data import ImagePairs, PatchSampler
+from mkdext.models import MapShape, check_points, resized
+from mkdext.models.own import unwrapped
+from mkdext.training.run_directory import write_text
+from mkdext.training.teacher import Teacher
+
+_CHECKSUM_BYTES = 4
+_DIGEST_CROPS = 16  # whose pixels stand for all photographs when a cache is opened
+_TOLERANCE = 1e-2  # relative; one network on other hardware is nearer, another network farther
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+Progress = Callable[[Sequence[int]], Iterable[int]]
+"""Wraps an iteration over first crops of batches, to show how far it has come."""
+
+
+class FixedCrops(PatchSampler):
+    """Batches of a fixed set of crops, a function of the seed and the step alone.
+
+    Crop `i` is one random patch, turned and flipped for good; it depends on the seed and on `i`.
+    """
+
+    def __init__(
+        self,
+        pairs: ImagePairs,
+        scale: int,
+        patch_size: int,
+        batch_size: int,
+        seed: int,
+        crops: int,
+    ) -> None:
+        """Take `crops` crops of `patch_size` low-resolution pixels, `batch_size` of them a step."""
+        super().__init__(pairs, scale, patch_size, batch_size, seed)
+        self.crops = crops
+        self._single = PatchSampler(pairs, scale, patch_size, 1, seed)
+
+    def indices(self, step: int) -> npt.NDArray[np.int64]:
+        """Which crops the batch of a step is made of, `[B]`."""
+        random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, step]))
+        return random.integers(self.crops, size=self.batch_size)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of one step."""
+        return self.take(self.indices(step))
+
+    def take(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Some of the crops as a batch."""
+        lr, hr = zip(*(self._single.batch(int(index)) for index in indices), strict=True)
+        return torch.cat(lr), torch.cat(hr)
+
+
+class TeacherCache:
+    """The feature maps of a teacher for `FixedCrops`, in a folder."""
+
+    def __init__(
+        self, folder: Path, teacher: Teacher, crops: FixedCrops, device: torch.device
+    ) -> None:
+        """Take a folder that may hold such a cache or part of it; nothing is read yet."""
+        self.folder = folder
+        self.teacher = teacher
+        self.crops = crops
+        self.device = device
+        self.shapes = stored_shapes(teacher, crops.patch_size)
+        self.row_bytes = row_bytes(self.shapes, teacher.dtype)
+        self._rows: npt.NDArray[np.uint8] | None = None
+
+    def fill(self, progress: Progress = iter) -> None:
+        """Compute the rows that are missing; what is complete stays, however this ends.
+
+        Raises:
+            ValueError: The folder is not usable or in use, holds the maps of another teacher, other
+                photographs or options, or the disk is too small.
+            OSError: Writing failed; the same call goes on.
+        """
+        with self._locked():
+            made_from = self._made_from()
+            done = self._complete_rows(made_from)
+            crops, batch = self.crops.crops, self.crops.batch_size
+            self._require_space(crops - done)
+            with (self.folder / "maps.bin").open("ab") as file:
+                # What a process that was stopped has left of a row.
+                file.truncate(done * self.row_bytes)
+                for first in progress(range(done, crops, batch)):
+                    last = min(first + batch, crops)
+                    file.write(self._compute(first)[: last - first].tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+                    index = {"made_from": made_from, "crops": last}
+                    write_text(self.folder / "cache.json", json.dumps(index, indent=2) + "\n")
+        shape = (crops, self.row_bytes)
+        self._rows = np.memmap(self.folder / "maps.bin", np.uint8, "r", shape=shape)
+
+    def maps(self, step: int, lr: Tensor) -> list[Tensor]:
+        """The teacher's maps for the batch of a step, as `Teacher` gives them.
+
+        Args:
+            step: Which batch of the crops.
+            lr: That batch, `[B, 3, p, p]`.
+
+        Raises:
+            ValueError: The crops are not those that the teacher saw.
+        """
+        if self._rows is None:
+            raise ValueError("TeacherCache: fill() must come before maps()")
+        indices = self.crops.indices(step)
+        rows = self._rows[indices]
+        if not np.array_equal(rows[:, -_CHECKSUM_BYTES:], _checksums(lr)):
+            raise ValueError(self._stale("photographs have changed"))
+        return self.teacher.fitted([m.to(self.device) for m in self._maps_of(rows)])
+
+    def _maps_of(self, rows: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+        begin = 0
+        for shape in self.shapes:
+            end = begin + _map_bytes(shape, self.teacher.dtype)
+            levels = torch.from_numpy(np.array(rows[:, begin:end]))
+            yield levels.view(self.teacher.dtype).reshape(len(rows), *shape)
+            begin = end
+
+    def _compute(self, first: int) -> npt.NDArray[np.uint8]:
+        """The rows of a whole batch of crops, because a compiled teacher takes no other."""
+        lr, _ = self.crops.take(range(first, first + self.crops.batch_size))
+        on_device = lr.to(self.device, memory_format=torch.channels_last)
+        maps = resized(
+            [m.float() for m in self.teacher.own_maps(on_device)],
+            [shape[1:] for shape in self.shapes],
+        )
+        columns = [
+            feature.to(self.teacher.dtype).cpu().contiguous().view(torch.uint8).flatten(1).numpy()
+            for feature in maps
+        ]
+        return np.concatenate([*columns, _checksums(lr)], axis=1)
+
+    def _made_from(self) -> dict[str, Any]:
+        digest = hashlib.sha256(str(len(self.crops.pairs)).encode())
+        for side in self.crops.take(range(_DIGEST_CROPS)):
+            digest.update(side.numpy().tobytes())
+        return {
+            "teacher": digest_of(self.teacher.network),
+            "points": self.teacher.points,
+            "maps": [list(shape) for shape in self.shapes],
+            "dtype": _DTYPES[self.teacher.dtype],
+            "photographs": digest.hexdigest(),
+            "scale": self.crops.scale,
+            "patch_size": self.crops.patch_size,
+            "seed": self.crops.seed,
+        }
+
+    def _complete_rows(self, made_from: dict[str, Any]) -> int:
+        """Rows that are there and right."""
+        index = self.folder / "cache.json"
+        if not index.exists():
+            others = [p.name for p in self.folder.iterdir() if p.name not in (".lock", "maps.bin")]
+            if others:
+                raise ValueError(
+                    f"--teacher-cache {self.folder} holds something else ({others[0]}); "
+                    "name a new folder"
+                )
+            return 0
+        try:
+            there = json.loads(index.read_text())
+            before, done = dict(there["made_from"]), int(there["crops"])
+            size = (self.folder / "maps.bin").stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(self._stale("its files are damaged")) from None
+        differences = [name for name in made_from if before.get(name) != made_from[name]]
+        if differences:
+            raise ValueError(self._stale(_differences(before, made_from, differences)))
+        if done < 1 or size < done * self.row_bytes:
+            raise ValueError(self._stale("its files are damaged"))
+        # The code of a network can change while its weights stay.
+        stored = np.memmap(self.folder / "maps.bin", np.uint8, "r", shape=(1, self.row_bytes))
+        now = self._compute(0)[:1]
+        for old, new in zip(self._maps_of(stored), self._maps_of(now), strict=True):
+            gap = (old.float() - new.float()).norm()
+            if not gap <= _TOLERANCE * new.float().norm():
+                raise ValueError(self._stale("the teacher computes something else now"))
+        return done
+
+    def _stale(self, reason: str) -> str:
+        return (
+            f"--teacher-cache {self.folder} does not fit: {reason}; name another folder, "
+            "or delete this one to compute it again"
+        )
+
+    def _require_space(self, rows: int) -> None:
+        needed, free = rows * self.row_bytes, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ValueError(
+                f"--teacher-cache {self.folder} needs {needed / 1e9:.2f} GB for {rows} crops, "
+                f"{free / 1e9:.2f} GB are free; lower --teacher-cache-crops or --patch-size"
+            )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(
+                f"--teacher-cache {self.folder} cannot be written: {error.strerror}"
+            ) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"--teacher-cache {self.folder} is being filled by another training"
+                ) from None
+            yield
+
+
+def stored_shapes(teacher: Teacher, patch_size: int) -> list[MapShape]:
+    """Shapes of the maps in a cache: the teacher's, or the student's size where that is smaller."""
+    own = check_points(teacher.network, teacher.points, patch_size)
+    return [
+        MapShape(shape.channels, min(shape.height, height), min(shape.width, width))
+        for shape, (height, width) in zip(own, teacher.sizes, strict=True)
+    ]
+
+
+def row_bytes(shapes: Iterable[MapShape], dtype: torch.dtype) -> int:
+    """Bytes that one crop takes up in a cache."""
+    return sum(_map_bytes(shape, dtype) for shape in shapes) + _CHECKSUM_BYTES
+
+
+def digest_of(network: nn.Module) -> str:
+    """Class and SHA-256 of the weights of a network, which tell it from another.
+
+    Example:
+        >>> digest_of(nn.Identity())
+        'Identity e3b0c44298fc1c14'
+    """
+    network = unwrapped(network)
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"{type(network).__name__} {digest.hexdigest()[:16]}"
+
+
+def _map_bytes(shape: MapShape, dtype: torch.dtype) -> int:
+    return shape.channels * shape.height * shape.width * dtype.itemsize
+
+
+def _checksums(lr: Tensor) -> npt.NDArray[np.uint8]:
+    """CRC-32 of each image, `[B, 4]`."""
+    images = lr.cpu().contiguous().numpy()
+    sums = np.array([zlib.crc32(image.tobytes()) for image in images], "<u4")
+    return sums.view(np.uint8).reshape(len(images), _CHECKSUM_BYTES)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> str:
+    if "photographs" in names and len(names) > 1:
+        # They follow from the seed and the sizes of the crops.
+        names = [name for name in names if name != "photographs"]
+    if list(names) == ["photographs"]:
+        return "photographs have changed"
+    return ", ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in names)
