@@ -2,7 +2,13 @@
 
 from mkdext.models.blocks import SRNetwork
 from mkdext.models.builtin import builtin_teacher
-from mkdext.models.checkpoints import load_model, load_weights, read_weights
+from mkdext.models.checkpoints import (
+    load_model,
+    load_weights,
+    read_metadata,
+    read_weights,
+    save_model,
+)
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
     check_points,
@@ -17,6 +23,7 @@ from mkdext.models.registry import MODEL_NAMES, create_model
 from mkdext.models.resolve import resolve_teacher
 from mkdext.models.san import SAN, SANConfig
 from mkdext.models.vdsr import VDSR, LumaVDSR, VDSRConfig
+from mkdext.models.weights_metadata import WeightsMetadata
 
 __all__ = [
     "EDSR",
@@ -34,6 +41,7 @@ __all__ = [
     "SANConfig",
     "SRNetwork",
     "VDSRConfig",
+    "WeightsMetadata",
     "builtin_teacher",
     "check_points",
     "create_model",
@@ -42,6 +50,8 @@ __all__ = [
     "forward_with_features",
     "load_model",
     "load_weights",
+    "read_metadata",
     "read_weights",
     "resolve_teacher",
+    "save_model",
 ]
