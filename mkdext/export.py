@@ -108,7 +108,9 @@ def check_packages() -> None:
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"{', '.join(missing)} is not installed: pip install {' '.join(missing)}")
+        raise ValueError(
+            f"an export needs {', '.join(missing)}, not installed: pip install {' '.join(missing)}"
+        )
 
 
 def read_photograph(path: Path | None, scale: int) -> Tensor:
@@ -200,6 +202,9 @@ def exportable(model: nn.Module) -> nn.Module:
 
 class _ExportableVDSR(nn.Module):
     """VDSR whose bicubic is a convolution: MATLAB's is a matrix made for one size."""
+
+    kernels: Tensor
+    to_y: Tensor
 
     def __init__(self, model: VDSR) -> None:
         super().__init__()

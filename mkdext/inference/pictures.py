@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -136,7 +136,7 @@ def _spread(planes: Tensor, visible: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     try:
         with warnings.catch_warnings():
             # Whoever decodes it knows how much memory there is.
@@ -153,7 +153,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         yield file
 
 
-def _decoded(file: Image.Image, path: Path) -> Picture:
+def _decoded(file: ImageFile.ImageFile, path: Path) -> Picture:
     # A camera's MPO file holds the photograph first, then previews or a second view.
     frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
     if frames > 1:
@@ -161,15 +161,15 @@ def _decoded(file: Image.Image, path: Path) -> Picture:
     if file.mode in ("I", "F", "LAB"):
         raise BadImageError(f"has pixels of type {file.mode}; save it as RGB with 8 or 16 bits")
     icc_profile = file.info.get("icc_profile")
-    # The tags of a TIFF are about how it is stored.
-    exif = file.getexif() if file.format != "TIFF" else Image.Exif()
     if any(_raw_mode(tile)[-4:] in _OTHER_ORDER for tile in file.tile) and file.mode[0] != "I":
         levels = _levels_of_16_bits(file, path)
     else:
-        image = file
+        image: Image.Image = file
         if file.mode == "CMYK":
             image, icc_profile = _rgb_of_cmyk(file, icc_profile), None
         levels = _levels(_upright(_plain(image)))
+    # The tags of a TIFF are about how it is stored.
+    exif = file.getexif() if file.format != "TIFF" else Image.Exif()
     exif.pop(ExifTags.Base.Orientation, None)
     notes = exif.tobytes().removeprefix(b"Exif\0\0") if len(exif) else None
     return Picture(levels, icc_profile, notes)
@@ -206,7 +206,7 @@ def _rgb_of_cmyk(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
     return converted
 
 
-def _levels_of_16_bits(file: Image.Image, path: Path) -> Levels:
+def _levels_of_16_bits(file: ImageFile.ImageFile, path: Path) -> Levels:
     """Decode a picture of 16-bit colours, of which Pillow gives the higher byte.
 
     With the bytes declared in the other order it takes the lower for the higher.

@@ -64,8 +64,8 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
             f"weights file {path} is of no architecture that is known here"
             f"{nearest_network(weights)}; it holds {_listing(list(weights))}"
         )
-    metadata = read_metadata(path)
     try:
+        metadata = read_metadata(path)
         if metadata is not None:
             found = _as_described(found, metadata)
         with torch.random.fork_rng(devices=[]):

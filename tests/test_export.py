@@ -1,0 +1,130 @@
+"""ONNX files do what the networks do, at sizes other than that of the export."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from mkdext.export import ExportError, check_packages, compare, export, exportable, main
+from mkdext.inference import Network
+from mkdext.models import (
+    EDSR,
+    HAN,
+    RCAN,
+    RDN,
+    SAN,
+    VDSR,
+    EDSRConfig,
+    HANConfig,
+    RCANConfig,
+    RDNConfig,
+    SANConfig,
+    SRNetwork,
+    VDSRConfig,
+    WeightsMetadata,
+    save_model,
+)
+
+# As the students of the papers, only with fewer layers.
+STUDENTS: list[SRNetwork] = [
+    RCAN(RCANConfig(groups=1, blocks=1, features=16), scale=4),
+    EDSR(EDSRConfig(blocks=1, features=16), scale=3),
+    RDN(RDNConfig(blocks=1, layers=2, growth=16, features=16), scale=2),
+    HAN(HANConfig(groups=1, blocks=1, features=16, reduction=4), scale=2),
+    SAN(SANConfig(groups=1, blocks=1, features=16, reduction=4), scale=2),
+    VDSR(VDSRConfig(features=32, blocks=1), scale=3),
+]
+
+
+def network(model: SRNetwork) -> Network:
+    """With factors that begin at zero set to something, so that every layer counts."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+    model.eval().requires_grad_(False)
+    return Network(type(model).__name__, model, model.scale, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("model", STUDENTS, ids=lambda model: type(model).__name__)
+def test_onnx_runtime_gives_what_pytorch_gives_at_any_size(
+    model: SRNetwork, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.onnx"
+    export(network(model), None, file)
+    for height, width in ((23, 31), (40, 17)):
+        assert compare(network(model), file, torch.rand(1, 3, height, width)) < 0.01
+    (lr,) = onnx.load(file).graph.input
+    sizes = [d.dim_param or d.dim_value for d in lr.type.tensor_type.shape.dim]
+    assert sizes == [1, 3, "height", "width"]
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_vdsr_for_export_enlarges_as_matlab_does_to_the_edge(scale: int) -> None:
+    model = VDSR(VDSRConfig(features=8, blocks=1), scale).eval()
+    lr = torch.rand(1, 3, 7, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(exportable(model)(lr), model(lr), atol=2e-6, rtol=0)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "edsr.safetensors"
+    save_model(path, EDSR(EDSRConfig(blocks=1, features=8), scale=2), {"steps": 7})
+    return path
+
+
+def test_the_command_exports_one_file_that_says_what_it_is(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "edsr.onnx"
+    flags = ["--weights", str(weights), "--out", str(out)]
+    assert main(flags) == 0
+    shown = capsys.readouterr().out
+    assert "EDSR x2" in shown and "of 255 levels" in shown
+    (said,) = onnx.load(out).metadata_props
+    metadata = WeightsMetadata.from_json(said.value)
+    assert (metadata.architecture, metadata.scale, metadata.origin) == ("EDSR", 2, {"steps": 7})
+    onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
+
+    before = out.read_bytes()
+    assert main(flags) == 2
+    assert "exists; give another --out, or --overwrite" in capsys.readouterr().err
+    Image.fromarray(np.zeros((1, 8, 3), np.uint8)).save(tmp_path / "small.png")
+    assert main([*flags, "--overwrite", "--image", str(tmp_path / "small.png")]) == 2
+    assert "must have at least 2 pixels a side" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "edsr.onnx",
+        "edsr.safetensors",
+        "small.png",
+    ]
+
+
+def test_a_file_that_gives_something_else_is_told(weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    small = EDSR(EDSRConfig(blocks=1, features=4), scale=2)
+    export(network(small), None, file)
+    with torch.no_grad():
+        small.head[0].weight.add_(0.1)
+    with pytest.raises(ExportError, match="differs from PyTorch by .* levels, more than"):
+        compare(network(small), file, torch.rand(1, 3, 9, 9))
+    other = network(EDSR(EDSRConfig(blocks=1, features=4), scale=3))
+    with pytest.raises(ExportError, match=r"gives \[1, 3, 18, 18\] where PyTorch gives"):
+        compare(other, file, torch.rand(1, 3, 9, 9))
+
+
+def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else name
+    )
+    with pytest.raises(ValueError, match="pip install onnx onnxruntime onnxscript$"):
+        check_packages()
