@@ -27,9 +27,7 @@ def save_png(path: Path, levels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_every_kind_of_png_comes_back_as_it_was(
-    tmp_path: Path, channels: int, dtype: type
-) -> None:
+def test_every_kind_of_png_comes_back_as_it_was(tmp_path: Path, channels: int, dtype: type) -> None:
     path, levels = tmp_path / "picture.png", pattern(channels, dtype)
     save_png(path, levels)
     picture = read_picture(path)
@@ -46,9 +44,7 @@ def test_16_bit_colours_of_a_tiff_are_not_cut_to_8(
     tmp_path: Path, byteorder: str, compression: str | None
 ) -> None:
     path, levels = tmp_path / "picture.tif", pattern(3, np.uint16)
-    tifffile.imwrite(
-        path, levels, byteorder=byteorder, photometric="rgb", compression=compression
-    )
+    tifffile.imwrite(path, levels, byteorder=byteorder, photometric="rgb", compression=compression)
     assert np.array_equal(read_picture(path).levels, levels)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -79,7 +81,7 @@ def test_few_tiles_are_taken_and_none_needs_more_than_there_is() -> None:
         rows, columns = tiling.rows(50), tiling.columns(80)
         assert (len(rows) == len(columns) == 1) == (available == everything)
         assert [rows[0].start, rows[-1].stop, columns[0].start, columns[-1].stop] == [0, 50, 0, 80]
-        assert all(a.stop == b.start for a, b in zip(rows, rows[1:], strict=False))
+        assert all(a.stop == b.start for a, b in itertools.pairwise(rows))
     with pytest.raises(ValueError, match="tiles of 16 pixels with a margin of 3 need 0 MiB"):
         plan_tiles((50, 80), costs, 3, scale=2, sr_bytes=3, available=5000)
 
