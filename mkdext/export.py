@@ -146,17 +146,16 @@ def export(network: Network, metadata: WeightsMetadata | None, path: Path) -> No
 
     try:
         with _quiet(), torch.no_grad():
-            file = (
-                _traced(network.model)
-                if isinstance(network.model, SAN)
-                else _exported(network.model)
-            )
+            if isinstance(network.model, SAN):
+                _trace(network.model, path)
+            else:
+                _export(network.model, path)
     except Exception as error:  # The exporter raises whatever it stumbles over.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
             f"{type(network.model).__name__} cannot be exported: {reason[0]}"
         ) from None
-    proto = onnx.load_from_string(file)
+    proto = onnx.load(path)
     described = metadata or WeightsMetadata.of(network.model, {})
     onnx.helper.set_model_props(proto, {METADATA_KEY: described.to_json()})
     path.write_bytes(proto.SerializeToString())
@@ -199,7 +198,7 @@ def exportable(model: nn.Module) -> nn.Module:
     return model
 
 
-def _exported(model: nn.Module) -> bytes:
+def _export(model: nn.Module, path: Path) -> None:
     dim = torch.export.Dim
     sizes = {2: dim("height", min=2, max=16384), 3: dim("width", min=2, max=16384)}
     program = torch.onnx.export(
@@ -212,23 +211,21 @@ def _exported(model: nn.Module) -> bytes:
         verbose=False,
     )
     assert program is not None
-    return bytes(program.model_proto.SerializeToString())
+    program.save(path)
 
 
-def _traced(model: nn.Module) -> bytes:
+def _trace(model: nn.Module, path: Path) -> None:
     """For halves of a picture, about whose sizes torch.export cannot prove what it must."""
-    file = io.BytesIO()
     torch.onnx.export(
         exportable(model),
         (_EXAMPLE,),
-        file,
+        path,
         input_names=["lr"],
         output_names=["sr"],
         dynamic_axes={"lr": {2: "height", 3: "width"}},
         opset_version=18,
         dynamo=False,
     )
-    return file.getvalue()
 
 
 class _ExportableVDSR(nn.Module):
