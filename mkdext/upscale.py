@@ -47,9 +47,10 @@ class UpscaleCommand:
     Grey, alpha, 16 bits a channel and the colour profile are kept, a camera's orientation is
     applied. A picture that needs more memory than --memory is computed in tiles. EDSR, RDN and VDSR
     see so little around a pixel that this changes nothing. RCAN, HAN and SAN look at the whole
-    picture, where tiles differ a little: by 0.2, 0.7 and 0.5 of 255 levels (root mean square; single
-    pixels by 6, 5 and 3) in tiles of 128 pixels on a photograph of 256x256. More --memory means
-    larger tiles, up to the whole picture. SAN's time grows with the square of the pixels of a tile.
+    picture, where tiles differ a little: by 0.2, 0.7 and 0.5 of 255 levels (root mean square;
+    single pixels by 6, 5 and 3) in tiles of 128 pixels on a photograph of 256x256. More --memory
+    means larger tiles, up to the whole picture. SAN's time grows with the square of the pixels of a
+    tile.
     """
 
     inputs: tyro.conf.Positional[tuple[Path, ...]]
