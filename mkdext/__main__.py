@@ -11,6 +11,9 @@ import mkdext
 COMMANDS = {
     "train": "distil a super-resolution network",
     "data": "prepare, check and list photographs to train and test on",
+    "evaluate": "measure networks on photographs",
+    "upscale": "enlarge pictures with a trained network",
+    "export": "write a network as ONNX",
     "complexity": "count parameters and operations of the networks",
     "doctor": "show what is installed, compiled and missing, and the fix",
 }

@@ -2,7 +2,13 @@
 
 from mkdext.models.blocks import SRNetwork
 from mkdext.models.builtin import builtin_teacher
-from mkdext.models.checkpoints import load_model, load_weights, read_weights
+from mkdext.models.checkpoints import (
+    load_model,
+    load_weights,
+    read_metadata,
+    read_weights,
+    save_model,
+)
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
     MapShape,
@@ -21,6 +27,7 @@ from mkdext.models.registry import MODEL_NAMES, create_model
 from mkdext.models.resolve import resolve_student, resolve_teacher
 from mkdext.models.san import SAN, SANConfig
 from mkdext.models.vdsr import VDSR, LumaVDSR, VDSRConfig
+from mkdext.models.weights_metadata import WeightsMetadata
 
 __all__ = [
     "EDSR",
@@ -40,6 +47,7 @@ __all__ = [
     "SANConfig",
     "SRNetwork",
     "VDSRConfig",
+    "WeightsMetadata",
     "adapt",
     "builtin_teacher",
     "check_points",
@@ -50,9 +58,11 @@ __all__ = [
     "load_model",
     "load_weights",
     "make_own",
+    "read_metadata",
     "read_weights",
     "resized",
     "resolve_student",
     "resolve_teacher",
+    "save_model",
     "select_points",
 ]

@@ -1,4 +1,4 @@
-"""Weights from files: read without executing anything, loaded strictly or not at all."""
+"""Weights in files: read without executing anything, loaded strictly or not at all, and written."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from mkdext._files import atomic_write
 from mkdext.models.blocks import SRNetwork
-from mkdext.models.registry import create_model, nearest_network, recognise
+from mkdext.models.registry import Recognised, create_model, nearest_network, recognise
+from mkdext.models.weights_metadata import METADATA_KEY, WeightsMetadata
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 _NAME_PREFIXES = ("module.", "_orig_mod.")
@@ -25,14 +27,14 @@ _LISTED = 10
 def load_model(path: str | Path, scale: int | None = None, name: str | None = None) -> nn.Module:
     """Make the network that a file holds the weights of.
 
-    Architecture, size and scale are taken from the names and shapes of the weights. The official
-    files of EDSR, RCAN, RDN (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's, as a state dict)
-    are understood, those of BasicSR's EDSR and RCAN, and those of this package. Torch's random
-    generator is not touched.
+    Architecture, size and scale are those of the file's metadata (`save_model`), and where it has
+    none, those that names and shapes of the weights tell. The official files of EDSR, RCAN, RDN
+    (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's, as a state dict) are understood, those of
+    BasicSR's EDSR and RCAN, and those of this package. Torch's random generator is not touched.
 
     Args:
         path: A file that `read_weights` can read.
-        scale: Scale that the network must have; none: that of the weights.
+        scale: Scale that the network must have; none: that of the file.
         name: One of `MODEL_NAMES` that the network must be; none: any.
 
     Returns:
@@ -41,8 +43,8 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
 
     Raises:
         ValueError: The file cannot be read, or the weights are of an unknown architecture, of
-            another scale or name than asked for, incomplete, or not finite; or they serve for every
-            scale and none is given.
+            another scale or name than asked for, incomplete, not finite, or not what the metadata
+            say; or they serve for every scale and none is given.
 
     Example:
         >>> import tempfile
@@ -62,23 +64,99 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
             f"weights file {path} is of no architecture that is known here"
             f"{nearest_network(weights)}; it holds {_listing(list(weights))}"
         )
-    wanted_scale = found.scale if scale is None else scale
-    if wanted_scale is None:
-        raise ValueError(
-            f"weights file {path} is of {found.network.__name__}, whose weights serve for every "
-            "scale; say for which one"
-        )
     try:
+        metadata = read_metadata(path)
+        if metadata is not None:
+            found = _as_described(found, metadata)
         with torch.random.fork_rng(devices=[]):
-            model: nn.Module = (
-                found.network(found.config, wanted_scale)
-                if name is None
-                else create_model(name, wanted_scale)
-            )
+            model = _network(found, scale, name)
         load_weights(model, weights)
+        if model.config != found.config:
+            raise ValueError(f"the weights are of {found.config}, {name} is {model.config}")
     except ValueError as error:
         raise ValueError(f"weights file {path}: {error}") from None
     return model
+
+
+def _network(found: Recognised, scale: int | None, name: str | None) -> SRNetwork:
+    scale = found.scale if scale is None else scale
+    if scale is None:
+        raise ValueError(
+            f"the weights are of {found.network.__name__} and serve for every scale; "
+            "say for which one"
+        )
+    if name is None:
+        return found.network(found.config, scale)
+    model = create_model(name, scale)
+    assert isinstance(model, SRNetwork)  # Every one with a name is.
+    return model
+
+
+def _as_described(found: Recognised, metadata: WeightsMetadata) -> Recognised:
+    """What weights are of: shapes do not tell everything, metadata do."""
+    if metadata.architecture is None or metadata.scale is None:
+        return found
+    told, seen = metadata.architecture, found.network.__name__
+    if told != seen:
+        raise ValueError(f"the metadata say {told}, the weights are of {seen}")
+    if found.scale not in (metadata.scale, None):
+        raise ValueError(f"the metadata say x{metadata.scale}, the weights are for x{found.scale}")
+    try:
+        config = type(found.config)(**metadata.config)
+        with torch.device("meta"):
+            described = found.network(config, metadata.scale)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the metadata tell of an impossible {told}: {error}") from None
+    if found.network.infer(described.state_dict()) != (found.config, found.scale):
+        raise ValueError(f"the metadata say {config}, the weights are of {found.config}")
+    return Recognised(found.network, config, metadata.scale)
+
+
+def save_model(path: str | Path, model: nn.Module, origin: Mapping[str, Any]) -> None:
+    """Write a network as a safetensors file, atomically, with all that `load_model` must know.
+
+    The same network and origin give the same bytes.
+
+    Args:
+        path: File to write, in a folder that exists.
+        model: The network. One that is not of this package is written without its architecture.
+        origin: How the weights came about, as plain values for JSON.
+
+    Raises:
+        OSError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from mkdext.models import create_model
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = f"{folder}/weights.safetensors"
+        ...     save_model(file, create_model("vdsr-half", scale=3), {"steps": 20_000})
+        ...     load_model(file).scale, read_metadata(file).origin
+        (3, {'steps': 20000})
+    """
+    metadata = {METADATA_KEY: WeightsMetadata.of(model, origin).to_json()}
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    with atomic_write(Path(path)) as unfinished:
+        unfinished.write_bytes(save(weights, metadata))
+
+
+def read_metadata(path: str | Path) -> WeightsMetadata | None:
+    """Read what a weights file says of itself; none if it says nothing, as others' files.
+
+    Raises:
+        ValueError: The file is damaged, or its metadata are not as `save_model` writes them.
+    """
+    with Path(path).open("rb") as file:
+        if not _is_safetensors(file.read(16)):
+            return None
+    try:
+        with safe_open(path, framework="pt") as content:
+            text = (content.metadata() or {}).get(METADATA_KEY)
+    except SafetensorError as error:
+        raise _damaged(Path(path), error) from None
+    return None if text is None else WeightsMetadata.from_json(text)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -139,8 +217,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"weights file {path} cannot be read: {error.strerror}") from None
     if not start:
         raise ValueError(f"weights file {path} is empty; fetch or copy it again")
-    # safetensors: the length of the header in 8 bytes, then the header, which is JSON.
-    if start[4:9] == b"\0\0\0\0{":
+    if _is_safetensors(start):
         return _plain_names(_read_safetensors(path))
     if start.startswith((b"PK\3\4", b"\x80")):
         return _plain_names(_state_dict(_read_pickle(path), path))
@@ -148,6 +225,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         f"weights file {path} is neither a safetensors file nor one made by torch.save: "
         f"it begins with {start!r}; fetch or copy it again"
     )
+
+
+def _is_safetensors(start: bytes) -> bool:
+    # The length of the header in 8 bytes, then the header, which is JSON.
+    return start[4:9] == b"\0\0\0\0{"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -56,6 +56,30 @@ def config_of(options: TrainOptions) -> dict[str, Any]:
     return config
 
 
+def changed_flags(options: TrainOptions, base: TrainOptions) -> list[str]:
+    """The command-line arguments that make `options` from `base`, except for `out`.
+
+    Example:
+        >>> changed_flags(TrainOptions(lr=2e-4, kd_fade=False), TrainOptions())
+        ['--lr', '0.0002', '--no-kd-fade']
+    """
+    changed = _difference(dataclasses.asdict(options), dataclasses.asdict(base))
+    changed.pop("out", None)
+    return list(_arguments(changed, base, Path(), prefix=""))
+
+
+def _difference(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        if value == base[name]:
+            continue
+        if isinstance(value, dict):
+            changed[name] = _difference(value, base[name])
+        else:
+            changed[name] = list(value) if isinstance(value, tuple) else value
+    return changed
+
+
 def _arguments(
     config: Mapping[str, Any], options: object, path: Path, prefix: str
 ) -> Iterator[str]:

@@ -11,16 +11,18 @@ import torch
 from rich.console import Console
 from rich.progress import track as rich_track
 
+from mkdext._files import write_text
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.training.config_files import config_of
 from mkdext.training.options import TrainOptions
+from mkdext.training.origin import origin
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import Plan, prepare
 from mkdext.training.progress import TrainingProgress, track
 from mkdext.training.report import save_curves, save_strip, score_table
-from mkdext.training.run_directory import RunDirectory, write_text
+from mkdext.training.run_directory import RunDirectory
 from mkdext.training.signals import StopSignals
 from mkdext.training.steps import NonFiniteError
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
@@ -141,7 +143,7 @@ def save_checkpoint(run: RunDirectory, plan: Plan, done: Done) -> None:
     if plan.step.distillation:
         state["method"] = plan.step.distillation.method.state_dict()
         state["method_optimizer"] = plan.step.distillation.optimizer.state_dict()
-    run.save_state(state, unwrapped(plan.student).state_dict())
+    run.save_state(state, unwrapped(plan.student), origin(plan.options, done.step))
 
 
 def _run_steps(

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext.training.run_directory import atomic_write
+from mkdext._files import atomic_write
 from mkdext.training.validation import Scores
 
 STRIP_SIDE = 160

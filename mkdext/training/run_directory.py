@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import yaml
-from torch import Tensor
+from torch import nn
+
+from mkdext._files import atomic_write, write_text
+from mkdext.models import save_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +130,11 @@ class RunDirectory:
                 self.metrics.unlink(missing_ok=True)
             yield
 
-    def save_state(self, state: Mapping[str, Any], student: Mapping[str, Tensor]) -> None:
+    def save_state(
+        self, state: Mapping[str, Any], student: nn.Module, origin: Mapping[str, Any]
+    ) -> None:
         """Replace the checkpoint: first the weights, then the state that a resume starts from."""
-        save_weights(self.student, student)
+        save_model(self.student, student, origin)
         # By way of memory, because torch.save does not tell what the system said of a full disk.
         serialized = io.BytesIO()
         torch.save(dict(state), serialized)
@@ -173,29 +177,3 @@ class RunDirectory:
         """Append one record, which must have a `step`."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(dict(record)) + "\n")
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of `path` once it is written and on the disk."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(text)
-
-
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights as safetensors, atomically."""
-    with atomic_write(path) as unfinished:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        unfinished.write_bytes(safetensors.torch.save(tensors))

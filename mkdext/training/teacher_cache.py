@@ -27,10 +27,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mkdext._files import write_text
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import MapShape, check_points, resized
 from mkdext.models.own import unwrapped
-from mkdext.training.run_directory import write_text
 from mkdext.training.teacher import Teacher
 
 _CHECKSUM_BYTES = 4

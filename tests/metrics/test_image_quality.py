@@ -8,7 +8,7 @@ from skimage.color import rgb2ycbcr
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mkdext.metrics import luma, psnr_y, ssim_y, to_uint8
+from mkdext.metrics import luma, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,26 @@ def test_ssim_is_the_formula_and_skimage(photograph, distorted, border):
     assert 0.3 < value < 0.95
 
 
+@pytest.mark.parametrize("border", [0, 3])
+def test_uniform_ssim_is_the_formula_at_a_range_of_2(photograph, distorted, border):
+    inside = np.s_[border : 96 - border, border : 110 - border]
+    a, b = y(distorted)[inside], y(photograph)[inside]
+    window = np.full((7, 7), 1 / 49)
+    mean_a, mean_b = (convolve2d(x, window, mode="valid") for x in (a, b))
+    moments = (convolve2d(x, window, mode="valid") for x in (a * a, b * b, a * b))
+    products = (mean_a**2, mean_b**2, mean_a * mean_b)
+    # Sample covariances, of 49 pixels.
+    variance_a, variance_b, covariance = (
+        (moment - product) * 49 / 48 for moment, product in zip(moments, products, strict=True)
+    )
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    expected = numerator / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
+    value = ssim_y_uniform(distorted, photograph, border)
+    assert value == pytest.approx(expected.mean(), abs=1e-9)
+    assert value < ssim_y(distorted, photograph, border)
+
+
 def test_known_values():
     grey = torch.full((3, 32, 32), 100, dtype=torch.uint8)
     # Ten levels of RGB are 10 * 219 / 255 of Y.
@@ -118,7 +138,7 @@ def test_images_with_gradients_can_be_measured(photograph, distorted):
     assert psnr_y(image, photograph, 4) > 20
 
 
-@pytest.mark.parametrize("metric", [psnr_y, ssim_y])
+@pytest.mark.parametrize("metric", [psnr_y, ssim_y, ssim_y_uniform])
 def test_unfit_images_are_refused(metric):
     image = torch.rand(3, 24, 20)
     name = metric.__name__

@@ -76,5 +76,5 @@ def test_official_weights_load_into_the_whole_network_and_into_its_y_network() -
 def test_weights_for_every_scale_need_one_to_be_named(tmp_path: Path) -> None:
     torch.save(create_model("vdsr-half", scale=3).state_dict(), tmp_path / "w")
     assert load_model(tmp_path / "w", scale=4).scale == 4
-    with pytest.raises(ValueError, match="is of VDSR, whose weights serve for every scale; say"):
+    with pytest.raises(ValueError, match="are of VDSR and serve for every scale; say"):
         load_model(tmp_path / "w")

@@ -1,0 +1,420 @@
+"""`python -m mkdext.evaluate`: measure networks on photographs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+import mkdext
+from mkdext._files import atomic_write, write_text
+from mkdext.data import (
+    BadImage,
+    BadImageError,
+    bad_images_message,
+    find_images,
+    imresize,
+    read_image,
+)
+from mkdext.inference import Network, PeakMemory, forward_costs, load_network
+from mkdext.inference.contact_sheet import ContactSheet
+from mkdext.metrics import psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.models import VDSR
+from mkdext.training.memory import available_bytes
+
+Protocol = Literal["8bit", "float"]
+
+BICUBIC = "bicubic"
+_WINDOW = 11  # of SSIM
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand:
+    """Measure networks on photographs: PSNR-Y (dB), SSIM-Y, speed and memory.
+
+    Y is MATLAB's, not rounded; PSNR's peak is 255; SSIM has the Gaussian window of Wang et al.
+    (2004). Low-resolution versions are made by MATLAB's bicubic unless --lr-dir has them, after
+    cutting the photograph to a multiple of the scale. Bicubic enlargement is measured beside.
+    """
+
+    data: tuple[Path, ...]
+    """Folders of high-resolution photographs, each reported by its name."""
+    weights: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
+    """Weights of the networks to compare; none: the built-in network, which is for x4."""
+    model: str | None = None
+    """Network that the weights must be of; none: whatever they are of."""
+    scale: int | None = None
+    """Enlargement factor; none: that of the weights."""
+    lr_dir: tuple[Path, ...] = ()
+    """Folders of low-resolution photographs, one for each folder of --data; 0001.png belongs to
+    0001.png, 0001x4.png or 0001_x4.png. None: they are made."""
+    protocol: Protocol | None = None
+    """'8bit': low-resolution photographs and results are rounded to 8-bit levels, as saved in
+    files; so measure MKD and most papers. 'float': nothing is rounded; so do VDSR and data-free
+    contrastive distillation, whose SSIM, of 7x7 windows at a range of 2, then stands beside. None:
+    that of the paper of the first network, 'float' for VDSR, else '8bit'."""
+    border: int | None = None
+    """High-resolution pixels left out at each side; none: the scale, as the papers do."""
+    out: Path = Path("runs/evaluate")
+    """Folder for scores.csv, scores.json and a contact sheet of each set; older ones go."""
+    device: str = "cpu"
+    """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without files."""
+        if not self.data:
+            raise ValueError("--data must name at least one folder")
+        if self.lr_dir and len(self.lr_dir) != len(self.data):
+            raise ValueError(
+                f"--lr-dir must name one folder for each of the {len(self.data)} of --data, "
+                f"got {len(self.lr_dir)}"
+            )
+        if self.border is not None and self.border < 0:
+            raise ValueError(f"--border must be at least 0, got {self.border}")
+
+
+class Photograph(NamedTuple):
+    """A file to measure on."""
+
+    set: str
+    """Name of its folder."""
+    hr: Path
+    """High resolution."""
+    lr: Path | None
+    """Low resolution; none: to be made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What one way of enlarging makes of one photograph."""
+
+    set: str
+    """Name of the folder."""
+    image: str
+    """Name of the file."""
+    way: str
+    """bicubic, or the network's name."""
+    psnr_y: float
+    """dB."""
+    ssim_y: float
+    """At most 1."""
+    ssim_y_uniform: float | None
+    """As data-free contrastive distillation has it; only with the protocol 'float'."""
+    seconds: float
+    """For the enlargement alone."""
+    pixels: int
+    """Of the result."""
+    peak_bytes: int
+    """Most memory of the process meanwhile, or of tensors on a CUDA device."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Flags; none: those of the process.
+
+    Returns:
+        The exit status: 2 for what cannot be done as asked, 1 if results cannot be written.
+    """
+    console = Console()
+    try:
+        command = tyro.cli(EvaluateCommand, args=arguments, prog="python -m mkdext.evaluate")
+        networks = load_networks(command)
+        photographs = find_photographs(command, networks[0].scale)
+        protocol = command.protocol or default_protocol(networks[0])
+        scores = evaluate(command, networks, photographs, protocol, console)
+    except ValueError as error:
+        print(f"mkdext.evaluate: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"mkdext.evaluate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mkdext.evaluate: interrupted", file=sys.stderr)
+        return 130
+    save_scores(command, networks, protocol, scores)
+    show(scores, networks[0].scale, protocol, console)
+    console.print(
+        f"written to {command.out}: scores.csv, scores.json, contact sheets", highlight=False
+    )
+    return 0
+
+
+def load_networks(command: EvaluateCommand) -> list[Network]:
+    """The networks of --weights, all for one scale, with different names.
+
+    Raises:
+        ValueError: One cannot be used, or they are for different scales.
+    """
+    files = [file for group in command.weights for file in group]
+    paths: list[Path | None] = [*files] or [None]
+    networks = [load_network(path, command.scale, command.model, command.device) for path in paths]
+    scales = {network.scale for network in networks}
+    if len(scales) > 1:
+        raise ValueError(f"networks must be for one scale, got {sorted(scales)}; give --scale")
+    named: list[Network] = []
+    for network, path in zip(networks, paths, strict=True):
+        taken = {BICUBIC, *(other.name for other in named)}
+        name = network.name
+        # Every run calls its weights student.safetensors.
+        if name in taken and path is not None:
+            name = str(path.with_suffix(""))
+        if name in taken:
+            raise ValueError(f"--weights {path} is given twice")
+        named.append(dataclasses.replace(network, name=name))
+    return named
+
+
+def default_protocol(network: Network) -> Protocol:
+    """How the paper of a network measures."""
+    return "float" if isinstance(network.model, VDSR) else "8bit"
+
+
+def find_photographs(command: EvaluateCommand, scale: int) -> list[Photograph]:
+    """The photographs of --data, with those of --lr-dir.
+
+    Raises:
+        ValueError: A folder is missing or empty, two have the same name, or a low-resolution
+            photograph is missing.
+    """
+    photographs: list[Photograph] = []
+    folders = itertools.zip_longest(command.data, command.lr_dir)
+    for folder, lr_folder in folders:
+        name = folder.resolve().name
+        if any(photograph.set == name for photograph in photographs):
+            raise ValueError(f"--data has two folders called {name!r}; rename one of them")
+        given = {path.stem: path for path in find_images(lr_folder)} if lr_folder else None
+        for hr in find_images(folder):
+            lr = None
+            if given is not None:
+                names = (hr.stem, f"{hr.stem}x{scale}", f"{hr.stem}_x{scale}")
+                lr = next((given[stem] for stem in names if stem in given), None)
+                if lr is None:
+                    raise ValueError(
+                        f"{lr_folder} has no low-resolution version of {hr}: "
+                        f"none of {', '.join(names)}"
+                    )
+            photographs.append(Photograph(name, hr, lr))
+    return photographs
+
+
+def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """A photograph in low and high resolution.
+
+    Returns:
+        `[3, h, w]`, float32 in [0, 1], and uint8 `[3, scale*h, scale*w]`.
+
+    Raises:
+        BadImageError: A file cannot be used, or the sizes do not fit.
+    """
+    hr = read_image(photograph.hr)
+    height, width = (side // scale for side in hr.shape[1:])
+    if min(height, width) < 1:
+        raise BadImageError(f"has {hr.shape[2]}x{hr.shape[1]} pixels, too few for x{scale}")
+    hr = hr[:, : height * scale, : width * scale]
+    if photograph.lr is not None:
+        lr = read_image(photograph.lr)
+        if lr.shape[1:] != (height, width):
+            raise BadImageError(
+                f"must be {width}x{height} pixels in low resolution, "
+                f"{photograph.lr} has {lr.shape[2]}x{lr.shape[1]}"
+            )
+        return lr / 255, hr
+    if protocol == "8bit":
+        return imresize(hr, 1 / scale) / 255, hr
+    return imresize(hr.double() / 255, 1 / scale).float(), hr
+
+
+def evaluate(
+    command: EvaluateCommand,
+    networks: Sequence[Network],
+    photographs: Sequence[Photograph],
+    protocol: Protocol,
+    console: Console,
+) -> list[Score]:
+    """Measure bicubic and every network on every photograph, and write the contact sheets.
+
+    Raises:
+        ValueError: A photograph cannot be used, or needs more memory than there is.
+        OSError: A contact sheet cannot be written.
+    """
+    scale = networks[0].scale
+    border = scale if command.border is None else command.border
+    costs = {network.name: forward_costs(network.model) for network in networks}
+    scores: list[Score] = []
+    command.out.mkdir(parents=True, exist_ok=True)
+    shown = track(
+        photographs,
+        "measuring",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    ways = [BICUBIC, *(network.name for network in networks)]
+    for name, group in itertools.groupby(shown, lambda photograph: photograph.set):
+        sheet = ContactSheet(["HR", *ways])
+        for photograph in group:
+            try:
+                lr, hr = read_pair(photograph, scale, protocol)
+            except BadImageError as error:
+                raise ValueError(
+                    bad_images_message([BadImage(photograph.hr, str(error))])
+                ) from None
+            if min(hr.shape[1:]) < 2 * border + _WINDOW:
+                reason = f"is too small for SSIM inside a border of {border} pixels"
+                raise ValueError(bad_images_message([BadImage(photograph.hr, reason)]))
+            pictures = {}
+            for way, network in zip(ways, [None, *networks], strict=True):
+                if network is not None:
+                    _check_memory(costs[way].of(*lr.shape[1:]), photograph, network)
+                sr, seconds, peak = _enlarged(lr, scale, network)
+                if protocol == "8bit":
+                    sr = to_uint8(sr)
+                uniform = ssim_y_uniform(sr, hr, border) if protocol == "float" else None
+                score = Score(
+                    name,
+                    photograph.hr.name,
+                    way,
+                    psnr_y(sr, hr, border),
+                    ssim_y(sr, hr, border),
+                    uniform,
+                    seconds,
+                    hr.shape[1] * hr.shape[2],
+                    peak,
+                )
+                scores.append(score)
+                pictures[way] = (sr if protocol == "8bit" else to_uint8(sr), score.psnr_y)
+            sheet.add(photograph.hr.name, hr, pictures)
+        sheet.save(command.out / f"contact_sheet_{name}.png")
+    return scores
+
+
+def _check_memory(needed: float, photograph: Photograph, network: Network) -> None:
+    available = available_bytes()
+    if network.device.type == "cpu" and available is not None and needed > available:
+        raise ValueError(
+            f"{photograph.hr} takes about {needed / 1e9:.1f} GB of memory in {network.name}, "
+            f"{available / 1e9:.1f} GB are available; leave it out or measure a smaller network"
+        )
+
+
+def _enlarged(lr: Tensor, scale: int, network: Network | None) -> tuple[Tensor, float, int]:
+    """The picture `[3, H, W]`, seconds and peak memory of a network, or of bicubic."""
+    memory = PeakMemory(network.device if network else torch.device("cpu"))
+    memory.start()
+    begin = time.perf_counter()
+    sr = network(lr[None])[0] if network else imresize(lr, scale)
+    seconds = time.perf_counter() - begin
+    return sr, seconds, memory.bytes()
+
+
+class Mean(NamedTuple):
+    """One way of enlarging on the photographs of one set."""
+
+    psnr_y: float
+    ssim_y: float
+    ssim_y_uniform: float | None
+    seconds: float
+    """Of all photographs together."""
+    pixels_per_second: float
+    """Of the results."""
+    peak_bytes: int
+    """The most."""
+
+
+def means(scores: Sequence[Score]) -> dict[str, dict[str, Mean]]:
+    """Means by set and way, in the order in which they come."""
+    groups: dict[str, dict[str, list[Score]]] = {}
+    for score in scores:
+        groups.setdefault(score.set, {}).setdefault(score.way, []).append(score)
+    return {
+        name: {way: _mean(group) for way, group in ways.items()} for name, ways in groups.items()
+    }
+
+
+def _mean(group: Sequence[Score]) -> Mean:
+    seconds = sum(score.seconds for score in group)
+    uniform = [s.ssim_y_uniform for s in group if s.ssim_y_uniform is not None]
+    return Mean(
+        sum(score.psnr_y for score in group) / len(group),
+        sum(score.ssim_y for score in group) / len(group),
+        sum(uniform) / len(uniform) if uniform else None,
+        seconds,
+        sum(score.pixels for score in group) / seconds if seconds else math.inf,
+        max(score.peak_bytes for score in group),
+    )
+
+
+def save_scores(
+    command: EvaluateCommand,
+    networks: Sequence[Network],
+    protocol: Protocol,
+    scores: Sequence[Score],
+) -> None:
+    """Write scores.csv, a line for each photograph and way, and scores.json, with the means too."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(Score)])
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(score) for score in scores)
+    with atomic_write(command.out / "scores.csv") as unfinished:
+        unfinished.write_bytes(table.getvalue().encode())
+    scale = networks[0].scale
+    report: dict[str, Any] = {
+        "version": mkdext.__version__,
+        "scale": scale,
+        "protocol": protocol,
+        "border": scale if command.border is None else command.border,
+        "networks": {network.name: network.parameters for network in networks},
+        "validation": {
+            name: {way: mean._asdict() for way, mean in ways.items()}
+            for name, ways in means(scores).items()
+        },
+        "images": [dataclasses.asdict(score) for score in scores],
+    }
+    write_text(command.out / "scores.json", json.dumps(report, indent=2) + "\n")
+
+
+def show(scores: Sequence[Score], scale: int, protocol: Protocol, console: Console) -> None:
+    """Print a table for each set: a row for each photograph and one for the means."""
+    for name, ways in means(scores).items():
+        table = Table(title=f"{name}, x{scale}, protocol {protocol}: PSNR-Y (dB) / SSIM-Y")
+        table.add_column("photograph")
+        for way in ways:
+            table.add_column(way, justify="right")
+        by_image = itertools.groupby((s for s in scores if s.set == name), lambda s: s.image)
+        for image, group in by_image:
+            table.add_row(image, *(f"{s.psnr_y:.2f} / {s.ssim_y:.4f}" for s in group))
+        table.add_section()
+        for label, cells in _summary(list(ways.values())):
+            table.add_row(label, *cells, style="bold" if label == "mean" else None)
+        console.print(table)
+
+
+def _summary(columns: Sequence[Mean]) -> Iterator[tuple[str, list[str]]]:
+    yield "mean", [f"{mean.psnr_y:.2f} / {mean.ssim_y:.4f}" for mean in columns]
+    uniform = [mean.ssim_y_uniform for mean in columns]
+    if None not in uniform:
+        yield "SSIM-Y, 7x7, range 2", [f"{value:.4f}" for value in uniform]
+    yield "seconds", [f"{mean.seconds:.2f}" for mean in columns]
+    yield "megapixels/s", [f"{mean.pixels_per_second / 1e6:.2f}" for mean in columns]
+    yield "peak memory, MB", [f"{mean.peak_bytes / 1e6:.0f}" for mean in columns]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Using trained networks: pictures as files hold them, tiles, memory."""
+
+from mkdext.inference.memory import PeakMemory, resident_bytes
+from mkdext.inference.networks import Network, load_network
+from mkdext.inference.pictures import Picture, picture_size, read_picture
+from mkdext.inference.png import PNGWriter
+from mkdext.inference.tiling import (
+    GLOBAL_OVERLAP,
+    Costs,
+    Tiling,
+    enlarge_tile,
+    forward_costs,
+    plan_tiles,
+    reach,
+)
+
+__all__ = [
+    "GLOBAL_OVERLAP",
+    "Costs",
+    "Network",
+    "PNGWriter",
+    "PeakMemory",
+    "Picture",
+    "Tiling",
+    "enlarge_tile",
+    "forward_costs",
+    "load_network",
+    "picture_size",
+    "plan_tiles",
+    "reach",
+    "read_picture",
+    "resident_bytes",
+]

@@ -1,0 +1,91 @@
+"""Trained networks for the commands that use them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mkdext.models import SRNetwork, builtin_teacher, load_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network, ready to enlarge pictures."""
+
+    name: str
+    """For tables: that of the weights file without its suffix."""
+    model: nn.Module
+    """In evaluation mode, without gradients."""
+    scale: int
+    """Enlargement factor."""
+    device: torch.device
+    """Where it computes."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @torch.inference_mode()
+    def __call__(self, lr: Tensor) -> Tensor:
+        """Enlarge `[1, 3, h, w]` to `[1, 3, scale*h, scale*w]`, float32 in [0, 1] on the CPU.
+
+        The result is not clipped.
+        """
+        # Convolutions are faster in this layout.
+        lr = lr.to(self.device, torch.float32, memory_format=torch.channels_last)
+        sr: Tensor = self.model(lr)
+        return sr.cpu()
+
+
+def load_network(
+    weights: Path | None, scale: int | None = None, name: str | None = None, device: str = "cpu"
+) -> Network:
+    """Load what `--weights`, `--scale`, `--model` and `--device` mean.
+
+    Args:
+        weights: A file that `load_model` understands; none: the built-in network, which is for x4.
+        scale: Enlargement factor that the network must have; none: that of its weights.
+        name: Network that the weights must be of, one of `MODEL_NAMES`; none: any.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: The weights or the device cannot be used as asked.
+
+    Example:
+        >>> load_network(None)(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 32, 32])
+    """
+    place = _device(device)
+    if weights is None:
+        if name is not None:
+            raise ValueError(f"--model {name} needs --weights FILE")
+        model = builtin_teacher() if scale is None else builtin_teacher(scale)
+    else:
+        try:
+            model = load_model(weights, scale, name)
+        except ValueError as error:
+            if scale is None and str(error).endswith("say for which one"):
+                raise ValueError(f"{error}, by --scale") from None
+            raise
+    assert isinstance(model, SRNetwork)  # The only ones that can be loaded.
+    model.eval().requires_grad_(False).to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Network(weights.stem if weights else "built-in", model, model.scale, place)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name} is not there ({torch.cuda.device_count()} CUDA devices); "
+            "use --device cpu"
+        )
+    return device

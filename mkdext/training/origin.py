@@ -1,0 +1,29 @@
+"""Where a student comes from, to be kept with its weights."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from mkdext.training.config_files import changed_flags
+from mkdext.training.options import BUILTIN_DEMO, TrainOptions
+from mkdext.training.photographs import BUILTIN_NAME
+
+
+def origin(options: TrainOptions, steps: int) -> dict[str, Any]:
+    """What made a student, after `steps` steps; the same wherever the run directory is.
+
+    Example:
+        >>> from pathlib import Path
+        >>> origin(TrainOptions(train_dir=(Path("DIV2K"),), lr=2e-4), steps=500)["command"]
+        'python -m mkdext.train --train-dir DIV2K --lr 0.0002'
+    """
+    base = TrainOptions() if options.train_dir else BUILTIN_DEMO
+    teacher = options.teacher_weights or options.teacher or "builtin"
+    return {
+        "command": shlex.join(["python", "-m", "mkdext.train", *changed_flags(options, base)]),
+        "method": options.method,
+        "teacher": None if options.method == "vanilla" else str(teacher),
+        "data": [str(folder) for folder in options.train_dir] or [BUILTIN_NAME],
+        "steps": steps,
+    }

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from mkdext.inference import (
+    Costs,
+    Tiling,
+    enlarge_tile,
+    forward_costs,
+    load_network,
+    plan_tiles,
+    reach,
+)
+from mkdext.models import EDSR, RDN, EDSRConfig, RDNConfig, SRNetwork, create_model
+
+
+def tiled(model: SRNetwork, lr: torch.Tensor, tiling: Tiling) -> torch.Tensor:
+    bands = []
+    for rows in tiling.rows(lr.shape[1]):
+        parts = [
+            enlarge_tile(model, lr, rows, columns, model.scale, tiling.overlap)
+            for columns in tiling.columns(lr.shape[2])
+        ]
+        bands.append(torch.cat(parts, dim=2))
+    return torch.cat(bands, dim=1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        EDSR(EDSRConfig(blocks=2, features=8), scale=3),
+        RDN(RDNConfig(blocks=2, layers=2, growth=4, features=4), scale=2),
+        create_model("vdsr-half", scale=4),
+    ],
+    ids=["edsr", "rdn", "vdsr"],
+)
+def test_a_network_of_local_receptive_field_gives_the_same_in_tiles(model: SRNetwork) -> None:
+    distance = reach(model)
+    assert distance is not None and 0 < distance < 20
+    lr = torch.rand(3, 37, 50)
+    with torch.inference_mode():
+        whole = model(lr[None])[0]
+    parts = tiled(model, lr, Tiling(16, 19, distance))
+    assert parts.shape == whole.shape
+    # The sums are the same, in the order of another size of input.
+    assert (parts - whole).abs().max() < 1e-4 < 1 / 255
+
+
+def test_tiles_without_a_margin_would_show() -> None:
+    network = load_network(None)
+    lr = torch.rand(3, 40, 40)
+    with torch.inference_mode():
+        whole = network(lr[None])[0]
+    parts = tiled(network, lr, Tiling(20, 20, 0))
+    assert (parts - whole).abs().max() > 1 / 255
+
+
+@pytest.mark.parametrize("name", ["rcan-a", "han-s", "san-s"])
+def test_a_network_that_looks_at_the_whole_picture_is_known(name: str) -> None:
+    assert reach(create_model(name, scale=2)) is None
+
+
+def test_the_reach_is_that_of_the_convolutions() -> None:
+    edsr = EDSR(EDSRConfig(blocks=3, features=8), scale=2)
+    # Head, six convolutions of the blocks, body, upsampler, and half a pixel of the tail.
+    assert reach(edsr) == 10
+    assert reach(nn.Conv2d(3, 3, 1)) == 0
+
+
+def test_few_tiles_are_taken_and_none_needs_more_than_there_is() -> None:
+    costs = Costs(fixed=1000, per_pixel=10)
+    everything = costs.of(50, 80) + 50 * 80 * 4 * 3
+    for available in (everything, everything - 1, everything / 4, 25_000):
+        tiling = plan_tiles((50, 80), costs, 3, scale=2, sr_bytes=3, available=available)
+        largest = min(tiling.height + 6, 50), min(tiling.width + 6, 80)
+        assert costs.of(*largest) + tiling.height * 80 * 4 * 3 <= available
+        rows, columns = tiling.rows(50), tiling.columns(80)
+        assert (len(rows) == len(columns) == 1) == (available == everything)
+        assert [rows[0].start, rows[-1].stop, columns[0].start, columns[-1].stop] == [0, 50, 0, 80]
+        assert all(a.stop == b.start for a, b in itertools.pairwise(rows))
+    with pytest.raises(ValueError, match="tiles of 16 pixels with a margin of 3 need 0 MiB"):
+        plan_tiles((50, 80), costs, 3, scale=2, sr_bytes=3, available=5000)
+
+
+def test_costs_grow_with_the_pixels_and_the_width_of_the_network() -> None:
+    narrow, wide = (
+        forward_costs(EDSR(EDSRConfig(blocks=2, features=features), scale=2))
+        for features in (8, 32)
+    )
+    assert wide.per_pixel > 3 * narrow.per_pixel
+    # Four maps as large as the result must be alive at a time, or two of four times the channels.
+    assert narrow.per_pixel > 2 * 8 * 4 * 4
+    assert narrow.of(20, 30) == narrow.fixed + 600 * narrow.per_pixel

@@ -1,0 +1,202 @@
+"""The command that measures networks, as a user meets it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mkdext.data import builtin_photographs, imresize, make_pair, read_image
+from mkdext.evaluate import main
+from mkdext.metrics import psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.models import EDSR, VDSR, EDSRConfig, VDSRConfig, save_model
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two parts of photographs, of sides that no scale divides, not to be changed."""
+    folder = tmp_path_factory.mktemp("sets") / "Set2"
+    folder.mkdir()
+    for path in builtin_photographs("validation")[1:]:
+        with Image.open(path) as image:
+            image.crop((150, 100, 150 + 131, 100 + 103)).save(folder / path.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edsr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EDSR]:
+    torch.manual_seed(0)
+    model = EDSR(EDSRConfig(blocks=1, features=8), scale=4)
+    path = tmp_path_factory.mktemp("weights") / "edsr.safetensors"
+    save_model(path, model, {})
+    return path, model
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "scores.json").read_text())
+
+
+@torch.no_grad()
+def upscaled(model: torch.nn.Module, lr: Tensor) -> Tensor:
+    return model(lr[None].float())[0]
+
+
+def test_networks_and_bicubic_are_measured_as_papers_do(
+    photographs: Path, edsr: tuple[Path, EDSR], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path, model = edsr
+    other = tmp_path / "checkpoints" / "edsr.safetensors"
+    other.parent.mkdir()
+    other.write_bytes(path.read_bytes())
+    flags = ["--weights", str(path), "--weights", str(other), "--data", str(photographs)]
+    assert main([*flags, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "Set2, x4, protocol 8bit" in shown and "peak memory" in shown
+
+    expected = {"bicubic": [], "edsr": []}
+    for photograph in sorted(photographs.iterdir()):
+        lr, hr = make_pair(read_image(photograph), 4)
+        for way, sr in (
+            ("bicubic", imresize(lr / 255, 4)),
+            ("edsr", upscaled(model, lr / 255)),
+        ):
+            expected[way].append((psnr_y(to_uint8(sr), hr, 4), ssim_y(to_uint8(sr), hr, 4)))
+    scores = report(tmp_path / "out")
+    assert (scores["scale"], scores["protocol"], scores["border"]) == (4, "8bit", 4)
+    assert scores["networks"] == {"edsr": 6867, str(other.with_suffix("")): 6867}
+    means = scores["validation"]["Set2"]
+    for way, values in expected.items():
+        measured = means[way]["psnr_y"], means[way]["ssim_y"]
+        assert measured == pytest.approx(np.mean(values, axis=0), abs=1e-6)
+        assert means[way]["ssim_y_uniform"] is None
+        assert min(means[way][k] for k in ("seconds", "pixels_per_second", "peak_bytes")) > 0
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["image"], r["way"]) for r in rows[:2]] == [
+        ("chelsea.png", "bicubic"),
+        ("chelsea.png", "edsr"),
+    ]
+    assert len(rows) == 6
+    assert float(rows[1]["psnr_y"]) == expected["edsr"][0][0]
+    assert int(rows[0]["pixels"]) == 128 * 100
+    with Image.open(tmp_path / "out" / "contact_sheet_Set2.png") as sheet:
+        # Truth, bicubic and two networks, of two photographs.
+        assert sheet.width > 1.5 * sheet.height
+
+
+def test_vdsr_is_measured_without_rounding_and_with_the_ssim_of_its_table(
+    photographs: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = VDSR(VDSRConfig(features=8, blocks=1), scale=3)
+    save_model(tmp_path / "vdsr.safetensors", model, {})
+    flags = ["--weights", str(tmp_path / "vdsr.safetensors"), "--data", str(photographs)]
+    assert main([*flags, "--border", "5", "--out", str(tmp_path)]) == 0
+    expected = []
+    for photograph in sorted(photographs.iterdir()):
+        hr = read_image(photograph)[:, :102, :129]
+        sr = upscaled(model, imresize(hr.double() / 255, 1 / 3))
+        expected.append([metric(sr, hr, 5) for metric in (psnr_y, ssim_y, ssim_y_uniform)])
+    scores = report(tmp_path)
+    assert (scores["protocol"], scores["border"]) == ("float", 5)
+    mean = scores["validation"]["Set2"]["vdsr"]
+    measured = [mean[name] for name in ("psnr_y", "ssim_y", "ssim_y_uniform")]
+    assert measured == pytest.approx(np.mean(expected, axis=0), abs=1e-5)
+    assert main([*flags, "--protocol", "8bit", "--out", str(tmp_path)]) == 0
+    rounded = report(tmp_path)["validation"]["Set2"]["vdsr"]["psnr_y"]
+    assert rounded != pytest.approx(measured[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", ["", "x4", "_x4"])
+def test_low_resolution_photographs_that_are_given_are_taken(
+    photographs: Path, tmp_path: Path, suffix: str
+) -> None:
+    given = tmp_path / "LR"
+    given.mkdir()
+    for photograph in photographs.iterdir():
+        lr, _ = make_pair(read_image(photograph), 4)
+        dark = Image.fromarray((lr // 2).permute(1, 2, 0).numpy())
+        dark.save(given / f"{photograph.stem}{suffix}.png")
+    flags = ["--data", str(photographs), "--lr-dir", str(given), "--out", str(tmp_path / "out")]
+    assert main(flags) == 0
+    assert 5 < report(tmp_path / "out")["validation"]["Set2"]["bicubic"]["psnr_y"] < 20
+
+
+def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
+    """Make what a case needs and return its flags."""
+    data = ["--data", str(photographs)]
+    bad = folder / "bad"
+    bad.mkdir()
+    if case == "no folder":
+        return ["--data"]
+    if case == "missing folder":
+        return ["--data", str(folder / "nowhere")]
+    if case == "same name":
+        (folder / "Set2").mkdir()
+        Image.new("RGB", (40, 40)).save(folder / "Set2" / "black.png")
+        return [*data, str(folder / "Set2")]
+    if case == "text":
+        (bad / "letter.png").write_text("dear reader")
+    if case == "small":
+        Image.new("RGB", (40, 18)).save(bad / "small.png")
+    if case == "tiny":
+        Image.new("RGB", (40, 3)).save(bad / "tiny.png")
+    if case in ("text", "small", "tiny"):
+        return ["--data", str(bad)]
+    if case.startswith("lr"):
+        Image.new("RGB", (32, 24)).save(bad / "chelsea.png")
+        if case == "lr of another size":
+            Image.new("RGB", (32, 24)).save(bad / "coffee.png")
+        return [*data, "--lr-dir", str(bad), *([str(bad)] if case == "lr too many" else [])]
+    if case == "scales":
+        save_model(folder / "x2.safetensors", EDSR(EDSRConfig(1, 8), scale=2), {})
+        return [*data, "--weights", str(edsr), str(folder / "x2.safetensors")]
+    if case == "twice":
+        return [*data, "--weights", str(edsr), str(edsr), str(edsr)]
+    if case == "vdsr without scale":
+        torch.save(VDSR(VDSRConfig(features=8), scale=2).state_dict(), folder / "vdsr.pt")
+        return [*data, "--weights", str(folder / "vdsr.pt")]
+    return [*data, "--model", "edsr-s", "--weights", str(edsr)]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("no folder", "--data must name at least one folder"),
+        ("missing folder", "does not exist"),
+        ("same name", "--data has two folders called 'Set2'"),
+        ("text", "letter.png: not an image"),
+        ("small", "small.png: is too small for SSIM inside a border of 4 pixels"),
+        ("tiny", "tiny.png: has 40x3 pixels, too few for x4"),
+        ("lr missing", "none of coffee, coffeex4, coffee_x4"),
+        ("lr of another size", "must be 32x25 pixels in low resolution"),
+        ("lr too many", "--lr-dir must name one folder for each of the 1 of --data, got 2"),
+        ("scales", "networks must be for one scale, got [2, 4]; give --scale"),
+        ("twice", "edsr.safetensors is given twice"),
+        ("vdsr without scale", "say for which one, by --scale"),
+        ("other network", "the network is EDSRConfig(blocks=4"),
+    ],
+)
+def test_bad_input_gets_a_clear_message(
+    case: str,
+    message: str,
+    photographs: Path,
+    edsr: tuple[Path, EDSR],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    out = tmp_path / "out"
+    flags = broken(case, tmp_path, photographs, edsr[0])
+    try:
+        status = main([*flags, "--out", str(out)])
+    except SystemExit as exit:  # What the options alone tell.
+        status = exit.code
+    assert status == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (out / "scores.json").exists()

@@ -1,0 +1,130 @@
+"""ONNX files do what the networks do, at sizes other than that of the export."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from mkdext.export import ExportError, check_packages, compare, export, exportable, main
+from mkdext.inference import Network
+from mkdext.models import (
+    EDSR,
+    HAN,
+    RCAN,
+    RDN,
+    SAN,
+    VDSR,
+    EDSRConfig,
+    HANConfig,
+    RCANConfig,
+    RDNConfig,
+    SANConfig,
+    SRNetwork,
+    VDSRConfig,
+    WeightsMetadata,
+    save_model,
+)
+
+# As the students of the papers, only with fewer layers.
+torch.manual_seed(0)
+STUDENTS: list[SRNetwork] = [
+    RCAN(RCANConfig(groups=1, blocks=1, features=16), scale=4),
+    EDSR(EDSRConfig(blocks=1, features=16), scale=3),
+    RDN(RDNConfig(blocks=1, layers=2, growth=16, features=16), scale=2),
+    HAN(HANConfig(groups=1, blocks=1, features=16, reduction=4), scale=2),
+    SAN(SANConfig(groups=1, blocks=1, features=16, reduction=4), scale=2),
+    VDSR(VDSRConfig(features=32, blocks=1), scale=3),
+]
+
+
+def network(model: SRNetwork) -> Network:
+    """With factors that begin at zero set to something, so that every layer counts."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+    model.eval().requires_grad_(False)
+    return Network(type(model).__name__, model, model.scale, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("model", STUDENTS, ids=lambda model: type(model).__name__)
+def test_onnx_runtime_gives_what_pytorch_gives_at_any_size(
+    model: SRNetwork, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.onnx"
+    export(network(model), None, file)
+    for height, width in ((23, 31), (40, 17)):
+        # SAN's softmax of large products makes more of rounding than others do.
+        assert compare(network(model), file, torch.rand(1, 3, height, width)) < 0.05
+    (lr,) = onnx.load(file).graph.input
+    sizes = [d.dim_param or d.dim_value for d in lr.type.tensor_type.shape.dim]
+    assert sizes == [1, 3, "height", "width"]
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_vdsr_for_export_enlarges_as_matlab_does_to_the_edge(scale: int) -> None:
+    model = VDSR(VDSRConfig(features=8, blocks=1), scale).eval()
+    lr = torch.rand(1, 3, 7, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(exportable(model)(lr), model(lr), atol=2e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Weights of an EDSR and what the command made of them, not to be changed."""
+    folder = tmp_path_factory.mktemp("exported")
+    weights, out = folder / "edsr.safetensors", folder / "edsr.onnx"
+    save_model(weights, EDSR(EDSRConfig(blocks=1, features=8), scale=2), {"steps": 7})
+    assert main(["--weights", str(weights), "--out", str(out)]) == 0
+    return weights, out
+
+
+def test_the_file_says_what_it_is_and_needs_no_other(exported: tuple[Path, Path]) -> None:
+    content = exported[1].read_bytes()
+    (said,) = onnx.load_from_string(content).metadata_props
+    metadata = WeightsMetadata.from_json(said.value)
+    assert (metadata.architecture, metadata.scale, metadata.origin) == ("EDSR", 2, {"steps": 7})
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (sr,) = session.run(None, {"lr": np.zeros((1, 3, 5, 6), np.float32)})
+    assert sr.shape == (1, 3, 10, 12)
+
+
+def test_a_file_is_replaced_only_if_asked_and_only_by_a_whole_one(
+    exported: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "edsr.onnx"
+    out.write_text("mine")
+    flags = ["--weights", str(exported[0]), "--out", str(out)]
+    assert main(flags) == 2
+    assert "exists; give another --out, or --overwrite" in capsys.readouterr().err
+    Image.fromarray(np.zeros((1, 8, 3), np.uint8)).save(tmp_path / "small.png")
+    assert main([*flags, "--overwrite", "--image", str(tmp_path / "small.png")]) == 2
+    assert "must have at least 2 pixels a side" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edsr.onnx", "small.png"]
+
+
+def test_a_file_that_gives_something_else_is_told(exported: tuple[Path, Path]) -> None:
+    lr = torch.rand(1, 3, 9, 9)
+    small = network(EDSR(EDSRConfig(blocks=1, features=8), scale=2))
+    with pytest.raises(ExportError, match=r"differs from PyTorch by .* levels, more than"):
+        compare(small, exported[1], lr)
+    other = network(EDSR(EDSRConfig(blocks=1, features=8), scale=3))
+    with pytest.raises(ExportError, match=r"gives \[1, 3, 18, 18\] where PyTorch gives"):
+        compare(other, exported[1], lr)
+
+
+def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else name
+    )
+    with pytest.raises(ValueError, match=r"pip install onnx onnxruntime onnxscript$"):
+        check_packages()

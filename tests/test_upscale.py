@@ -1,0 +1,207 @@
+"""The command that enlarges pictures, as a user meets it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mkdext import upscale as command
+from mkdext.data import builtin_photographs, imresize, read_image
+from mkdext.inference import PNGWriter, Tiling, load_network, read_picture
+from mkdext.metrics import to_uint8
+from mkdext.models import EDSR, EDSRConfig, save_model
+from mkdext.upscale import main
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of a photograph, not to be changed."""
+    path = tmp_path_factory.mktemp("photographs") / "china.png"
+    with Image.open(builtin_photographs("validation")[-1]) as image:
+        image.crop((200, 100, 260, 148)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an EDSR that hardly changes colours."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "edsr.safetensors"
+    save_model(path, EDSR(EDSRConfig(blocks=2, features=8), scale=2), {})
+    return path
+
+
+def levels(path: Path) -> np.ndarray:
+    return read_picture(path).levels
+
+
+def test_a_photograph_is_enlarged_by_the_builtin_network(photograph: Path, tmp_path: Path) -> None:
+    assert main([str(photograph), "--out", str(tmp_path / "out")]) == 0
+    lr = read_image(photograph)
+    with torch.inference_mode():
+        sr = to_uint8(load_network(None)(lr[None] / 255)[0])
+    assert np.array_equal(levels(tmp_path / "out" / "china.png"), sr.permute(1, 2, 0))
+
+
+def test_tiles_of_a_bound_change_less_than_a_level(
+    photograph: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def few(*args: object, **kwargs: object) -> Tiling:
+        tiling = plan(*args, **kwargs)
+        return Tiling(17, 23, tiling.overlap)
+
+    plan = command.plan_tiles
+    flags = [str(photograph), "--weights", str(weights), "--out"]
+    assert main([*flags, str(tmp_path / "whole")]) == 0
+    monkeypatch.setattr(command, "plan_tiles", few)
+    assert main([*flags, str(tmp_path / "tiles")]) == 0
+    whole, tiles = (levels(tmp_path / name / "china.png") for name in ("whole", "tiles"))
+    difference = np.abs(whole.astype(int) - tiles)
+    # What lies at the middle of two levels may be rounded either way.
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_a_network_that_looks_at_the_whole_picture_tells_of_its_tiles(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(command, "plan_tiles", lambda *args: Tiling(24, 30, 4))
+    assert main([str(photograph), "--out", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "60x48 -> 240x192, 4 tiles" in shown and "RCAN looks at the whole picture" in shown
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_kind_and_brightness_stay(tmp_path: Path, weights: Path, channels: int, bits: int) -> None:
+    dtype = np.uint8 if bits == 8 else np.uint16
+    grey = np.full((20, 24, channels), 0.4 * 2**bits, dtype)
+    if channels in (2, 4):
+        grey[:10, :, -1] = 2**bits - 1
+    with PNGWriter(tmp_path / "in.png", 24, 20, channels, bits, b"profile") as file:
+        file.write(grey)
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "in.png"), "--weights", str(weights), "--out", str(out)]) == 0
+    picture = read_picture(out / "in.png")
+    assert picture.levels.shape == (40, 48, channels)
+    assert (picture.bits, picture.icc_profile) == (bits, b"profile")
+    if channels in (2, 4):
+        alpha = torch.from_numpy(grey[None, ..., -1].astype(np.float64))
+        expected = imresize(alpha, 2).clamp(0, 2**bits - 1)[0].numpy()
+        assert np.abs(picture.levels[..., -1] - expected).max() <= 0.51
+
+
+def test_folders_and_patterns_keep_their_names_and_earlier_results_are_no_input(
+    photograph: Path, weights: Path, tmp_path: Path
+) -> None:
+    album = tmp_path / "album"
+    for name in ("a.png", "more/b.png", "more/c.txt"):
+        (album / name).parent.mkdir(parents=True, exist_ok=True)
+        (album / name).write_bytes(photograph.read_bytes())
+    flags = ["--weights", str(weights), "--out", str(album / "large")]
+    assert main([str(album), *flags]) == 0
+    made = sorted((album / "large").rglob("*.*"))
+    assert [str(p.relative_to(album / "large")) for p in made] == ["a.png", "more/b.png"]
+    assert main([str(album), *flags, "--existing", "skip"]) == 0
+    assert sorted((album / "large").rglob("*.*")) == made
+    assert main([str(album / "*.png"), "--weights", str(weights), "--out", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.glob("*.png")] == ["a.png"]
+
+
+def test_results_are_replaced_only_if_asked(
+    photograph: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    target = tmp_path / "china.png"
+    target.write_text("mine")
+    flags = [str(photograph), "--weights", str(weights), "--out", str(tmp_path)]
+    assert main(flags) == 2
+    assert f"{target} exist" in capsys.readouterr().err
+    assert main([*flags, "--existing", "skip"]) == 0
+    assert target.read_text() == "mine"
+    assert main([*flags, "--existing", "overwrite"]) == 0
+    assert levels(target).shape == (96, 120, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["china.png"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_an_input_is_never_overwritten(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture, link: bool
+) -> None:
+    source = tmp_path / "china.png"
+    source.write_bytes(photograph.read_bytes())
+    out = tmp_path
+    if link:
+        out = tmp_path / "out"
+        out.mkdir()
+        os.link(source, out / "china.png")
+    assert main([str(source), "--out", str(out), "--existing", "overwrite"]) == 2
+    assert "is the picture" in capsys.readouterr().err
+    assert source.read_bytes() == photograph.read_bytes()
+
+
+def test_a_result_is_whole_or_not_there(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(self: PNGWriter, rows: np.ndarray) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PNGWriter, "write", full)
+    assert main([str(photograph), "--out", str(tmp_path / "out")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_picture_that_is_damaged_inside_does_not_stop_the_others(
+    photograph: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = photograph.read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "good.png").write_bytes(whole)
+    out = tmp_path / "out"
+    assert main([str(tmp_path), "--weights", str(weights), "--out", str(out)]) == 1
+    assert "cut.png: cannot be decoded" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png"], "nowhere.png does not exist"),
+        (["*.gif"], "*.gif matches no file"),
+        (["letter.png"], "letter.png: not an image"),
+        (["a.png", "a.jpg"], "would both become upscaled/a.png"),
+        (["a.png", "--memory", "0"], "--memory must be positive, got 0.0"),
+        (["a.png", "--overlap", "-1"], "--overlap must be at least 0, got -1"),
+        (["a.png", "--memory", "0.001"], "take 0.0 GB decoded; --memory 0.001 leaves 0.0 GB"),
+        (["huge.png", "--memory", "2"], "has 13000x13000 pixels, which take 10.8 GB decoded"),
+        (["a.png", "--model", "rcan-c"], "--model rcan-c needs --weights FILE"),
+        (["a.png", "--scale", "2"], "the built-in teacher is for scale 4 only"),
+        (["a.png", "--weights", "a.png"], "weights file a.png is neither"),
+        (["a.png", "--device", "gpu"], "--device must be cpu, cuda or cuda:N, got 'gpu'"),
+    ],
+)
+def test_bad_input_gets_a_clear_message_and_nothing_is_written(
+    arguments: list[str],
+    message: str,
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("letter.png").write_text("dear reader")
+    for name in ("a.png", "a.jpg"):
+        Path(name).write_bytes(photograph.read_bytes())
+    with PNGWriter(Path("huge.png"), 13_000, 13_000, 1, 8) as file:
+        file.write(np.zeros((1, 13_000, 1), np.uint8))
+    try:
+        status = main(arguments)
+    except SystemExit as exit:  # What the options alone tell.
+        status = exit.code
+    assert status in (1, 2)
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not Path("upscaled").exists()
