@@ -30,4 +30,4 @@ def test_a_python_example_runs(code, tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_python_examples():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
