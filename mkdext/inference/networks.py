@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mkdext._device import checked_device
 from mkdext.models import SRNetwork, builtin_teacher, load_model
 
 
@@ -59,7 +60,7 @@ def load_network(
         >>> load_network(None)(torch.rand(1, 3, 8, 8)).shape
         torch.Size([1, 3, 32, 32])
     """
-    place = _device(device)
+    place = checked_device(device)
     if weights is None:
         if name is not None:
             raise ValueError(f"--model {name} needs --weights FILE")
@@ -74,18 +75,3 @@ def load_network(
     assert isinstance(model, SRNetwork)  # The only ones that can be loaded.
     model.eval().requires_grad_(False).to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(weights.stem if weights else "built-in", model, model.scale, place)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {name} is not there ({torch.cuda.device_count()} CUDA devices); "
-            "use --device cpu"
-        )
-    return device

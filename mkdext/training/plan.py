@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from mkdext._device import checked_device
 from mkdext.distill import MKD
 from mkdext.models import (
     SRNetwork,
@@ -68,7 +69,7 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
         ValueError: The options do not go together, networks or weights are not usable, or the
             memory does not suffice.
     """
-    _check_device(options.device)
+    checked_device(options.device)
     networks = networks or make_networks(options)
     memory = estimate_memory(options, networks)
     available = available_bytes()
@@ -211,17 +212,3 @@ def _placed(model: nn.Module, device: torch.device) -> nn.Module:
     # Convolutions are faster in this layout, on CPUs as on GPUs.
     placed: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {name} is not there ({torch.cuda.device_count()} CUDA devices); "
-            "use --device cpu"
-        )
