@@ -126,6 +126,15 @@ def test_every_instruction_set_of_this_processor_passes(instruction_set):
     if instruction_set not in features or instruction_set == features[-1]:
         pytest.skip(f"{instruction_set} is missing here or what the other tests run on")
     environment = {**os.environ, "MKDEXT_INSTRUCTION_SET": instruction_set}
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "not instruction_set", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--numprocesses=0",
+        "-q",
+        "-k",
+        "not instruction_set",
+        __file__,
+    ]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

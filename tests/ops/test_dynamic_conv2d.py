@@ -675,7 +675,7 @@ _NUMERIC = (
 @pytest.mark.parametrize("instruction_set", _other_instruction_sets())
 def test_every_other_instruction_set_of_this_processor_is_right(instruction_set):
     options = ["-q", "-p", "no:cacheprovider", "-k", " or ".join(_NUMERIC)]
-    result = _run_with(instruction_set, "-m", "pytest", *options, __file__)
+    result = _run_with(instruction_set, "-m", "pytest", "--numprocesses=0", *options, __file__)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
