@@ -4,17 +4,62 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class MetaDefaults(NamedTuple):
+    """How a method's meta-parameters were trained where it was published."""
+
+    steps: int = 1
+    """Inner steps T."""
+    closing_step: bool = False
+    """Whether a step on the reconstruction loss ends the inner loop."""
+    keep: float = 0.0
+    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss."""
+
+
+class Descent(NamedTuple):
+    """A loss, and the gradient along which it is descended."""
+
+    loss: Tensor
+    """A scalar without gradient."""
+    maps: tuple[Tensor, ...]
+    """With respect to the student's feature maps."""
+    parameters: tuple[Tensor, ...]
+    """With respect to the parameters of the method that were asked for."""
+
+
 class DistillationMethod(nn.Module, ABC):
     """A loss between feature maps of a student and of a teacher.
 
-    Its parameters, if it has any, are trained by the meta-gradient. It is made for the channel
-    counts of the distillation points and sees nothing of the networks but their feature maps.
+    A method is made for the channels of the distillation points, `Method(student_channels,
+    teacher_channels)` with one number for each point, and sees nothing of the networks but their
+    feature maps, which are of one size. Its parameters are trained together with the student, but
+    for those that the meta-gradient trains.
     """
+
+    compares: ClassVar[Literal["features", "pictures"]] = "features"
+    """What the maps are: those of the distillation points, or the enlarged pictures alone."""
+    published_weight: ClassVar[float] = 1.0
+    """Weight beside the reconstruction loss."""
+    published_meta: ClassVar[MetaDefaults] = MetaDefaults()
+    """How the meta-gradient trains parameters."""
+
+    def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
+        """Check the channels.
+
+        Raises:
+            ValueError: Student and teacher differ in the number of points.
+        """
+        super().__init__()
+        if len(student_channels) != len(teacher_channels) or not student_channels:
+            raise ValueError(
+                f"{type(self).__name__}: student and teacher must have the same number of "
+                f"distillation points, got {len(student_channels)} and {len(teacher_channels)}"
+            )
 
     @abstractmethod
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -29,25 +74,45 @@ class DistillationMethod(nn.Module, ABC):
             parameters.
         """
 
+    def meta_parameters(self) -> list[nn.Parameter]:
+        """The parameters that were trained by the meta-gradient where the method was published."""
+        return []
+
     def once_differentiable(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The same loss where one derivative is enough; a method may need less memory for it."""
         loss: Tensor = self(student, teacher)
         return loss
 
     def gradient(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], create_graph: bool = False
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss, and what the student descends: its gradient with respect to the student's maps.
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        create_graph: bool = False,
+        parameters: Sequence[Tensor] = (),
+    ) -> Descent:
+        """The loss, and what student and method descend.
 
         A method may cut part of the loss's dependence on the student from what it descends. With
         `create_graph` the gradient is differentiable, also through what was cut: the meta-gradient
-        of several inner steps sees how every step changes the next one. The loss is a number
-        without gradient.
+        of several inner steps sees how every step changes the next one.
+
+        Args:
+            student: As in `forward`.
+            teacher: As in `forward`.
+            create_graph: Whether the gradient is to be differentiated.
+            parameters: Those of the method's parameters whose gradient is asked for.
         """
         maps = tuple(f.view_as(f) for f in student)
         loss = self(maps, teacher)
-        return loss.detach(), torch.autograd.grad(loss, maps, create_graph=create_graph)
+        gradients = torch.autograd.grad(
+            loss,
+            (*maps, *parameters),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return Descent(loss.detach(), gradients[: len(maps)], gradients[len(maps) :])
 
-    @abstractmethod
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
         """Numbers that show how the method fares, to be logged now and then."""
+        return {}

@@ -11,6 +11,7 @@ from mkdext.models.checkpoints import (
 )
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
+    WHOLE,
     MapShape,
     check_points,
     default_points,
@@ -37,6 +38,7 @@ __all__ = [
     "RDN",
     "SAN",
     "VDSR",
+    "WHOLE",
     "AdaptedNetwork",
     "EDSRConfig",
     "HANConfig",

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mkdext.models.near_names import did_you_mean
+from mkdext._near_names import did_you_mean
 from mkdext.models.own import evaluation_mode, in_words, unwrapped
+
+WHOLE = ""
+"""The distillation point whose feature map is what the network gives, the enlarged picture."""
 
 _PROBE_SIZE = 16
 
@@ -259,8 +262,7 @@ class _Tap:
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
     with contextlib.suppress(AttributeError):
-        if name:
-            return model.get_submodule(name)
+        return model.get_submodule(name)
     raise _no_submodule(model, name)
 
 

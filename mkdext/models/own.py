@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mkdext._near_names import did_you_mean
 from mkdext.data import imresize
 from mkdext.metrics import luma
-from mkdext.models.near_names import did_you_mean
 
 # Neither square nor even: what is measured are whole photographs.
 _PROBE = (17, 19)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mkdext._near_names import did_you_mean
 from mkdext.models.blocks import SRNetwork
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.han import HAN, HANConfig
-from mkdext.models.near_names import did_you_mean
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.rdn import RDN, RDNConfig
 from mkdext.models.san import SAN, SANConfig

@@ -61,6 +61,7 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
         TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
     """
     console = console or Console()
+    options = options.resolved()
     config = config_of(options)
     run = RunDirectory(options.out)
     run.check(config)
@@ -128,7 +129,8 @@ def load_checkpoint(run: RunDirectory, plan: Plan) -> Done:
     plan.step.optimizer.load_state_dict(state["optimizer"])
     if plan.step.distillation:
         plan.step.distillation.method.load_state_dict(state["method"])
-        plan.step.distillation.optimizer.load_state_dict(state["method_optimizer"])
+        if plan.step.distillation.optimizer:
+            plan.step.distillation.optimizer.load_state_dict(state["method_optimizer"])
     run.keep_metrics_until(state["step"])
     return Done(state["step"], state["seconds"], state["values"])
 
@@ -142,7 +144,8 @@ def save_checkpoint(run: RunDirectory, plan: Plan, done: Done) -> None:
     }
     if plan.step.distillation:
         state["method"] = plan.step.distillation.method.state_dict()
-        state["method_optimizer"] = plan.step.distillation.optimizer.state_dict()
+        if plan.step.distillation.optimizer:
+            state["method_optimizer"] = plan.step.distillation.optimizer.state_dict()
     run.save_state(state, unwrapped(plan.student), origin(plan.options, done.step))
 
 

@@ -106,7 +106,7 @@ def distill(
         teacher=digest_of(teacher),
         teacher_weights=None,
         train_dir=folders or (),
-    )
+    ).resolved()
     config, run = config_of(options), RunDirectory(options.out)
     run.check(config)
     if run.summary.exists():

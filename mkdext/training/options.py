@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from mkdext.distill import MKDOptions
+import tyro
 
-METHOD_NAMES = ("vanilla", "mkd")
+from mkdext._near_names import did_you_mean
+from mkdext.distill import MKDOptions, method_class, method_names
+
+METHOD_NAMES = ("vanilla", *method_names())
 
 
 @dataclasses.dataclass(frozen=True)
 class MetaOptions:
     """How the distillation method is trained by the meta-gradient (MKD eq. 2 and 3)."""
 
-    steps: int = 1
-    """Inner steps T on the distillation loss."""
+    steps: int | None = None
+    """Inner steps T on the distillation loss; none: the method's published number."""
     every: int = 1
     """Student steps from one meta step to the next; a larger number costs less."""
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
@@ -28,11 +31,13 @@ class MetaOptions:
     """Keep the graph of all inner steps, or compute each again: the memory of one step."""
     rollback: bool = True
     """Put the student back after the inner loop; otherwise it goes on from there."""
-    closing_step: bool = False
-    """End the inner loop with one step on the reconstruction loss, as L2T-ww does."""
-    keep: float = 0.1
-    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss. With
-    0, the paper's formula, the student hardly comes nearer to the teacher."""
+    closing_step: bool | None = None
+    """End the inner loop with one step on the reconstruction loss; none: as published (L2T-ww
+    does)."""
+    keep: float | None = None
+    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss; none:
+    that of the method. With 0, the MKD paper's formula, the student hardly comes nearer to the
+    teacher."""
     lr: float = 1e-4
     """Learning rate of Adam for the method's parameters."""
     weight_decay: float = 1e-4
@@ -80,8 +85,11 @@ class TrainOptions:
     """Number of crops in --teacher-cache; more can be added later."""
     scale: int = 4
     """Enlargement factor: 2, 3, 4 or 8."""
-    method: Literal["vanilla", "mkd"] = "mkd"
+    method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHOD_NAMES)}}}")] = "mkd"
     """Way of training: 'mkd' is meta knowledge distillation, 'vanilla' has no teacher."""
+    method_training: Literal["published", "plain", "meta"] = "published"
+    """How the method's own parameters are trained: 'plain', together with the student; 'meta', by
+    the meta-gradient; 'published', each as where the method was published."""
 
     train_dir: tuple[Path, ...] = ()
     """Folders of photographs to train on; none: the built-in photographs."""
@@ -104,9 +112,9 @@ class TrainOptions:
     warmup: int = 0
     """Steps over which the learning rate first rises to its value."""
 
-    kd_weight: float = 3e-3
-    """Weight of the distillation loss beside the reconstruction loss. The gradient of the first is
-    some hundred times that of the second when a training begins."""
+    kd_weight: float | None = None
+    """Weight of the distillation loss beside the reconstruction loss; none: that with which the
+    method was published, or 0.003 for mkd."""
     kd_fade: bool = True
     """Let the weight of the distillation loss fall to 0 along half a cosine."""
     hint_share: float = 0.0
@@ -152,18 +160,33 @@ class TrainOptions:
         if not 0 <= self.hint_share < 1:
             raise ValueError(f"--hint-share must be at least 0 and below 1, got {self.hint_share}")
         if self.method not in METHOD_NAMES:
-            raise ValueError(f"--method must be one of {METHOD_NAMES}, got {self.method!r}")
+            raise ValueError(
+                f"--method must be one of {', '.join(METHOD_NAMES)}, got {self.method!r}"
+                f"{did_you_mean(self.method, METHOD_NAMES)}"
+            )
 
     @property
     def hint_steps(self) -> int:
         """Steps on the distillation loss alone."""
         return round(self.hint_share * self.iterations) if self.method != "vanilla" else 0
 
+    def resolved(self) -> TrainOptions:
+        """The same options, with the method's own values where none were given."""
+        if self.method == "vanilla":
+            return self
+        method = method_class(self.method)
+        defaults = method.published_meta._asdict()
+        meta = {name: v for name, v in defaults.items() if getattr(self.meta, name) is None}
+        weight = method.published_weight if self.kd_weight is None else self.kd_weight
+        return dataclasses.replace(
+            self, kd_weight=weight, meta=dataclasses.replace(self.meta, **meta)
+        )
+
 
 def _at_least(least: float, options: object, *names: str, prefix: str = "") -> None:
     for name in names:
         value = getattr(options, name)
-        if not (value >= least and math.isfinite(value)):
+        if value is not None and not (value >= least and math.isfinite(value)):
             raise ValueError(f"{_flag(prefix + name)} must be at least {least}, got {value}")
 
 

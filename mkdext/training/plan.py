@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from mkdext._device import checked_device
-from mkdext.distill import MKD
+from mkdext.distill import MKD, DistillationMethod, method_class
 from mkdext.models import (
+    WHOLE,
     SRNetwork,
     check_points,
     default_points,
@@ -69,6 +70,7 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
         ValueError: The options do not go together, networks or weights are not usable, or the
             memory does not suffice.
     """
+    options = options.resolved()
     checked_device(options.device)
     networks = networks or make_networks(options)
     memory = estimate_memory(options, networks)
@@ -148,29 +150,57 @@ def _is_own(network: nn.Module | None) -> bool:
 
 def _make_step(options: TrainOptions, networks: Networks, device: torch.device) -> TrainingStep:
     student = _placed(networks.student, device)
-    optimizer = torch.optim.Adam(student.parameters(), options.lr, betas=(0.9, 0.999))
     if networks.teacher is None:
-        return TrainingStep(options, student, optimizer, None)
+        return TrainingStep(options, student, _adam(student.parameters(), options), None)
     network = _placed(networks.teacher, device)
     student_points, teacher_points = _points(options, student, network)
     maps = check_points(student, student_points, options.patch_size)
     teacher_maps = check_points(network, teacher_points, options.patch_size)
     with _seeded(options.seed, device):
         channels = [m.channels for m in maps], [m.channels for m in teacher_maps]
-        method = MKD(*channels, options.mkd).to(device)
-    method_optimizer = torch.optim.Adam(
-        method.parameters(), options.meta.lr, weight_decay=options.meta.weight_decay
-    )
+        method = _make_method(options, *channels).to(device)
+    meta = {
+        "published": method.meta_parameters(),
+        "plain": [],
+        "meta": list(method.parameters()),
+    }[options.method_training]
+    decay = options.meta.weight_decay
+    meta_optimizer = torch.optim.Adam(meta, options.meta.lr, weight_decay=decay) if meta else None
     sizes = [(m.height, m.width) for m in maps]
     teacher = Teacher(network, teacher_points, sizes, getattr(torch, options.teacher_dtype))
-    distillation = Distillation(teacher, student_points, method, method_optimizer)
-    return TrainingStep(options, student, optimizer, distillation)
+    distillation = Distillation(teacher, student_points, method, meta_optimizer)
+    trained = (*student.parameters(), *distillation.adapters.values())
+    return TrainingStep(options, student, _adam(trained, options), distillation)
+
+
+def _adam(parameters: Iterable[nn.Parameter], options: TrainOptions) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, options.lr, betas=(0.9, 0.999))
+
+
+def _make_method(
+    options: TrainOptions, student_channels: list[int], teacher_channels: list[int]
+) -> DistillationMethod:
+    method = method_class(options.method)
+    if issubclass(method, MKD):
+        return method(student_channels, teacher_channels, options.mkd)
+    return method(student_channels, teacher_channels)
 
 
 def _points(
     options: TrainOptions, student: nn.Module, teacher: nn.Module
 ) -> tuple[list[str], list[str]]:
     """The distillation points of both networks, as many of one as of the other."""
+    if method_class(options.method).compares == "pictures":
+        for flag, patterns in (
+            ("--student-points", options.student_points),
+            ("--teacher-points", options.teacher_points),
+        ):
+            if patterns:
+                raise ValueError(
+                    f"{flag}: --method {options.method} compares the enlarged pictures, leave out "
+                    f"{' '.join(patterns)}"
+                )
+        return [WHOLE], [WHOLE]
     chosen: dict[str, list[str]] = {}
     for flag, network, patterns in (
         ("--student-points", student, options.student_points),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from mkdext.training.options import TrainOptions
 from mkdext.training.schedule import phase
 from mkdext.training.teacher import Teacher
 
+_T = TypeVar("_T")
+
 
 class Distillation(NamedTuple):
     """Who teaches, what is compared, and where."""
@@ -24,8 +26,20 @@ class Distillation(NamedTuple):
     teacher: Teacher
     student_points: list[str]
     method: DistillationMethod
-    optimizer: torch.optim.Optimizer
-    """Of the method's parameters."""
+    optimizer: torch.optim.Optimizer | None
+    """Of those of the method's parameters that the meta-gradient trains; none: of no one's."""
+
+    @property
+    def meta_parameters(self) -> list[nn.Parameter]:
+        """What the meta-gradient trains."""
+        groups = self.optimizer.param_groups if self.optimizer else []
+        return [parameter for group in groups for parameter in group["params"]]
+
+    @property
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """The method's other parameters, which are trained together with the student."""
+        meta = set(map(id, self.meta_parameters))
+        return {n: p for n, p in self.method.named_parameters() if id(p) not in meta}
 
 
 class TrainingStep:
@@ -39,7 +53,7 @@ class TrainingStep:
         distillation: Distillation | None,
     ) -> None:
         """Take what is trained; `distillation` is none for vanilla training."""
-        self.options = options
+        self.options = options.resolved()
         self.student = student
         self.optimizer = optimizer
         self.distillation = distillation
@@ -73,16 +87,21 @@ class TrainingStep:
         points = distillation.student_points if distillation else []
         sr, features = forward_with_features(self.student, points, lr)
         values: dict[str, Tensor] = {}
-        if distillation and step % self.options.meta.every == 0:
+        meta_due = step % self.options.meta.every == 0
+        if distillation and distillation.optimizer and meta_due:
             values |= self.meta_step(distillation, lr, hr, hints, features)
             if not self.options.meta.rollback:
                 sr, features = forward_with_features(self.student, points, lr)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        outputs, slopes = [], []
+        outputs, slopes, adapters = [], [], []
+        adapter_gradients: tuple[Tensor, ...] = ()
         if distillation:
-            values["distillation"], feature_slopes = distillation.method.gradient(features, hints)
+            adapters = list(distillation.adapters.values())
+            descent = distillation.method.gradient(features, hints, parameters=adapters)
+            values["distillation"] = descent.loss
             outputs += features
-            slopes += [now.distillation * slope for slope in feature_slopes]
+            slopes += [now.distillation * slope for slope in descent.maps]
+            adapter_gradients = tuple(now.distillation * g for g in descent.parameters)
         values["reconstruction"] = functional.l1_loss(sr, hr)
         if now.reconstruction > 0:
             outputs.append(values["reconstruction"])
@@ -93,7 +112,7 @@ class TrainingStep:
         values["student_gradient"] = gradient_norm(gradients)
         values = {name: value.detach() for name, value in values.items()}
         require_finite(values)
-        apply(self.optimizer, parameters, gradients)
+        apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
         return values
 
     def teacher_features(self, distillation: Distillation, lr: Tensor) -> list[Tensor]:
@@ -119,35 +138,44 @@ class TrainingStep:
         """
         options = self.options.meta
         method, points = distillation.method, distillation.student_points
-        theta = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
+        named = self.student.named_parameters()
+        theta: dict[str, Tensor] = {f"student.{n}": p for n, p in named if p.requires_grad}
+        theta |= {f"method.{name}": p for name, p in distillation.adapters.items()}
 
         def inner(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            student, adapters = split(parameters)
             maps = features
             if any(parameters[name] is not parameter for name, parameter in theta.items()):
-                _, maps = forward_with_features(self.student, points, lr, parameters)
-            loss, slopes = method.gradient(maps, hints, create_graph=True)
+                _, maps = forward_with_features(self.student, points, lr, student)
+            own = list(adapters.values())
+            descent = with_parameters(
+                method, adapters, lambda: method.gradient(maps, hints, True, own)
+            )
             gradients = torch.autograd.grad(
                 maps,
-                tuple(parameters.values()),
-                slopes,
+                tuple(student.values()),
+                descent.maps,
                 create_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )
-            return loss, gradients
+            return descent.loss, gradients + descent.parameters
 
         def reconstruction(parameters: dict[str, Tensor]) -> Tensor:
-            sr: Tensor = functional_call(self.student, parameters, (lr,))
+            sr: Tensor = functional_call(self.student, split(parameters)[0], (lr,))
             return functional.l1_loss(sr, hr)
 
         def objective(parameters: dict[str, Tensor]) -> Tensor:
-            if options.keep == 0:
+            if not options.keep:
                 return reconstruction(parameters)
-            sr, maps = forward_with_features(self.student, points, lr, parameters)
-            kept: Tensor = options.keep * method.once_differentiable(maps, hints)
-            return functional.l1_loss(sr, hr) + kept
+            student, adapters = split(parameters)
+            sr, maps = forward_with_features(self.student, points, lr, student)
+            loss = with_parameters(
+                method, adapters, lambda: method.once_differentiable(maps, hints)
+            )
+            return functional.l1_loss(sr, hr) + options.keep * loss
 
-        phi = list(method.parameters())
+        phi = distillation.meta_parameters
         optimizer, state = self.inner_optimizer(theta)
         result = meta_gradient(
             inner,
@@ -155,7 +183,7 @@ class TrainingStep:
             theta,
             phi,
             optimizer,
-            options.steps,
+            options.steps or 1,
             options.mode,
             gradient_of(reconstruction) if options.closing_step else None,
             state,
@@ -167,7 +195,8 @@ class TrainingStep:
             "meta_gradient": gradient_norm(result.gradients),
         }
         require_finite(values)
-        apply(distillation.optimizer, phi, result.gradients)
+        if distillation.optimizer:
+            apply(distillation.optimizer, phi, result.gradients)
         if not options.rollback:
             with torch.no_grad():
                 for name, parameter in theta.items():
@@ -187,6 +216,35 @@ class TrainingStep:
         count = states[0]["step"].double()
         moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
         return InnerAdam(options.inner_lr), (count, *moments[0], *moments[1])
+
+
+def split(parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Those of the student and those of the method, by their names in these."""
+    of: dict[str, dict[str, Tensor]] = {"student": {}, "method": {}}
+    for name, parameter in parameters.items():
+        owner, _, own_name = name.partition(".")
+        of[owner][own_name] = parameter
+    return of["student"], of["method"]
+
+
+def with_parameters(
+    module: nn.Module, parameters: Mapping[str, Tensor], function: Callable[[], _T]
+) -> _T:
+    """What a function gives while tensors stand in for parameters of a module."""
+    replaced = {f"module.{name}": tensor for name, tensor in parameters.items()}
+    result: _T = functional_call(_Caller(module), replaced, (function,))
+    return result
+
+
+class _Caller(nn.Module):
+    """Calls a function by its forward, the only method that `functional_call` knows."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[[], _T]) -> _T:
+        return function()
 
 
 class NonFiniteError(ArithmeticError):

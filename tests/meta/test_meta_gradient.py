@@ -49,7 +49,7 @@ class Bilevel:
 
     def descent(self, theta: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         _, feature = functional_call(self.student, theta, (self.lr,))
-        loss, slopes = self.method.gradient([feature], self.teacher, create_graph=True)
+        loss, slopes, _ = self.method.gradient([feature], self.teacher, create_graph=True)
         gradients = torch.autograd.grad(
             feature,
             tuple(theta.values()),

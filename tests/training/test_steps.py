@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
-from mkdext.distill import MKDOptions
+from mkdext.distill import DistillationMethod, MKDOptions
+from mkdext.distill.registry import _METHODS
 from mkdext.models import forward_with_features
 from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError
 from mkdext.training.plan import prepare
@@ -76,6 +79,103 @@ def test_features_that_the_inner_loop_begins_from_are_those_of_the_student(steps
 
 def again(step, lr: torch.Tensor) -> list[torch.Tensor]:
     return forward_with_features(step.student, step.distillation.student_points, lr)[1]
+
+
+class Matched(DistillationMethod):
+    """A 1x1 convolution to the teacher's channels, L2."""
+
+    def __init__(self, student_channels, teacher_channels):
+        """Make the convolution."""
+        super().__init__(student_channels, teacher_channels)
+        self.match = nn.Conv2d(student_channels[0], teacher_channels[0], 1)
+
+    def forward(self, student, teacher):
+        """Mean squared gap at the first point."""
+        return functional.mse_loss(self.match(student[0]), teacher[0])
+
+
+@pytest.fixture
+def matched(monkeypatch):
+    monkeypatch.setitem(_METHODS, "mkd", Matched)
+    return dataclasses.replace(TINY, kd_weight=0.5, meta=MetaOptions(inner_lr=0.1))
+
+
+def test_adapters_descend_the_weighted_loss_with_the_student(matched):
+    step = prepare(dataclasses.replace(matched, kd_fade=False)).step
+    assert step.distillation.optimizer is None
+    weight = step.distillation.method.match.weight
+    student = step.student.head[0].weight
+    lr, hr = patches()
+    sr, maps = forward_with_features(step.student, step.distillation.student_points, lr)
+    hints = step.teacher_features(step.distillation, lr)
+    loss = functional.l1_loss(sr, hr) + 0.5 * step.distillation.method(maps, hints)
+    expected = torch.autograd.grad(loss, (weight, student))
+    before = weight.detach().clone()
+    given = []
+    step.optimizer.register_step_pre_hook(
+        lambda *_: given.extend(p.grad.clone() for p in (weight, student))
+    )
+    step(0, lr, hr)
+    torch.testing.assert_close(given, list(expected))
+    assert not torch.equal(weight, before)
+
+
+def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
+    """The meta-gradient for other parameters is that of the joint step, by finite differences."""
+
+    class Scaled(Matched):
+        def __init__(self, student_channels, teacher_channels):
+            super().__init__(student_channels, teacher_channels)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def meta_parameters(self):
+            return [self.scale]
+
+        def forward(self, student, teacher):
+            return self.scale * super().forward(student, teacher)
+
+    monkeypatch.setitem(_METHODS, "mkd", Scaled)
+    meta = MetaOptions(steps=2, inner_lr=1e-4, keep=0.1)
+    step = prepare(dataclasses.replace(matched, meta=meta)).step
+    step.student.double()
+    step.distillation.method.double()
+    scale = step.distillation.method.scale
+    lr, hr = (side.double() for side in patches())
+    hints = [h.double() for h in step.teacher_features(step.distillation, lr.float())]
+
+    def objective(value: float) -> float:
+        with torch.no_grad():
+            scale.fill_(value)
+        _, maps = forward_with_features(step.student, step.distillation.student_points, lr)
+        return step.meta_step(step.distillation, lr, hr, hints, maps)
+
+    taken = []
+    step.distillation.optimizer.register_step_pre_hook(lambda *_: taken.append(scale.grad.item()))
+    objective(1.0)
+    around = [float(objective(1 + sign * 1e-4)["meta_objective"]) for sign in (1, -1)]
+    assert taken[0] == pytest.approx((around[0] - around[1]) / 2e-4, rel=1e-4)
+
+
+def test_a_method_of_pictures_compares_what_the_networks_give():
+    step = prepare(dataclasses.replace(TINY, method="response")).step
+    lr, hr = patches()
+    with torch.no_grad():
+        gap = (step.student(lr) - step.distillation.teacher.network(lr)).abs().mean()
+    torch.testing.assert_close(step(0, lr, hr)["distillation"], gap)
+
+
+def test_points_of_a_method_of_pictures_are_refused():
+    options = dataclasses.replace(TINY, method="response", student_points=("body.0",))
+    with pytest.raises(ValueError, match=r"--student-points: --method response compares .*body\.0"):
+        prepare(options)
+
+
+def test_a_method_trained_plainly_has_no_meta_step():
+    step = prepare(dataclasses.replace(TINY, method_training="plain")).step
+    phi = [p.clone() for p in step.distillation.method.parameters()]
+    assert "meta_objective" not in step(0, *patches())
+    moved = zip(step.distillation.method.parameters(), phi, strict=True)
+    assert not any(torch.equal(p, before) for p, before in moved)
 
 
 def test_the_first_value_that_is_not_finite_is_named():
