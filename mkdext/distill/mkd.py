@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mkdext.distill.adapters import inverse_norm, total
 from mkdext.distill.base import Descent, DistillationMethod, MetaDefaults
 from mkdext.distill.known_gradient import with_known_gradient
 from mkdext.distill.piecewise_linear import leaky_relu, mean_magnitude
@@ -183,11 +184,6 @@ def matrix(convolution: nn.Module) -> Tensor:
     return convolution.get_parameter("weight").flatten(1)
 
 
-def inverse_norm(vectors: Tensor) -> Tensor:
-    """`1 / max(|v|, 1e-12)` of each last dimension, which is kept; smooth at 0, to any order."""
-    return vectors.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
-
-
 @register("mkd")
 class MKD(DistillationMethod):
     """Meta knowledge distillation: one KRNet for each distillation point (MKD eq. 7).
@@ -221,9 +217,7 @@ class MKD(DistillationMethod):
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """L_kd of MKD eq. 7: the sum over the points of the mean gap between the knowledge."""
-        return _sum(
-            self._loss(net, maps, hints) for net, maps, hints in self._points(student, teacher)
-        )
+        return total([self._loss(*point) for point in self._points(student, teacher)])
 
     def once_differentiable(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The same loss, with the memory of one point."""
@@ -239,7 +233,7 @@ class MKD(DistillationMethod):
                 (point.student, point.teacher), (leaf, *phi), (slope, teacher_slope.sub_(slope))
             )
             losses.append(with_known_gradient(gap / size, (maps, *phi), gradients))
-        return _sum(losses)
+        return total(losses)
 
     def gradient(
         self,
@@ -265,7 +259,7 @@ class MKD(DistillationMethod):
         if parameters:
             loss = (self if create_graph else self.once_differentiable)(student, teacher)
             own = torch.autograd.grad(loss, tuple(parameters), create_graph=create_graph)
-        return Descent(_sum(losses), slopes, own)
+        return Descent(total(losses), slopes, own)
 
     def meta_parameters(self) -> list[nn.Parameter]:
         """All: the KRNets (MKD eq. 3)."""
@@ -354,10 +348,6 @@ def _magnitude(x: Tensor) -> Tensor:
     # By rows first, or float32 loses digits.
     total: Tensor = torch.linalg.vector_norm(x.flatten(2), 1, dim=2).sum()
     return total / x.numel()
-
-
-def _sum(losses: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(losses)).sum()
 
 
 def extract(features: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -1,0 +1,51 @@
+"""L2T-ww: learning what and where to transfer (Jang et al., ICML 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mkdext.distill.adapters import matching_convolutions, total
+from mkdext.distill.base import DistillationMethod, MetaDefaults
+from mkdext.distill.registry import register
+
+
+@register("l2t-ww")
+class L2Tww(DistillationMethod):
+    """Squared distances of matched channels, weighted by what the meta-gradient finds to matter.
+
+    The weights of the channels come from the teacher's mean activations (L2T-ww eq. 3). *Where* to
+    transfer is fixed: each of the student's points to one of the teacher's with weight 1, as in the
+    comparison of the MKD paper. The 1x1 convolutions are trained with the student, also in the
+    inner loop. Published: two inner steps and one on the reconstruction loss, weight 0.5.
+
+    Example:
+        >>> import torch
+        >>> l2t = L2Tww([16], [32])
+        >>> l2t([torch.rand(2, 16, 8, 8)], [torch.rand(2, 32, 8, 8)]).shape
+        torch.Size([])
+    """
+
+    published_weight = 0.5
+    published_meta = MetaDefaults(steps=2, closing_step=True)
+
+    def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
+        """Make the weights, which are equal at first, and the convolutions."""
+        super().__init__(student_channels, teacher_channels)
+        self.matches = matching_convolutions(student_channels, teacher_channels)
+        self.weights = nn.ModuleList(nn.Linear(ct, ct) for ct in teacher_channels)
+        for parameter in self.weights.parameters():
+            nn.init.zeros_(parameter)
+
+    def meta_parameters(self) -> list[nn.Parameter]:
+        """Those of the weights."""
+        return list(self.weights.parameters())
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """`sum over points of sum_c w_c mean_hw (r(F_s)_c - F_t,c)^2`, averaged over the batch."""
+        losses = []
+        for match, weigh, fs, ft in zip(self.matches, self.weights, student, teacher, strict=True):
+            weights = weigh(ft.mean((2, 3))).softmax(1)
+            losses.append((weights * (match(fs) - ft).square().mean((2, 3))).sum(1).mean())
+        return total(losses)
