@@ -15,6 +15,8 @@ class MetaDefaults(NamedTuple):
 
     steps: int = 1
     """Inner steps T."""
+    inner_optimizer: Literal["sgd", "adam"] = "sgd"
+    """Update rule of the inner loop."""
     closing_step: bool = False
     """Whether a step on the reconstruction loss ends the inner loop."""
     keep: float = 0.0

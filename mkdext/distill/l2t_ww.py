@@ -18,7 +18,8 @@ class L2Tww(DistillationMethod):
     The weights of the channels come from the teacher's mean activations (L2T-ww eq. 3). *Where* to
     transfer is fixed: each of the student's points to one of the teacher's with weight 1, as in the
     comparison of the MKD paper. The 1x1 convolutions are trained with the student, also in the
-    inner loop. Published: two inner steps and one on the reconstruction loss, weight 0.5.
+    inner loop. Published: two inner steps and one on the reconstruction loss, all with the
+    student's own optimizer, weight 0.5.
 
     Example:
         >>> import torch
@@ -28,7 +29,7 @@ class L2Tww(DistillationMethod):
     """
 
     published_weight = 0.5
-    published_meta = MetaDefaults(steps=2, closing_step=True)
+    published_meta = MetaDefaults(steps=2, inner_optimizer="adam", closing_step=True)
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
         """Make the weights, which are equal at first, and the convolutions."""

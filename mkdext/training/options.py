@@ -23,8 +23,9 @@ class MetaOptions:
     """Inner steps T on the distillation loss; none: the method's published number."""
     every: int = 1
     """Student steps from one meta step to the next; a larger number costs less."""
-    inner_optimizer: Literal["sgd", "adam"] = "sgd"
-    """Update rule of the inner loop; adam begins with the student's own moments."""
+    inner_optimizer: Literal["sgd", "adam"] | None = None
+    """Update rule of the inner loop; adam begins with the student's own moments; none: that of the
+    method."""
     inner_lr: float = 1e-3
     """Step length of the inner loop."""
     mode: Literal["unrolled", "replayed"] = "unrolled"

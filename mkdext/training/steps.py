@@ -208,7 +208,7 @@ class TrainingStep:
     ) -> tuple[InnerOptimizer, tuple[Tensor, ...] | None]:
         """The update rule of the inner loop and its state, Adam's being the student's own."""
         options = self.options.meta
-        if options.inner_optimizer == "sgd":
+        if options.inner_optimizer != "adam":
             return InnerSGD(options.inner_lr), None
         states = [self.optimizer.state[parameter] for parameter in theta.values()]
         if not all(states):
