@@ -1,6 +1,7 @@
 """Stateless operators: validated, differentiable to any order, compiled where a kernel exists."""
 
 from mkdext.ops.dynamic_conv2d import dynamic_conv2d, dynamic_conv2d_algorithms
+from mkdext.ops.spatial_affinity import spatial_affinity_gap
 from mkdext.ops.texture_kernels import texture_kernels
 
-__all__ = ["dynamic_conv2d", "dynamic_conv2d_algorithms", "texture_kernels"]
+__all__ = ["dynamic_conv2d", "dynamic_conv2d_algorithms", "spatial_affinity_gap", "texture_kernels"]

@@ -82,4 +82,6 @@ def fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 def unfold(tensor: Tensor | None, size: int) -> Tensor | None:
     """Undo `fold`: the mapped dimension comes first."""
-    return None if tensor is None else tensor.reshape(size, -1, *tensor.shape[1:])
+    if tensor is None:
+        return None
+    return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])

@@ -67,6 +67,43 @@ def texture_kernels(features: Tensor, grid: int, kernel_size: int) -> Tensor:
     )
 
 
+def spatial_affinity_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean absolute difference of the spatial affinities of two feature maps.
+
+    Args:
+        student: ``[B, C_s, h, w]``, float32 or float64.
+        teacher: ``[B, C_t, h, w]`` of the same dtype.
+
+    Returns:
+        A scalar; 0 for an empty batch.
+
+    Example:
+        >>> spatial_affinity_gap(torch.ones(2, 3, 8, 8), torch.ones(2, 4, 8, 8)).item() < 1e-6
+        True
+    """
+    points = unit_points(student), unit_points(teacher)
+    affinities = [p.transpose(1, 2) @ p for p in points]
+    gap = (affinities[0] - affinities[1]).abs()
+    return gap.sum() / max(gap.numel(), 1)
+
+
+def unit_points(features: Tensor) -> Tensor:
+    """The columns of a feature map, divided by their norm or by 1e-8 where that is larger.
+
+    Args:
+        features: ``[B, C, h, w]``, float32 or float64.
+
+    Returns:
+        ``[B, C, h * w]``.
+
+    Example:
+        >>> unit_points(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)).flatten()
+        tensor([0.6000, 0.8000])
+    """
+    columns = features.flatten(2)
+    return columns * columns.square().sum(1, keepdim=True).clamp_min(1e-16).rsqrt()
+
+
 def _pooling_matrix(length: int, grid: int, kernel_size: int, like: Tensor) -> Tensor:
     """Return ``[grid * kernel_size, length]``: each row averages one bin of one patch."""
     patch_begin, patch_end = _adaptive_bins(

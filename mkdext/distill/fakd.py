@@ -1,0 +1,53 @@
+"""FAKD: feature affinity (He, Dai, Lu, Jiang, Xia, FAKD: feature-affinity based knowledge
+distillation for efficient image super-resolution, ICIP 2020), its spatial form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mkdext.distill.adapters import total
+from mkdext.distill.base import DistillationMethod
+from mkdext.distill.registry import register
+from mkdext.ops import spatial_affinity_gap
+
+
+@register("fakd")
+class FAKD(DistillationMethod):
+    """Mean distance of the spatial affinities: which points of a map resemble each other.
+
+    With the columns of a map over its channels scaled to length 1, `F~` of `[C, h*w]`, its affinity
+    is `A = F~^T F~`, `[h*w, h*w]`, which `mkdext.ops.spatial_affinity_gap` never holds. It has no
+    parameters and takes any channels. Published weight: that of the authors' code.
+
+    Example:
+        >>> fakd = FAKD([16], [32])
+        >>> fakd([torch.rand(2, 16, 8, 8)], [torch.rand(2, 32, 8, 8)]).shape
+        torch.Size([])
+    """
+
+    published_weight = 10.0
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """`sum over points of mean |A_s - A_t|`."""
+        return total(_gaps(student, teacher))
+
+    @torch.no_grad()
+    def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
+        """Means over the points.
+
+        Returns:
+            `affinity_teacher`: mean magnitude of the teacher's affinities. `gap`: of the two,
+            relative to it.
+        """
+        nothing = [torch.zeros_like(maps[:, :1]) for maps in teacher]  # their affinity is 0
+        sizes = torch.stack(_gaps(nothing, teacher))
+        gaps = torch.stack(_gaps(student, teacher))
+        return {"affinity_teacher": float(sizes.mean()), "gap": float((gaps / sizes).mean())}
+
+
+def _gaps(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+    return [spatial_affinity_gap(fs, ft) for fs, ft in zip(student, teacher, strict=True)]
