@@ -1,6 +1,4 @@
-"""FAKD: feature affinity (He, Dai, Lu, Jiang, Xia, FAKD: feature-affinity based knowledge
-distillation for efficient image super-resolution, ICIP 2020), its spatial form.
-"""
+"""FAKD: affinity of features (He, Dai, Lu, Jiang, Xia, FAKD, ICIP 2020), its spatial form."""
 
 from __future__ import annotations
 
