@@ -19,7 +19,8 @@ def has_kernel(tensor: Tensor) -> bool:
 
 def is_autocast(tensor: Tensor) -> bool:
     """Tell whether automatic mixed precision is on for this tensor's device."""
-    return torch.is_autocast_enabled(tensor.device.type)
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def to_kernel_dtype(tensor: Tensor) -> Tensor:

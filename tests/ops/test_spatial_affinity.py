@@ -247,6 +247,16 @@ def test_the_affinities_are_never_held():
         assert 4 * MODULE._TILE_ON_CPU < memory.peak < 2e6
 
 
+def test_tensors_without_data_have_a_gap_and_gradients_to_second_order():
+    student = torch.empty(2, 3, 8, 8, device="meta", requires_grad=True)
+    teacher = torch.empty(2, 5, 8, 8, device="meta")
+    gap = spatial_affinity_gap(student, teacher)
+    [gradient] = torch.autograd.grad(gap, student, create_graph=True)
+    [second] = torch.autograd.grad(gradient.square().sum(), student)
+    assert gap.shape == ()
+    assert gradient.shape == second.shape == student.shape
+
+
 X, Y = torch.ones(2, 3, 4, 5), torch.ones(2, 6, 4, 5)
 SIZES = "teacher must be [B, C_t, h, w] with B=2, h=4 and w=5, got "
 
