@@ -13,6 +13,7 @@ COMMANDS = {
     "data": "prepare, check and list photographs to train and test on",
     "evaluate": "measure networks on photographs",
     "upscale": "enlarge pictures with a trained network",
+    "attribution": "show which pixels networks make their details from",
     "export": "write a network as ONNX",
     "complexity": "count parameters and operations of the networks",
     "doctor": "show what is installed, compiled and missing, and the fix",

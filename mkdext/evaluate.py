@@ -31,7 +31,7 @@ from mkdext.data import (
     imresize,
     read_image,
 )
-from mkdext.inference import Network, PeakMemory, forward_costs, load_network
+from mkdext.inference import Network, PeakMemory, forward_costs, load_networks
 from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.metrics import psnr_y, ssim_y, ssim_y_uniform, to_uint8
 from mkdext.models import VDSR
@@ -135,7 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         command = tyro.cli(EvaluateCommand, args=arguments, prog="python -m mkdext.evaluate")
-        networks = load_networks(command)
+        networks = load_networks(
+            [file for group in command.weights for file in group],
+            command.scale,
+            command.model,
+            command.device,
+            reserved=(BICUBIC,),
+        )
         photographs = find_photographs(command, networks[0].scale)
         protocol = command.protocol or default_protocol(networks[0])
         scores = evaluate(command, networks, photographs, protocol, console)
@@ -154,31 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"written to {command.out}: scores.csv, scores.json, contact sheets", highlight=False
     )
     return 0
-
-
-def load_networks(command: EvaluateCommand) -> list[Network]:
-    """The networks of --weights, all for one scale, with different names.
-
-    Raises:
-        ValueError: One cannot be used, or they are for different scales.
-    """
-    files = [file for group in command.weights for file in group]
-    paths: list[Path | None] = [*files] or [None]
-    networks = [load_network(path, command.scale, command.model, command.device) for path in paths]
-    scales = {network.scale for network in networks}
-    if len(scales) > 1:
-        raise ValueError(f"networks must be for one scale, got {sorted(scales)}; give --scale")
-    named: list[Network] = []
-    for network, path in zip(networks, paths, strict=True):
-        taken = {BICUBIC, *(other.name for other in named)}
-        name = network.name
-        # Every run calls its weights student.safetensors.
-        if name in taken and path is not None:
-            name = str(path.with_suffix(""))
-        if name in taken:
-            raise ValueError(f"--weights {path} is given twice")
-        named.append(dataclasses.replace(network, name=name))
-    return named
 
 
 def default_protocol(network: Network) -> Protocol:

@@ -1,7 +1,7 @@
 """Using trained networks: pictures as files hold them, tiles, memory."""
 
 from mkdext.inference.memory import PeakMemory, resident_bytes
-from mkdext.inference.networks import Network, load_network
+from mkdext.inference.networks import Network, load_network, load_networks
 from mkdext.inference.pictures import Picture, picture_size, read_picture
 from mkdext.inference.png import PNGWriter
 from mkdext.inference.tiling import (
@@ -25,6 +25,7 @@ __all__ = [
     "enlarge_tile",
     "forward_costs",
     "load_network",
+    "load_networks",
     "picture_size",
     "plan_tiles",
     "reach",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -75,3 +76,44 @@ def load_network(
     assert isinstance(model, SRNetwork)  # The only ones that can be loaded.
     model.eval().requires_grad_(False).to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(weights.stem if weights else "built-in", model, model.scale, place)
+
+
+def load_networks(
+    files: Sequence[Path],
+    scale: int | None = None,
+    name: str | None = None,
+    device: str = "cpu",
+    reserved: Collection[str] = (),
+) -> list[Network]:
+    """Networks to compare: all for one scale, with different names.
+
+    Args:
+        files: Weights; none: the built-in network.
+        scale: As for `load_network`.
+        name: As for `load_network`.
+        device: As for `load_network`.
+        reserved: Names that stand for something else.
+
+    Raises:
+        ValueError: One cannot be used, is given twice, or they are for different scales.
+
+    Example:
+        >>> [network.name for network in load_networks([])]
+        ['built-in']
+    """
+    if not files:
+        return [load_network(None, scale, name, device)]
+    networks: list[Network] = []
+    for file in files:
+        network = load_network(file, scale, name, device)
+        taken = {*reserved, *(other.name for other in networks)}
+        # Every run calls its weights student.safetensors.
+        if network.name in taken:
+            network = dataclasses.replace(network, name=str(file.with_suffix("")))
+        if network.name in taken:
+            raise ValueError(f"--weights {file} is given twice")
+        networks.append(network)
+    scales = {network.scale for network in networks}
+    if len(scales) > 1:
+        raise ValueError(f"networks must be for one scale, got {sorted(scales)}; give --scale")
+    return networks

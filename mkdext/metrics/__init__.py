@@ -1,5 +1,27 @@
-"""How near a super-resolved image is to the true one."""
+"""How near a super-resolved image is to the true one, and what it was made from."""
 
+from mkdext.metrics.attribution import (
+    Window,
+    attribution_map,
+    blur_path,
+    diffusion_index,
+    gini,
+    path_attribution,
+    window_detail,
+)
 from mkdext.metrics.image_quality import luma, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 
-__all__ = ["luma", "psnr_y", "ssim_y", "ssim_y_uniform", "to_uint8"]
+__all__ = [
+    "Window",
+    "attribution_map",
+    "blur_path",
+    "diffusion_index",
+    "gini",
+    "luma",
+    "path_attribution",
+    "psnr_y",
+    "ssim_y",
+    "ssim_y_uniform",
+    "to_uint8",
+    "window_detail",
+]
