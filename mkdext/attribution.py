@@ -198,7 +198,7 @@ def find_networks(command: AttributionCommand) -> list[Network]:
     networks = load_networks(
         files, command.scale, command.model, command.device, reserved=(_BICUBIC, _BUILTIN)
     )
-    if files and networks[0].scale == BUILTIN_SCALE:
+    if (files or command.model) and networks[0].scale == BUILTIN_SCALE:
         networks.insert(0, load_network(None, device=command.device))
     return networks
 
@@ -254,7 +254,7 @@ def most_detailed(photograph: Tensor, size: int) -> tuple[int, int]:
     Example:
         >>> photograph = torch.zeros(3, 32, 32, dtype=torch.uint8)
         >>> photograph[:, 12:20, 8:16] = torch.randint(0, 256, (3, 8, 8))
-        >>> most_detailed(photograph, 10)
+        >>> most_detailed(photograph, 9)
         (7, 11)
     """
     magnitudes = detail(photograph.double()).sum(dim=0)
