@@ -67,7 +67,7 @@ class TrainingStep:
             step: Which one, from 0.
             lr: `[B, 3, p, p]` in [0, 1].
             hr: `[B, 3, scale*p, scale*p]` in [0, 1].
-            hints: The teacher's feature maps for `lr`, if they are known already.
+            hints: The teacher's feature maps of the batch, if they are known already.
 
         Returns:
             Losses and gradient norms by name, scalars.
@@ -83,7 +83,7 @@ class TrainingStep:
             group["lr"] = now.lr
         distillation = self.distillation if now.distillation > 0 else None
         if hints is None:
-            hints = self.teacher_features(distillation, lr) if distillation else []
+            hints = distillation.teacher(lr, hr) if distillation else []
         points = distillation.student_points if distillation else []
         sr, features = forward_with_features(self.student, points, lr)
         values: dict[str, Tensor] = {}
@@ -114,10 +114,6 @@ class TrainingStep:
         require_finite(values)
         apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
         return values
-
-    def teacher_features(self, distillation: Distillation, lr: Tensor) -> list[Tensor]:
-        """The teacher's feature maps, without gradient, in the layout of the operators."""
-        return distillation.teacher(lr)
 
     def meta_step(
         self,

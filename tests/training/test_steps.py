@@ -40,7 +40,7 @@ def test_the_inner_loop_moves_the_student_only_without_rollback(rollback):
     step = prepare(dataclasses.replace(TINY, meta=meta)).step
     before = [p.clone() for p in step.student.parameters()]
     lr, hr = patches()
-    hints = step.teacher_features(step.distillation, lr)
+    hints = step.distillation.teacher(lr, hr)
     _, features = forward_with_features(step.student, step.distillation.student_points, lr)
     step.meta_step(step.distillation, lr, hr, hints, features)
     same = [torch.equal(p, b) for p, b in zip(step.student.parameters(), before, strict=True)]
@@ -107,7 +107,7 @@ def test_adapters_descend_the_weighted_loss_with_the_student(matched):
     student = step.student.head[0].weight
     lr, hr = patches()
     sr, maps = forward_with_features(step.student, step.distillation.student_points, lr)
-    hints = step.teacher_features(step.distillation, lr)
+    hints = step.distillation.teacher(lr, hr)
     loss = functional.l1_loss(sr, hr) + 0.5 * step.distillation.method(maps, hints)
     expected = torch.autograd.grad(loss, (weight, student))
     before = weight.detach().clone()
@@ -141,7 +141,7 @@ def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     step.distillation.method.double()
     scale = step.distillation.method.scale
     lr, hr = (side.double() for side in patches())
-    hints = [h.double() for h in step.teacher_features(step.distillation, lr.float())]
+    hints = [h.double() for h in step.distillation.teacher(lr.float(), hr.float())]
 
     def objective(value: float) -> float:
         with torch.no_grad():
