@@ -155,19 +155,21 @@ def check_passes_gradient(network: nn.Module) -> None:
         # Weights that are zero at first would let nothing pass.
         return tensor.detach() + 0.01 if tensor.is_floating_point() else tensor.detach().clone()
 
-    trial = copy_with_tensors(network, moved).eval()
+    # In an AdaptedNetwork a gradient passes beside the user's network, too.
+    trial = copy_with_tensors(unwrapped(network), moved).eval()
     like = next(trial.parameters(), torch.empty(0))
-    image = torch.linspace(0, 1, 3 * math.prod(_PROBE), device=like.device).requires_grad_()
+    shape = 1, network.channels if isinstance(network, AdaptedNetwork) else 3, *_PROBE
+    image = torch.linspace(0, 1, math.prod(shape), device=like.device).requires_grad_()
     reason = "no gradient arrives"
     try:
-        sr = trial(image.view(1, 3, *_PROBE))
+        sr = trial(image.view(shape))
         (gradient,) = torch.autograd.grad(sr.square().mean(), image, allow_unused=True)
     except RuntimeError as error:
         gradient, reason = None, in_words(error)
     if gradient is None or not gradient.any():
         raise ValueError(
-            f"student {type(unwrapped(network)).__name__} must pass a gradient to the image that "
-            f"it enlarges, not detach or round it: {reason}"
+            f"student {type(unwrapped(network)).__name__} must pass a gradient to its image, for "
+            f"an encoder to be trained through it, and not detach or round it: {reason}"
         )
 
 

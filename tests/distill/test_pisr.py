@@ -10,8 +10,8 @@ from mkdext.distill.pisr import PrivilegedEncoder, privileged_loss
 
 def maps(dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     torch.manual_seed(0)
-    student = [torch.randn(2, c, 4, 3, dtype=dtype, requires_grad=True) for c in (2, 3)]
-    return student, [torch.randn(2, c, 4, 3, dtype=dtype) for c in (4, 2)]
+    student = [torch.randn(2, c, 2, 3, dtype=dtype, requires_grad=True) for c in (2, 3)]
+    return student, [torch.randn(2, c, 2, 3, dtype=dtype) for c in (4, 2)]
 
 
 def make(dtype: torch.dtype = torch.float32):
@@ -48,10 +48,9 @@ def test_loss_and_gradients_are_those_of_the_likelihood():
 
 def test_it_is_differentiable_twice():
     pisr, (student, teacher) = make(torch.float64), maps(torch.float64)
-    weights = [pisr.means[0][0].weight, pisr.scales[0][0].weight]
-    inputs = (*student, *weights)
-    assert torch.autograd.gradcheck(lambda *_: pisr(student, teacher), inputs)
-    assert torch.autograd.gradgradcheck(lambda *_: pisr(student, teacher), inputs)
+    inputs = (*student, *pisr.parameters())
+    assert torch.autograd.gradcheck(lambda *_: pisr(student, teacher), inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *_: pisr(student, teacher), inputs, fast_mode=True)
 
 
 def test_a_few_steps_of_student_and_heads_reduce_it():
