@@ -259,7 +259,7 @@ def _method_statistics(
     with torch.no_grad():
         features = features_at(plan.student, distillation.student_points, lr)
         hints = hints or distillation.teacher(lr, hr)
-    return distillation.method.statistics(features, hints)
+    return distillation.method.statistics(features, hints[: len(features)])
 
 
 def _save_sample(plan: Plan, run: RunDirectory, sets: dict[str, ImagePairs], done: int) -> None:

@@ -122,6 +122,10 @@ class TrainOptions:
     """Share of the steps on the distillation loss alone, before those on reconstruction alone, each
     with its own cosine (FitNet's stage-wise training); 0: both losses together."""
 
+    imitation: float = 0.0
+    """Share of the reconstruction loss that is taken against the teacher's picture instead of the
+    photograph, with any method."""
+
     privileged_iterations: int | None = None
     """Steps before those of the student in which --method pisr trains its teacher, which sees the
     high-resolution patches; none: as many as the student's."""
@@ -163,6 +167,13 @@ class TrainOptions:
         _at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")
         if self.lr_min > self.lr:
             raise ValueError(f"--lr-min must be at most --lr {self.lr}, got {self.lr_min}")
+        if not 0 <= self.imitation <= 1:
+            raise ValueError(f"--imitation must be from 0 to 1, got {self.imitation}")
+        if self.imitation and self.method == "vanilla":
+            raise ValueError(
+                f"--imitation must be 0 with --method vanilla, which has no teacher, got "
+                f"{self.imitation}"
+            )
         if not 0 <= self.hint_share < 1:
             raise ValueError(f"--hint-share must be at least 0 and below 1, got {self.hint_share}")
         if self.method not in METHOD_NAMES:

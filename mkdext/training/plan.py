@@ -191,6 +191,9 @@ def _make_step(options: TrainOptions, networks: Networks, device: torch.device) 
     decay = options.meta.weight_decay
     meta_optimizer = torch.optim.Adam(meta, options.meta.lr, weight_decay=decay) if meta else None
     sizes = [(m.height, m.width) for m in maps]
+    if options.imitation:
+        picture = options.patch_size * options.scale
+        teacher_points, sizes = [*teacher_points, WHOLE], [*sizes, (picture, picture)]
     teacher = kind(network, teacher_points, sizes, getattr(torch, options.teacher_dtype))
     distillation = Distillation(teacher, student_points, method, meta_optimizer)
     trained = (*student.parameters(), *distillation.adapters.values())
