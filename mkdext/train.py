@@ -126,6 +126,7 @@ _TRAIN_DIR = ("--train-dir", "--train_dir")
 
 def show_plan(options: TrainOptions, console: Console) -> None:
     """Print what a training would do."""
+    options = options.resolved()
     RunDirectory(options.out).check(config_of(options))
     for folder in options.train_dir + options.val_dir:
         find_photographs(folder, options.scale)
@@ -135,13 +136,19 @@ def show_plan(options: TrainOptions, console: Console) -> None:
     table.add_row(f"student {options.student}", f"{plan.student_parameters:,}")
     if plan.step.distillation:
         teacher = plan.step.distillation.teacher
-        table.add_row("teacher", f"{count_parameters(teacher.network):,}")
+        table.add_row(teacher.name.replace("_", " "), f"{count_parameters(teacher.network):,}")
         table.add_row(
             f"method {options.method}", f"{count_parameters(plan.step.distillation.method):,}"
         )
     console.print(table)
     memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
     console.print(f"memory of a step: {memory}", highlight=False)
+    if options.privileged:
+        console.print(
+            f"the teacher, which sees high resolution, is trained for "
+            f"{options.privileged_iterations} steps, then the student",
+            highlight=False,
+        )
     if options.teacher_cache and plan.step.distillation:
         bytes_each = row_bytes(stored_shapes(teacher, options.patch_size), teacher.dtype)
         crops = options.teacher_cache_crops

@@ -45,6 +45,8 @@ class DistillationMethod(nn.Module, ABC):
 
     compares: ClassVar[Literal["features", "pictures"]] = "features"
     """What the maps are: those of the distillation points, or the enlarged pictures alone."""
+    privileged: ClassVar[bool] = False
+    """Whether the teacher sees the high-resolution picture, and is trained before the student."""
     published_weight: ClassVar[float] = 1.0
     """Weight beside the reconstruction loss."""
     published_meta: ClassVar[MetaDefaults] = MetaDefaults()

@@ -144,6 +144,35 @@ def check_twice_differentiable(network: nn.Module) -> None:
         ) from error
 
 
+def check_passes_gradient(network: nn.Module) -> None:
+    """Check that a network can be differentiated with respect to its image.
+
+    Raises:
+        ValueError: It cannot, or no gradient arrives.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        # Weights that are zero at first would let nothing pass.
+        return tensor.detach() + 0.01 if tensor.is_floating_point() else tensor.detach().clone()
+
+    # In an AdaptedNetwork a gradient passes beside the user's network, too.
+    trial = copy_with_tensors(unwrapped(network), moved).eval()
+    like = next(trial.parameters(), torch.empty(0))
+    shape = 1, network.channels if isinstance(network, AdaptedNetwork) else 3, *_PROBE
+    image = torch.linspace(0, 1, math.prod(shape), device=like.device).requires_grad_()
+    reason = "no gradient arrives"
+    try:
+        sr = trial(image.view(shape))
+        (gradient,) = torch.autograd.grad(sr.square().mean(), image, allow_unused=True)
+    except RuntimeError as error:
+        gradient, reason = None, in_words(error)
+    if gradient is None or not gradient.any():
+        raise ValueError(
+            f"student {type(unwrapped(network)).__name__} must pass a gradient to its image, for "
+            f"an encoder to be trained through it, and not detach or round it: {reason}"
+        )
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's network in an `AdaptedNetwork`; any other network itself."""
     return model.network if isinstance(model, AdaptedNetwork) else model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,26 +18,18 @@ from mkdext.training.config_files import config_of
 from mkdext.training.options import TrainOptions
 from mkdext.training.origin import origin
 from mkdext.training.photographs import training_photographs, validation_photographs
-from mkdext.training.plan import Plan, prepare
+from mkdext.training.plan import Plan, count_parameters, prepare
+from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teacher
 from mkdext.training.progress import TrainingProgress, track
 from mkdext.training.report import save_curves, save_strip, score_table
 from mkdext.training.run_directory import RunDirectory
-from mkdext.training.signals import StopSignals
+from mkdext.training.signals import StopSignals, TrainingStopped
 from mkdext.training.steps import NonFiniteError
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.tensorboard import tensorboard
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
 
 Summary = dict[str, Any]
-
-
-class TrainingStopped(Exception):
-    """The training was asked to stop; its checkpoint is written."""
-
-    def __init__(self, signal_number: int, step: int, out: Path) -> None:
-        """Tell what stopped it and where."""
-        super().__init__(f"stopped after step {step}; the same command goes on from {out}")
-        self.signal_number = signal_number
 
 
 def train(options: TrainOptions, console: Console | None = None) -> Summary:
@@ -53,7 +44,9 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
     Returns:
         What `summary.json` in the run directory holds: `method`, `scale`, `seed`, `iterations`,
         `seconds`, `parameters`, and `validation`: `psnr_y` and `ssim_y` by set and by way of
-        enlarging (`bicubic`, `student`, `teacher`).
+        enlarging (`bicubic`, `student`, `teacher`). A teacher that the method has trained is called
+        `privileged_teacher` instead, for it sees high resolution, and `privileged_teacher` holds
+        its `iterations`, `seconds` and `parameters`.
 
     Raises:
         ValueError: Options, files or folders are not usable; nothing was done.
@@ -101,14 +94,22 @@ def run_plan(
             console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
     if plan.step.distillation and plan.options.teacher_compile:
         console.print("compiling the teacher")
-        plan.step.distillation.teacher.compile(_batch_like(plan))
+        teacher = plan.step.distillation.teacher
+        with evaluation_mode(teacher.network):
+            teacher.compile(*_batch_like(plan))
     sampler, cache = _crops(plan, pairs, console)
     with run.opened(config):
+        teaching = 0.0
+        if isinstance(plan.teacher, PrivilegedTeacher):
+            teaching = train_privileged_teacher(
+                plan.options, plan.teacher.network, plan.student, run, sampler, console
+            )
         progress = load_checkpoint(run, plan) if run.state.exists() else Done(0, 0.0, {})
+        run.keep_metrics_until(progress.step)
         if progress.step:
             console.print(f"going on after step {progress.step} of {plan.options.iterations}")
         seconds = _run_steps(plan, run, sampler, cache, sets, progress, console)
-        return _finish(plan, run, sets, seconds, console)
+        return _finish(plan, run, sets, seconds, teaching, console)
 
 
 class Done(NamedTuple):
@@ -124,14 +125,13 @@ class Done(NamedTuple):
 
 def load_checkpoint(run: RunDirectory, plan: Plan) -> Done:
     """Put a training back to its checkpoint."""
-    state = run.load_state()
+    state = run.checkpoint.load()
     plan.student.load_state_dict(state["student"])
     plan.step.optimizer.load_state_dict(state["optimizer"])
     if plan.step.distillation:
         plan.step.distillation.method.load_state_dict(state["method"])
         if plan.step.distillation.optimizer:
             plan.step.distillation.optimizer.load_state_dict(state["method_optimizer"])
-    run.keep_metrics_until(state["step"])
     return Done(state["step"], state["seconds"], state["values"])
 
 
@@ -146,7 +146,7 @@ def save_checkpoint(run: RunDirectory, plan: Plan, done: Done) -> None:
         state["method"] = plan.step.distillation.method.state_dict()
         if plan.step.distillation.optimizer:
             state["method_optimizer"] = plan.step.distillation.optimizer.state_dict()
-    run.save_state(state, unwrapped(plan.student), origin(plan.options, done.step))
+    run.checkpoint.save(state, unwrapped(plan.student), origin(plan.options, done.step))
 
 
 def _run_steps(
@@ -201,22 +201,22 @@ def _run_steps(
             progress.update(done, {name: latest[name] for name in shown if name in latest})
             if done % options.log_every == 0 or last:
                 speed = round(progress.patches_per_second, 1)
-                statistics = _method_statistics(plan, lr, hints)
+                statistics = _method_statistics(plan, lr, hr, hints)
                 record({"step": done, **latest, "patches_per_second": speed, **statistics})
             if done % options.checkpoint_every == 0 or last or stop.received:
                 save_checkpoint(run, plan, Done(done, time.monotonic() - begin, latest))
             if stop.received:
-                raise TrainingStopped(stop.received, done, run.root)
+                raise TrainingStopped(stop.received, f"step {done}", run.root)
             if validation_is_due(done):
                 validate(done)
     return time.monotonic() - begin
 
 
-def _batch_like(plan: Plan) -> torch.Tensor:
+def _batch_like(plan: Plan) -> list[torch.Tensor]:
     options = plan.options
-    shape = (options.batch_size, 3, options.patch_size, options.patch_size)
-    batch = torch.zeros(shape, device=options.device)
-    return batch.to(memory_format=torch.channels_last)
+    sides = options.patch_size, options.patch_size * options.scale
+    batches = [torch.zeros(options.batch_size, 3, s, s, device=options.device) for s in sides]
+    return [batch.to(memory_format=torch.channels_last) for batch in batches]
 
 
 def _crops(
@@ -251,15 +251,15 @@ def _explained(error: NonFiniteError, step: int, plan: Plan, run: RunDirectory) 
 
 
 def _method_statistics(
-    plan: Plan, lr: torch.Tensor, hints: list[torch.Tensor] | None
+    plan: Plan, lr: torch.Tensor, hr: torch.Tensor, hints: list[torch.Tensor] | None
 ) -> dict[str, float]:
     distillation = plan.step.distillation
     if distillation is None:
         return {}
     with torch.no_grad():
         features = features_at(plan.student, distillation.student_points, lr)
-        hints = hints or plan.step.teacher_features(distillation, lr)
-    return distillation.method.statistics(features, hints)
+        hints = hints or distillation.teacher(lr, hr)
+    return distillation.method.statistics(features, hints[: len(features)])
 
 
 def _save_sample(plan: Plan, run: RunDirectory, sets: dict[str, ImagePairs], done: int) -> None:
@@ -267,7 +267,7 @@ def _save_sample(plan: Plan, run: RunDirectory, sets: dict[str, ImagePairs], don
     with evaluation_mode(plan.student):
         pictures = {"lr": lr, "student": picture(plan.student, lr)}
     if plan.teacher:
-        pictures["teacher"] = picture(plan.teacher, lr)
+        pictures["teacher"] = picture(plan.teacher.network, plan.teacher.source(lr, hr))
     save_strip(run.samples / f"step_{done:07d}.png", pictures | {"hr": hr})
 
 
@@ -278,17 +278,24 @@ def _in_words(scores: dict[str, Scores]) -> str:
 
 
 def _finish(
-    plan: Plan, run: RunDirectory, sets: dict[str, ImagePairs], seconds: float, console: Console
+    plan: Plan,
+    run: RunDirectory,
+    sets: dict[str, ImagePairs],
+    seconds: float,
+    teaching: float,
+    console: Console,
 ) -> Summary:
-    options = plan.options
+    options, teacher = plan.options, plan.teacher
     ways: dict[str, Upscaler] = {"bicubic": bicubic(options.scale), "student": plan.student}
-    if plan.teacher:
-        ways["teacher"] = plan.teacher
     with evaluation_mode(plan.student):
         validation: dict[str, dict[str, Scores]] = {
             name: {way: measure(upscale, pairs, options.scale) for way, upscale in ways.items()}
             for name, pairs in sets.items()
         }
+    if teacher:
+        for name, pairs in sets.items():
+            seen = ((teacher.source(lr, hr), hr) for lr, hr in pairs)
+            validation[name][teacher.name] = measure(teacher.network, seen, options.scale)
     summary: Summary = {
         "method": options.method,
         "student": options.student,
@@ -299,6 +306,12 @@ def _finish(
         "parameters": plan.student_parameters,
         "validation": validation,
     }
+    if isinstance(teacher, PrivilegedTeacher):
+        summary[teacher.name] = {
+            "iterations": options.privileged_iterations,
+            "seconds": round(teaching, 1),
+            "parameters": count_parameters(teacher.network),
+        }
     save_curves(run.picture, run.metrics, validation)
     write_text(run.summary, json.dumps(summary, indent=2) + "\n")
     console.print(score_table(validation))

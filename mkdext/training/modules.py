@@ -69,8 +69,8 @@ def distill(
 
     Raises:
         TypeError: A network is no module, or an image is not of uint8.
-        ValueError: Options, images or networks are not usable, or `options.out` holds a run of
-            others; nothing was done.
+        ValueError: Options, images or networks are not usable, the method takes no teacher, or
+            `options.out` holds a run of others; nothing was done.
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
         TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
 
@@ -99,6 +99,11 @@ def distill(
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
             raise TypeError(f"distill: {name} must be a torch.nn.Module, got {kind}")
+    if options.privileged:
+        raise ValueError(
+            f"distill: --method {options.method} trains a teacher of its own and takes none; call "
+            "mkdext.training.train with the options alone"
+        )
     folders = _folders(images)
     options = dataclasses.replace(
         options,

@@ -122,6 +122,14 @@ class TrainOptions:
     """Share of the steps on the distillation loss alone, before those on reconstruction alone, each
     with its own cosine (FitNet's stage-wise training); 0: both losses together."""
 
+    imitation: float = 0.0
+    """Share of the reconstruction loss that is taken against the teacher's picture instead of the
+    photograph, with any method."""
+
+    privileged_iterations: int | None = None
+    """Steps before those of the student in which --method pisr trains its teacher, which sees the
+    high-resolution patches; none: as many as the student's."""
+
     mkd: MKDOptions = dataclasses.field(default_factory=MKDOptions)
     """The knowledge representation networks."""
     meta: MetaOptions = dataclasses.field(default_factory=MetaOptions)
@@ -153,11 +161,19 @@ class TrainOptions:
             "checkpoint_every",
             "log_every",
             "teacher_cache_crops",
+            "privileged_iterations",
         )
         _positive(self, "lr")
         _at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")
         if self.lr_min > self.lr:
             raise ValueError(f"--lr-min must be at most --lr {self.lr}, got {self.lr_min}")
+        if not 0 <= self.imitation <= 1:
+            raise ValueError(f"--imitation must be from 0 to 1, got {self.imitation}")
+        if self.imitation and self.method == "vanilla":
+            raise ValueError(
+                f"--imitation must be 0 with --method vanilla, which has no teacher, got "
+                f"{self.imitation}"
+            )
         if not 0 <= self.hint_share < 1:
             raise ValueError(f"--hint-share must be at least 0 and below 1, got {self.hint_share}")
         if self.method not in METHOD_NAMES:
@@ -171,6 +187,11 @@ class TrainOptions:
         """Steps on the distillation loss alone."""
         return round(self.hint_share * self.iterations) if self.method != "vanilla" else 0
 
+    @property
+    def privileged(self) -> bool:
+        """Whether the method trains a teacher of its own, which sees high resolution."""
+        return self.method != "vanilla" and method_class(self.method).privileged
+
     def resolved(self) -> TrainOptions:
         """The same options, with the method's own values where none were given."""
         if self.method == "vanilla":
@@ -179,8 +200,12 @@ class TrainOptions:
         defaults = method.published_meta._asdict()
         meta = {name: v for name, v in defaults.items() if getattr(self.meta, name) is None}
         weight = method.published_weight if self.kd_weight is None else self.kd_weight
+        steps = self.privileged_iterations
         return dataclasses.replace(
-            self, kd_weight=weight, meta=dataclasses.replace(self.meta, **meta)
+            self,
+            kd_weight=weight,
+            privileged_iterations=self.iterations if self.privileged and steps is None else steps,
+            meta=dataclasses.replace(self.meta, **meta),
         )
 
 

@@ -20,6 +20,8 @@ def origin(options: TrainOptions, steps: int) -> dict[str, Any]:
     """
     base = TrainOptions() if options.train_dir else BUILTIN_DEMO
     teacher = options.teacher_weights or options.teacher or "builtin"
+    if options.privileged:
+        teacher = "trained on high resolution in the same run"
     return {
         "command": shlex.join(["python", "-m", "mkdext.train", *changed_flags(options, base)]),
         "method": options.method,

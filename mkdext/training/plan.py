@@ -21,9 +21,19 @@ from mkdext.models import (
     resolve_teacher,
     select_points,
 )
-from mkdext.models.own import check_twice_differentiable, copy_with_tensors
+from mkdext.models.own import (
+    check_passes_gradient,
+    check_twice_differentiable,
+    copy_with_tensors,
+)
 from mkdext.training.memory import LiveBytes, available_bytes
 from mkdext.training.options import TrainOptions
+from mkdext.training.privileged import (
+    PrivilegedNetwork,
+    PrivilegedStep,
+    PrivilegedTeacher,
+    refuse_teacher_options,
+)
 from mkdext.training.steps import Distillation, TrainingStep
 from mkdext.training.teacher import Teacher
 
@@ -46,9 +56,9 @@ class Plan:
         return count_parameters(self.student)
 
     @property
-    def teacher(self) -> nn.Module | None:
+    def teacher(self) -> Teacher | None:
         """Who teaches, if anyone does."""
-        return self.step.distillation.teacher.network if self.step.distillation else None
+        return self.step.distillation.teacher if self.step.distillation else None
 
 
 class Networks(NamedTuple):
@@ -56,7 +66,7 @@ class Networks(NamedTuple):
 
     student: nn.Module
     teacher: nn.Module | None
-    """None: vanilla training."""
+    """None: vanilla training, or a method that makes a teacher of its own."""
 
 
 def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
@@ -81,8 +91,11 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
             "available: lower --batch-size or --patch-size, or take a smaller --student"
         )
     device = torch.device(options.device)
-    if networks.teacher is not None and _is_own(networks.student):
-        check_twice_differentiable(networks.student)
+    if _is_own(networks.student):
+        if networks.teacher is not None or options.privileged:
+            check_twice_differentiable(networks.student)
+        if options.privileged:
+            check_passes_gradient(networks.student)
     step = _make_step(options, networks, device)
     return Plan(options, step.student, step, memory)
 
@@ -95,7 +108,9 @@ def make_networks(options: TrainOptions) -> Networks:
     """
     with _seeded(options.seed, torch.device("cpu")):
         student = resolve_student(options.student, options.scale)
-    if options.method == "vanilla":
+    if options.privileged:
+        refuse_teacher_options(options)
+    if options.method == "vanilla" or options.privileged:
         return Networks(student, None)
     teacher = resolve_teacher(options.teacher, options.teacher_weights, options.scale)
     return Networks(student, teacher)
@@ -120,7 +135,11 @@ def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
             step = _make_step(options, _without_numbers(networks), meta)
             held: int = memory.live
             lr = torch.empty(samples, 3, low, low, device=meta)
-            step(0, lr, torch.empty(samples, 3, high, high, device=meta))
+            hr = torch.empty(samples, 3, high, high, device=meta)
+            teacher = step.distillation and step.distillation.teacher
+            if isinstance(teacher, PrivilegedTeacher):
+                PrivilegedStep(options, teacher.network)(0, lr, hr)
+            step(0, lr, hr)
     except Exception as error:
         if any(_is_own(network) for network in networks):
             return None
@@ -150,12 +169,17 @@ def _is_own(network: nn.Module | None) -> bool:
 
 def _make_step(options: TrainOptions, networks: Networks, device: torch.device) -> TrainingStep:
     student = _placed(networks.student, device)
-    if networks.teacher is None:
+    network, kind, side = networks.teacher, Teacher, options.patch_size
+    if options.privileged:
+        with _seeded(options.seed, device):
+            network = PrivilegedNetwork(student, options.scale)
+        kind, side = PrivilegedTeacher, side * options.scale
+    if network is None:
         return TrainingStep(options, student, _adam(student.parameters(), options), None)
-    network = _placed(networks.teacher, device)
+    network = _placed(network, device)
     student_points, teacher_points = _points(options, student, network)
     maps = check_points(student, student_points, options.patch_size)
-    teacher_maps = check_points(network, teacher_points, options.patch_size)
+    teacher_maps = check_points(network, teacher_points, side)
     with _seeded(options.seed, device):
         channels = [m.channels for m in maps], [m.channels for m in teacher_maps]
         method = _make_method(options, *channels).to(device)
@@ -167,7 +191,10 @@ def _make_step(options: TrainOptions, networks: Networks, device: torch.device) 
     decay = options.meta.weight_decay
     meta_optimizer = torch.optim.Adam(meta, options.meta.lr, weight_decay=decay) if meta else None
     sizes = [(m.height, m.width) for m in maps]
-    teacher = Teacher(network, teacher_points, sizes, getattr(torch, options.teacher_dtype))
+    if options.imitation:
+        picture = options.patch_size * options.scale
+        teacher_points, sizes = [*teacher_points, WHOLE], [*sizes, (picture, picture)]
+    teacher = kind(network, teacher_points, sizes, getattr(torch, options.teacher_dtype))
     distillation = Distillation(teacher, student_points, method, meta_optimizer)
     trained = (*student.parameters(), *distillation.adapters.values())
     return TrainingStep(options, student, _adam(trained, options), distillation)
@@ -201,6 +228,10 @@ def _points(
                     f"{' '.join(patterns)}"
                 )
         return [WHOLE], [WHOLE]
+    if isinstance(teacher, PrivilegedNetwork):
+        same = dataclasses.replace(options, teacher_points=options.student_points)
+        points, _ = _points(same, student, student)
+        return points, [f"decoder.{name}" for name in points]
     chosen: dict[str, list[str]] = {}
     for flag, network, patterns in (
         ("--student-points", student, options.student_points),

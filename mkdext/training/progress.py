@@ -27,15 +27,18 @@ class TrainingProgress:
     Use it as a context manager.
     """
 
-    def __init__(self, console: Console, first: int, total: int, patches: int) -> None:
+    def __init__(
+        self, console: Console, first: int, total: int, patches: int, title: str = "training"
+    ) -> None:
         """Begin at step `first` of `total`, with `patches` a step."""
         self.console = console
+        self._title = title
         self._first = first
         self._total = total
         self._patches = patches
         self._begin = self._said = time.monotonic()
         self._bar = Progress(
-            TextColumn("training"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
             TaskProgressColumn(),
@@ -72,7 +75,7 @@ class TrainingProgress:
         if not self.console.is_terminal and now - self._said >= _PLAIN_SECONDS:
             self._said = now
             left = (now - self._begin) / (done - self._first) * (self._total - done)
-            self.say(f"step {done}/{self._total}  {text}  {left:.0f} s left")
+            self.say(f"{self._title}: step {done}/{self._total}  {text}  {left:.0f} s left")
 
     def say(self, text: str) -> None:
         """Print a line that stays."""

@@ -60,13 +60,18 @@ def save_curves(path: Path, metrics: Path, validation: Mapping[str, Any]) -> Non
     Args:
         path: File to write.
         metrics: The run's `metrics.jsonl`.
-        validation: Final scores by set and way; bicubic and teacher become horizontal lines.
+        validation: Final scores by set and way; all but the student's become horizontal lines.
     """
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
-    for name in ("reconstruction", "distillation", "meta_objective"):
-        points = [(r["step"], r[name]) for r in records if name in r]
+    for name, step in (
+        ("privileged_reconstruction", "privileged_step"),
+        ("reconstruction", "step"),
+        ("distillation", "step"),
+        ("meta_objective", "step"),
+    ):
+        points = [(r[step], r[name]) for r in records if name in r]
         if points:
             losses.plot(*zip(*points, strict=True), label=name.replace("_", " "))
     losses.set(title="losses", xlabel="step", yscale="log")
@@ -77,10 +82,12 @@ def save_curves(path: Path, metrics: Path, validation: Mapping[str, Any]) -> Non
         ]
         color = f"C{index}"
         scores.plot(*zip(*points, strict=True), color=color, marker=".", label=f"student, {name}")
-        for way, style in (("teacher", "--"), ("bicubic", ":")):
-            if way in ways:
-                value = ways[way]["psnr_y"]
-                scores.axhline(value, color=color, linestyle=style, label=f"{way}, {name}")
+        for way, score in ways.items():
+            if way != "student":
+                style, label = ":" if way == "bicubic" else "--", way.replace("_", " ")
+                scores.axhline(
+                    score["psnr_y"], color=color, linestyle=style, label=f"{label}, {name}"
+                )
     scores.set(title="PSNR-Y (dB)", xlabel="step")
     scores.legend()
     with atomic_write(path) as unfinished, unfinished.open("wb") as file:

@@ -22,12 +22,44 @@ from mkdext.models import save_model
 
 
 @dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A network in training: its weights, and all that an exact resume needs."""
+
+    weights: Path
+    state: Path
+
+    def save(self, state: Mapping[str, Any], network: nn.Module, origin: Mapping[str, Any]) -> None:
+        """Replace both: first the weights, then the state that a resume starts from."""
+        save_model(self.weights, network, origin)
+        # By way of memory, because torch.save does not tell what the system said of a full disk.
+        serialized = io.BytesIO()
+        torch.save(dict(state), serialized)
+        with atomic_write(self.state) as path:
+            path.write_bytes(serialized.getbuffer())
+
+    def load(self) -> dict[str, Any]:
+        """Read the state that `save` wrote.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        try:
+            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"checkpoint {self.state} is damaged ({error}): delete it to begin again"
+            ) from None
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """Paths and atomic writes below one folder.
 
     A run holds `config.yaml`, `metrics.jsonl`, `checkpoints/` (`student.safetensors`: the
-    weights; `state.pt`: all that an exact resume needs), `samples/`, `summary.json` and
-    `summary.png`.
+    weights; `state.pt`: all that an exact resume needs; `privileged_teacher.safetensors` and
+    `privileged_teacher.pt`: the same of a teacher that is trained in the run), `samples/`,
+    `summary.json` and `summary.png`.
     """
 
     root: Path
@@ -51,6 +83,19 @@ class RunDirectory:
     def student(self) -> Path:
         """The student's weights."""
         return self.root / "checkpoints" / "student.safetensors"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The student and its training."""
+        return Checkpoint(self.student, self.state)
+
+    @property
+    def privileged_checkpoint(self) -> Checkpoint:
+        """The teacher of a method that trains its own, and its training."""
+        folder = self.root / "checkpoints"
+        return Checkpoint(
+            folder / "privileged_teacher.safetensors", folder / "privileged_teacher.pt"
+        )
 
     @property
     def samples(self) -> Path:
@@ -126,43 +171,21 @@ class RunDirectory:
                 raise ValueError(f"--out {self.root} is in use by another training") from None
             if not self.config.exists():
                 write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
-            if not self.state.exists():
-                self.metrics.unlink(missing_ok=True)
             yield
 
-    def save_state(
-        self, state: Mapping[str, Any], student: nn.Module, origin: Mapping[str, Any]
-    ) -> None:
-        """Replace the checkpoint: first the weights, then the state that a resume starts from."""
-        save_model(self.student, student, origin)
-        # By way of memory, because torch.save does not tell what the system said of a full disk.
-        serialized = io.BytesIO()
-        torch.save(dict(state), serialized)
-        with atomic_write(self.state) as path:
-            path.write_bytes(serialized.getbuffer())
+    def keep_metrics_until(self, step: int, of: str = "step") -> None:
+        """Drop the metrics after `step`, which a resumed run will write again.
 
-    def load_state(self) -> dict[str, Any]:
-        """Read what `save_state` wrote.
-
-        Raises:
-            ValueError: The file is damaged.
+        Args:
+            step: The last one whose records are kept.
+            of: What counts the steps; records without it are kept.
         """
-        try:
-            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"checkpoint {self.state} is damaged ({error}): delete it to begin again"
-            ) from None
-        return state
-
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop the metrics after `step`, which a resumed run will write again."""
         if not self.metrics.exists():
             return
         kept = []
         for line in self.metrics.read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                if json.loads(line)["step"] <= step:
+                if json.loads(line).get(of, 0) <= step:
                     kept.append(line + "\n")
         write_text(self.metrics, "".join(kept))
 

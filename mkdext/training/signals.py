@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
+
+
+class TrainingStopped(Exception):
+    """The training was asked to stop; its checkpoint is written."""
+
+    def __init__(self, signal_number: int, after: str, out: Path) -> None:
+        """Tell what stopped it and where."""
+        super().__init__(f"stopped after {after}; the same command goes on from {out}")
+        self.signal_number = signal_number
 
 
 class StopSignals:

@@ -67,7 +67,7 @@ class TrainingStep:
             step: Which one, from 0.
             lr: `[B, 3, p, p]` in [0, 1].
             hr: `[B, 3, scale*p, scale*p]` in [0, 1].
-            hints: The teacher's feature maps for `lr`, if they are known already.
+            hints: The teacher's feature maps of the batch, if they are known already.
 
         Returns:
             Losses and gradient norms by name, scalars.
@@ -83,13 +83,15 @@ class TrainingStep:
             group["lr"] = now.lr
         distillation = self.distillation if now.distillation > 0 else None
         if hints is None:
-            hints = self.teacher_features(distillation, lr) if distillation else []
+            taught = self.distillation if self.options.imitation else distillation
+            hints = taught.teacher(lr, hr) if taught else []
+        reconstruction = self.reconstruction(hr, hints)
         points = distillation.student_points if distillation else []
         sr, features = forward_with_features(self.student, points, lr)
         values: dict[str, Tensor] = {}
         meta_due = step % self.options.meta.every == 0
         if distillation and distillation.optimizer and meta_due:
-            values |= self.meta_step(distillation, lr, hr, hints, features)
+            values |= self.meta_step(distillation, lr, reconstruction, hints, features)
             if not self.options.meta.rollback:
                 sr, features = forward_with_features(self.student, points, lr)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
@@ -97,12 +99,14 @@ class TrainingStep:
         adapter_gradients: tuple[Tensor, ...] = ()
         if distillation:
             adapters = list(distillation.adapters.values())
-            descent = distillation.method.gradient(features, hints, parameters=adapters)
+            descent = distillation.method.gradient(
+                features, hints[: len(points)], parameters=adapters
+            )
             values["distillation"] = descent.loss
             outputs += features
             slopes += [now.distillation * slope for slope in descent.maps]
             adapter_gradients = tuple(now.distillation * g for g in descent.parameters)
-        values["reconstruction"] = functional.l1_loss(sr, hr)
+        values["reconstruction"] = reconstruction(sr)
         if now.reconstruction > 0:
             outputs.append(values["reconstruction"])
             slopes.append(torch.full_like(values["reconstruction"], now.reconstruction))
@@ -115,15 +119,28 @@ class TrainingStep:
         apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
         return values
 
-    def teacher_features(self, distillation: Distillation, lr: Tensor) -> list[Tensor]:
-        """The teacher's feature maps, without gradient, in the layout of the operators."""
-        return distillation.teacher(lr)
+    def reconstruction(self, hr: Tensor, hints: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+        """The loss of a super-resolved batch: L1 to the photograph, the teacher's picture, or both.
+
+        Args:
+            hr: `[B, 3, scale*p, scale*p]` in [0, 1].
+            hints: The teacher's maps, of which the last is its picture if that is imitated.
+        """
+        share = self.options.imitation
+
+        def loss(sr: Tensor) -> Tensor:
+            if not share:
+                return functional.l1_loss(sr, hr)
+            imitated = functional.l1_loss(sr, hints[-1])
+            return (1 - share) * functional.l1_loss(sr, hr) + share * imitated
+
+        return loss
 
     def meta_step(
         self,
         distillation: Distillation,
         lr: Tensor,
-        hr: Tensor,
+        loss: Callable[[Tensor], Tensor],
         hints: Sequence[Tensor],
         features: Sequence[Tensor],
     ) -> dict[str, Tensor]:
@@ -132,7 +149,7 @@ class TrainingStep:
         Args:
             distillation: The method, and where it looks.
             lr: `[B, 3, p, p]` in [0, 1].
-            hr: `[B, 3, scale*p, scale*p]` in [0, 1].
+            loss: Of what the student makes of them, `[B, 3, scale*p, scale*p]`.
             hints: The teacher's feature maps.
             features: The student's, with their graph, from which the inner loop begins.
         """
@@ -141,6 +158,7 @@ class TrainingStep:
         named = self.student.named_parameters()
         theta: dict[str, Tensor] = {f"student.{n}": p for n, p in named if p.requires_grad}
         theta |= {f"method.{name}": p for name, p in distillation.adapters.items()}
+        hints = hints[: len(points)]
 
         def inner(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
             student, adapters = split(parameters)
@@ -162,18 +180,17 @@ class TrainingStep:
             return descent.loss, gradients + descent.parameters
 
         def reconstruction(parameters: dict[str, Tensor]) -> Tensor:
-            sr: Tensor = functional_call(self.student, split(parameters)[0], (lr,))
-            return functional.l1_loss(sr, hr)
+            return loss(functional_call(self.student, split(parameters)[0], (lr,)))
 
         def objective(parameters: dict[str, Tensor]) -> Tensor:
             if not options.keep:
                 return reconstruction(parameters)
             student, adapters = split(parameters)
             sr, maps = forward_with_features(self.student, points, lr, student)
-            loss = with_parameters(
+            kept = with_parameters(
                 method, adapters, lambda: method.once_differentiable(maps, hints)
             )
-            return functional.l1_loss(sr, hr) + options.keep * loss
+            return loss(sr) + options.keep * kept
 
         phi = distillation.meta_parameters
         optimizer, state = self.inner_optimizer(theta)

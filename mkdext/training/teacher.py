@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,15 @@ from mkdext.models.own import copy_with_tensors, in_words
 class Teacher:
     """A network that runs forward only, and no further than its last distillation point.
 
+    It sees the low-resolution image; a subclass may see more.
+
     It runs without gradient. (Not in `torch.inference_mode`: that was not faster, and tensors that
     a network keeps for later, a mask or a grid of coordinates, would be of no use to a student of
     the same code.)
     """
+
+    name: ClassVar[str] = "teacher"
+    """What its scores are called."""
 
     def __init__(
         self,
@@ -39,33 +45,38 @@ class Teacher:
         self.points = list(points)
         self.sizes = list(sizes)
         self.dtype = dtype
-        self._maps: Callable[[Tensor], list[Tensor]] = lambda lr: features_at(
-            network, self.points, lr
+        self._maps: Callable[[Tensor], list[Tensor]] = lambda image: features_at(
+            network, self.points, image
         )
 
-    def __call__(self, lr: Tensor) -> list[Tensor]:
+    def source(self, lr: Tensor, hr: Tensor) -> Tensor:
+        """Which of the two images the network takes."""
+        return lr
+
+    def __call__(self, lr: Tensor, hr: Tensor) -> list[Tensor]:
         """Feature maps `[B, C, H, W]` of the student's sizes, float32, without gradient.
 
         Args:
             lr: `[B, 3, h, w]` in [0, 1].
+            hr: `[B, 3, scale*h, scale*w]` in [0, 1].
         """
         with torch.no_grad():
-            return self.fitted(self.own_maps(lr))
+            return self.fitted(self.own_maps(self.source(lr, hr)))
 
     @torch.no_grad()
-    def own_maps(self, lr: Tensor) -> list[Tensor]:
+    def own_maps(self, image: Tensor) -> list[Tensor]:
         """Feature maps of the sizes that the network gives them, as computed."""
         # Meta tensors have no autocast.
-        half = self.dtype != torch.float32 and not lr.is_meta
-        with torch.autocast(lr.device.type, self.dtype) if half else contextlib.nullcontext():
-            return self._maps(lr)
+        half = self.dtype != torch.float32 and not image.is_meta
+        with torch.autocast(image.device.type, self.dtype) if half else contextlib.nullcontext():
+            return self._maps(image)
 
     def fitted(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps of any size and dtype, in float32 and of the student's sizes."""
         return [f.contiguous() for f in resized([f.float() for f in maps], self.sizes)]
 
-    def compile(self, lr: Tensor) -> None:
-        """Compile what follows for batches like `lr`, and run it once.
+    def compile(self, lr: Tensor, hr: Tensor) -> None:
+        """Compile what follows for batches like `lr` and `hr`, and run it once.
 
         Raises:
             ValueError: It cannot be compiled.
@@ -73,7 +84,7 @@ class Teacher:
         compiled = torch.compile(_Tapped(self.network, self.points), dynamic=False)
         before, self._maps = self._maps, compiled
         try:
-            self(lr)
+            self(lr, hr)
         except Exception as error:  # The compiler's errors have no common type.
             self._maps = before
             raise ValueError(

@@ -40,9 +40,9 @@ def test_the_inner_loop_moves_the_student_only_without_rollback(rollback):
     step = prepare(dataclasses.replace(TINY, meta=meta)).step
     before = [p.clone() for p in step.student.parameters()]
     lr, hr = patches()
-    hints = step.teacher_features(step.distillation, lr)
+    hints = step.distillation.teacher(lr, hr)
     _, features = forward_with_features(step.student, step.distillation.student_points, lr)
-    step.meta_step(step.distillation, lr, hr, hints, features)
+    step.meta_step(step.distillation, lr, step.reconstruction(hr, hints), hints, features)
     same = [torch.equal(p, b) for p, b in zip(step.student.parameters(), before, strict=True)]
     assert all(same) == rollback
 
@@ -107,7 +107,7 @@ def test_adapters_descend_the_weighted_loss_with_the_student(matched):
     student = step.student.head[0].weight
     lr, hr = patches()
     sr, maps = forward_with_features(step.student, step.distillation.student_points, lr)
-    hints = step.teacher_features(step.distillation, lr)
+    hints = step.distillation.teacher(lr, hr)
     loss = functional.l1_loss(sr, hr) + 0.5 * step.distillation.method(maps, hints)
     expected = torch.autograd.grad(loss, (weight, student))
     before = weight.detach().clone()
@@ -141,13 +141,13 @@ def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     step.distillation.method.double()
     scale = step.distillation.method.scale
     lr, hr = (side.double() for side in patches())
-    hints = [h.double() for h in step.teacher_features(step.distillation, lr.float())]
+    hints = [h.double() for h in step.distillation.teacher(lr.float(), hr.float())]
 
     def objective(value: float) -> float:
         with torch.no_grad():
             scale.fill_(value)
         _, maps = forward_with_features(step.student, step.distillation.student_points, lr)
-        return step.meta_step(step.distillation, lr, hr, hints, maps)
+        return step.meta_step(step.distillation, lr, step.reconstruction(hr, hints), hints, maps)
 
     taken = []
     step.distillation.optimizer.register_step_pre_hook(lambda *_: taken.append(scale.grad.item()))
@@ -162,6 +162,21 @@ def test_a_method_of_pictures_compares_what_the_networks_give():
     with torch.no_grad():
         gap = (step.student(lr) - step.distillation.teacher.network(lr)).abs().mean()
     torch.testing.assert_close(step(0, lr, hr)["distillation"], gap)
+
+
+@pytest.mark.parametrize("hint_share", [0.0, 0.5])
+def test_a_share_of_the_reconstruction_loss_is_taken_against_the_teachers_picture(hint_share):
+    step = prepare(dataclasses.replace(TINY, imitation=0.25, hint_share=hint_share)).step
+    lr, hr = patches()
+    with torch.no_grad():
+        sr, imitated = step.student(lr), step.distillation.teacher.network(lr)
+    expected = 0.75 * (sr - hr).abs().mean() + 0.25 * (sr - imitated).abs().mean()
+    torch.testing.assert_close(step(2, lr, hr)["reconstruction"], expected)
+
+
+def test_nobody_can_be_imitated_without_a_teacher():
+    with pytest.raises(ValueError, match=r"--imitation must be 0 with --method vanilla.*got 0\.5"):
+        dataclasses.replace(TINY, method="vanilla", imitation=0.5)
 
 
 def test_points_of_a_method_of_pictures_are_refused():
