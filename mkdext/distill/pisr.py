@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mkdext.distill.adapters import total
 from mkdext.distill.base import DistillationMethod
 from mkdext.distill.registry import register
 
@@ -107,12 +108,12 @@ class PISR(DistillationMethod):
         It has no least value: the surer of the right mean, the lower.
         """
         points = zip(self.means, self.scales, student, teacher, strict=True)
-        return torch.stack(
+        return total(
             [
                 laplace(mean(s), _SLOPE * functional.softplus(scale(s)) + _LEAST, t)
                 for mean, scale, s, t in points
             ]
-        ).sum()
+        )
 
     @torch.no_grad()
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
