@@ -31,7 +31,7 @@ class CompareCommand(TrainOptions):
     """
 
     student: tyro.conf.Suppress[str] = TrainOptions.student
-    method: tyro.conf.Suppress[str] = TrainOptions.method  # type: ignore[assignment]
+    method: tyro.conf.Suppress[str] = TrainOptions.method
     seed: int = 0
     """The first seed."""
     out: Path = Path("runs/comparison")

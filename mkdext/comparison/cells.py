@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 from mkdext._files import write_text
-from mkdext.models.near_names import did_you_mean
+from mkdext._near_names import did_you_mean
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.memory import available_bytes
 from mkdext.training.options import METHOD_NAMES, TrainOptions
@@ -125,7 +125,7 @@ class Comparison:
         options = dataclasses.replace(
             self.base,
             student=student,
-            method=method,  # type: ignore[arg-type]
+            method=method,
             seed=seed,
             out=self.base.out / "cells" / where,
         )
@@ -138,7 +138,7 @@ class Comparison:
             # Another seed has other crops, another student may want maps of another size.
             folder = options.teacher_cache / as_folder(student) / f"seed-{seed}"
             options = dataclasses.replace(options, teacher_cache=folder)
-        return options
+        return options.resolved()
 
     def check(self, jobs: int, console: Console) -> list[Cell]:
         """Check all that can be checked before the first cell is trained; nothing is written.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -131,7 +132,10 @@ class _Process:
         _, found, message = said.rpartition("mkdext.train: ")
         if found:
             return message
-        last = said.splitlines()[-1] if said else "it said nothing"
+        last = next(
+            (line for line in reversed(said.splitlines()) if re.search(r"\w", line)),
+            "it said nothing",
+        )
         return f"exit status {self.popen.returncode}, {last} ({self._log})"
 
 

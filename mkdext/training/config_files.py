@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -132,6 +132,7 @@ def _arguments(
     config: Mapping[str, Any], options: object, source: str, prefix: str
 ) -> Iterator[str]:
     known = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    types = get_type_hints(type(options))
     for key, value in config.items():
         name = str(key).replace("-", "_")
         if name not in known:
@@ -142,7 +143,7 @@ def _arguments(
             if not isinstance(value, dict):
                 raise ValueError(f"{source}: {key!r} must hold names and values")
             yield from _arguments(value, known[name], source, f"{prefix}{name}.")
-        elif isinstance(value, bool):
+        elif isinstance(value, bool) and types[name] is bool:
             flag = name if value else f"no_{name}"
             yield f"--{prefix}{flag}".replace("_", "-")
         elif isinstance(value, list):
