@@ -17,6 +17,7 @@ from rich.progress import track as rich_track
 
 from mkdext._files import write_text
 from mkdext._near_names import did_you_mean
+from mkdext.distill import method_class
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.memory import available_bytes
 from mkdext.training.options import METHOD_NAMES, TrainOptions
@@ -24,6 +25,9 @@ from mkdext.training.photographs import training_photographs, validation_photogr
 from mkdext.training.plan import prepare
 from mkdext.training.progress import track
 from mkdext.training.run_directory import RunDirectory
+
+REFERENCE = "vanilla"
+"""The training without a teacher, that all others are compared with."""
 
 _OF_A_CELL = ("student", "method", "seed")
 _EQUAL_FOR_ALL = (
@@ -136,7 +140,8 @@ class Comparison:
             options = tyro.cli(TrainOptions, args=flags, default=options, prog=name)
         if options.teacher_cache is not None:
             # Another seed has other crops, another student may want maps of another size.
-            folder = options.teacher_cache / as_folder(student) / f"seed-{seed}"
+            what = "features" if method == REFERENCE else method_class(method).compares
+            folder = options.teacher_cache / as_folder(student) / f"seed-{seed}" / what
             options = dataclasses.replace(options, teacher_cache=folder)
         return options.resolved()
 
@@ -160,7 +165,11 @@ class Comparison:
         if len(folders) < len(self.students):
             raise ValueError(f"--students would share folders: {', '.join(self.students)}")
         for cell in cells:
-            cell.run.check(config_of(cell.options))
+            try:
+                cell.run.check(config_of(cell.options))
+            except ValueError as error:
+                again = f"or delete {cell.run.root} to train it anew"
+                raise ValueError(f"{cell}: {error}; {again}") from None
         pending = [cell for cell in cells if not cell.finished]
         if not pending:
             return cells

@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from mkdext._files import atomic_write
+from mkdext.comparison.cells import REFERENCE
 from mkdext.comparison.published import published
 from mkdext.comparison.results import Result, Row
 from mkdext.comparison.sizes import Size
@@ -106,8 +107,8 @@ def _draw_cost(
 def _colors(methods: Sequence[str]) -> dict[str, str]:
     """A color for each method: grey for the one without a teacher."""
     names = dict.fromkeys(methods)
-    others = [name for name in names if name != "vanilla"]
-    return {name: "0.35" if name == "vanilla" else _tab20(others.index(name)) for name in names}
+    others = [name for name in names if name != REFERENCE]
+    return {name: "0.35" if name == REFERENCE else _tab20(others.index(name)) for name in names}
 
 
 def _tab20(index: int) -> str:

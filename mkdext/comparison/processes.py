@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from mkdext._files import write_text
-from mkdext.comparison.cells import Cell
+from mkdext.comparison.cells import REFERENCE, Cell
 from mkdext.training.config_files import config_of
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.signals import StopSignals
@@ -153,7 +153,7 @@ def _startable(pending: Sequence[Cell], running: Sequence[_Process]) -> Cell | N
 
 
 def _uses_cache(cell: Cell) -> bool:
-    return cell.options.teacher_cache is not None and cell.options.method != "vanilla"
+    return cell.options.teacher_cache is not None and cell.options.method != REFERENCE
 
 
 class _Latest(NamedTuple):

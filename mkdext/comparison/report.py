@@ -16,6 +16,7 @@ from rich.table import Table
 
 import mkdext
 from mkdext._files import atomic_write, write_text
+from mkdext.comparison.cells import REFERENCE
 from mkdext.comparison.crops import save_crops
 from mkdext.comparison.figures import COST, CURVES, save_cost, save_curves
 from mkdext.comparison.published import SOURCE, Published, published
@@ -141,8 +142,8 @@ def _paper_table(student: str, table: Sequence[Row], scale: int) -> _TextTable |
         line = [_Cell(method)]
         for data in sets:
             (row,) = (r for r in mine if (r.method, r.photographs) == (method, data))
-            number, base = numbers[method, data], published(student, "vanilla", data, scale)
-            sound = base and not base.misprint and not number.misprint and method != "vanilla"
+            number, base = numbers[method, data], published(student, REFERENCE, data, scale)
+            sound = base and not base.misprint and not number.misprint and method != REFERENCE
             line += [
                 _Cell(f"{row.psnr_y.mean:.2f} / {row.ssim_y.mean:.4f}"),
                 _Cell(f"{number.psnr_y:.2f}{'?' * number.misprint} / {number.ssim_y:.4f}"),

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import yaml
 from scipy.special import stdtrit
 
+from mkdext.comparison.cells import REFERENCE
 from mkdext.models import MODEL_NAMES
 from mkdext.training.options import METHOD_NAMES
 from mkdext.training.run_directory import RunDirectory
 
-REFERENCE = "vanilla"
 CONFIDENCE = 0.95
 
 
