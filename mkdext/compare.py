@@ -93,14 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs = command.jobs or (physical_cores() if command.device == "cpu" else 1)
         cells = comparison.check(jobs, console)
         with comparison.opened():
+            # Also before the first training, because one that is damaged is found by it.
+            write_report(command.out, None)
             failures = run_cells(
                 cells, jobs, command.out, console, lambda: write_report(command.out, None)
             )
-            unfinished = [cell for cell in cells if not cell.finished]
-            if len(unfinished) < len(cells):
-                write_report(command.out, console)
-    except (ValueError, OSError) as error:
+            write_report(command.out, console)
+    except ValueError as error:
         return _fail(error, 2)
+    except OSError as error:
+        return _fail(error, 1)
     except ComparisonStopped as stopped:
         return _fail(stopped, 128 + stopped.signal_number)
     except KeyboardInterrupt:

@@ -173,29 +173,27 @@ class Comparison:
         pending = [cell for cell in cells if not cell.finished]
         if not pending:
             return cells
-        of_first_seeds = {
-            (cell.options.student, cell.options.method): cell for cell in reversed(pending)
-        }
+        kinds: dict[tuple[str, str], list[Cell]] = {}
+        for cell in pending:
+            kinds.setdefault((cell.options.student, cell.options.method), []).append(cell)
         memory = []
-        for cell in rich_track(
-            of_first_seeds.values(),
+        for (student, method), seeds in rich_track(
+            kinds.items(),
             "checking",
             console=console,
             transient=True,
             disable=not console.is_terminal,
         ):
             try:
-                memory.append(prepare(cell.options).memory or 0)
+                needed = prepare(seeds[0].options).memory or 0
             except ValueError as error:
-                raise ValueError(
-                    f"{cell.options.student}, {cell.options.method}: {error}"
-                ) from None
-        needed = sum(sorted(memory)[-jobs:])
-        available = available_bytes()
-        if self.base.device == "cpu" and available and needed > available:
+                raise ValueError(f"{student}, {method}: {error}") from None
+            memory += [needed] * len(seeds)
+        together, available = sum(sorted(memory)[-jobs:]), available_bytes()
+        if self.base.device == "cpu" and available and together > available:
             raise ValueError(
-                f"{jobs} trainings at once need about {needed / 1e9:.1f} GB of memory, "
-                f"{available / 1e9:.1f} GB are available: lower --jobs, --batch-size or "
+                f"{min(jobs, len(pending))} trainings at once need about {together / 1e9:.1f} GB "
+                f"of memory, {available / 1e9:.1f} GB are available: lower --jobs, --batch-size or "
                 "--patch-size"
             )
         validation_photographs(self.base, track(console))

@@ -22,7 +22,7 @@ from mkdext.training.config_files import config_of
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.signals import StopSignals
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 1.0
 _PLAIN_SECONDS = 30.0
 _TAIL_BYTES = 8192  # of the metrics, which hold a last line of a few hundred
 
@@ -228,8 +228,8 @@ class _Progress:
         finished = sum(cell.finished for cell in self._cells)
         text = f"{finished}/{len(self._cells)} trainings, {sum(done.values())}/{total} steps"
         if speeds:
-            left = _seconds_left(done, {kind: sum(s) / len(s) for kind, s in speeds.items()})
-            text += f", {_in_words(left / min(self._jobs, len(self._cells)))} left"
+            means = {kind: sum(values) / len(values) for kind, values in speeds.items()}
+            text += f", {_in_words(_seconds_left(done, means, self._jobs))} left"
         self._bar.update(self._task, total=total, completed=sum(done.values()), text=text)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._said >= _PLAIN_SECONDS:
@@ -242,13 +242,22 @@ def _kind(cell: Cell) -> tuple[str, str]:
     return cell.options.student, cell.options.method
 
 
-def _seconds_left(done: Mapping[Cell, int], speeds: Mapping[tuple[str, str], float]) -> float:
-    """Seconds of all steps to come, one after the other; unknown speeds are like the known."""
+def _seconds_left(
+    done: Mapping[Cell, int], speeds: Mapping[tuple[str, str], float], jobs: int
+) -> float:
+    """Seconds until the last step of all; cells of unknown speed are like the known ones.
+
+    Args:
+        done: Steps done by cell.
+        speeds: Seconds a step.
+        jobs: Cells that are trained at once.
+    """
     typical = sum(speeds.values()) / len(speeds)
-    return sum(
+    left = [
         (cell.options.iterations - steps) * speeds.get(_kind(cell), typical)
         for cell, steps in done.items()
-    )
+    ]
+    return max(sum(left) / jobs, *left)
 
 
 def _in_words(seconds: float) -> str:

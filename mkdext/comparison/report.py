@@ -38,6 +38,8 @@ _PAPER_NOTE = (
 def write_report(out: Path, console: Console | None) -> None:
     """Write `comparison.md`, `comparison.csv` and `comparison.json` of all finished trainings.
 
+    Where none is finished, nothing is written.
+
     Args:
         out: The folder of the comparison.
         console: Where the table is printed, once the figures are drawn too; none: neither.
@@ -46,6 +48,8 @@ def write_report(out: Path, console: Console | None) -> None:
         ValueError: A training's files are damaged.
     """
     results = read_results(out)
+    if not results:
+        return
     sizes = {result.student: size_of(result.student, result.scale) for result in results}
     table = rows(results)
     _save_csv(out / "comparison.csv", results)
@@ -53,13 +57,13 @@ def write_report(out: Path, console: Console | None) -> None:
     write_text(out / "comparison.md", _markdown(results, table, sizes, []))
     if console is None:
         return
+    for student in sizes:
+        console.print(_screen_table(_student_table(student, results, table)))
+    console.print(_NOTE, highlight=False)
     save_curves(out / CURVES, results)
     save_cost(out / COST, table, sizes, results[0].scale)
     pictures = [out / CURVES, out / COST, *save_crops(out, results, console)]
     write_text(out / "comparison.md", _markdown(results, table, sizes, pictures))
-    for student in sizes:
-        console.print(_screen_table(_student_table(student, results, table)))
-    console.print(_NOTE, highlight=False)
     console.print(f"written to {out}:", soft_wrap=True)
     for name, what in (
         ("comparison.md", "this table, beside the paper's numbers"),

@@ -225,13 +225,10 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--methods", "mkd", "mkd"], "--methods has mkd twice"),
         (["--methods"], "--methods must name at least one"),
         (["--students", "rcan-d"], "rcan-d, vanilla: --student rcan-d is unknown.*did you mean"),
-        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-        (["--teacher-weights", "x2.safetensors"], "rcan-a, fitnet: x2.safetensors.*x2"),
+        (["--teacher-weights", "x2.safetensors"], "rcan-a, fitnet: .*x2.safetensors.* is for x2, the network is x4"),
         (["--method-options", "fitnet", "kd-weight"], "takes name=value, got 'kd-weight'"),
         (["--method-options", "fitnet", "kd-wait=1"], "did you mean 'kd_weight'"),
         (["--method-options", "fitnett", "kd-weight=1"], "fitnett is unknown"),
-        (["--method-options", "fitnet", "kd-weight=-1"], "--kd-weight must be at least 0, got -1"),
         (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
         (["--val-dir", "nowhere"], "nowhere does not exist"),
         (["--batch-size", "1000000"], "of memory"),
@@ -250,6 +247,23 @@ def test_bad_input_gets_one_clear_message_before_any_work(
     assert re.search(message, error), error
     assert not trained
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--method-options", "fitnet", "kd-weight=-1"], "--kd-weight must be at least 0, got -1"),
+        (["--method", "fitnet"], "Perhaps you meant"),
+    ],
+)
+def test_an_impossible_flag_is_refused(arguments, message, flags, trained, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*flags, "--methods", *METHODS, "--out", str(tmp_path / "out"), *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_comparison_of_other_settings_is_refused(comparison, flags, trained, capsys):
@@ -311,8 +325,11 @@ def test_time_left_knows_slow_methods(flags, tmp_path):
     command = parse([*flags, "--iterations", "10", "--methods", "vanilla,mkd", "--seeds", "1"])
     vanilla, mkd = command.comparison().cells()
     speeds = {("rcan-a", "vanilla"): 1.0, ("rcan-a", "mkd"): 5.0}
-    assert processes._seconds_left({vanilla: 8, mkd: 4}, speeds) == 2 * 1 + 6 * 5
-    assert processes._seconds_left({vanilla: 8, mkd: 0}, {("rcan-a", "vanilla"): 1.0}) == 2 + 10
+    assert processes._seconds_left({vanilla: 8, mkd: 4}, speeds, jobs=1) == 2 * 1 + 6 * 5
+    # The longest that remains has to be waited for.
+    assert processes._seconds_left({vanilla: 8, mkd: 4}, speeds, jobs=2) == 6 * 5
+    some = {("rcan-a", "vanilla"): 1.0}
+    assert processes._seconds_left({vanilla: 8, mkd: 0}, some, jobs=1) == 2 + 10
 
 
 def test_a_students_file_becomes_one_folder():
