@@ -225,7 +225,10 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--methods", "mkd", "mkd"], "--methods has mkd twice"),
         (["--methods"], "--methods must name at least one"),
         (["--students", "rcan-d"], "rcan-d, vanilla: --student rcan-d is unknown.*did you mean"),
-        (["--teacher-weights", "x2.safetensors"], "rcan-a, fitnet: .*x2.safetensors.* is for x2, the network is x4"),
+        (
+            ["--teacher-weights", "x2.safetensors"],
+            "rcan-a, fitnet: .*x2.safetensors.* is for x2",
+        ),
         (["--method-options", "fitnet", "kd-weight"], "takes name=value, got 'kd-weight'"),
         (["--method-options", "fitnet", "kd-wait=1"], "did you mean 'kd_weight'"),
         (["--method-options", "fitnett", "kd-weight=1"], "fitnett is unknown"),
