@@ -23,7 +23,7 @@ from mkdext.training import (
     train,
 )
 from mkdext.training.allocator import keep_freed_memory
-from mkdext.training.config_files import config_of, read_config
+from mkdext.training.config_files import config_of, defaults_for, read_config, value_of
 from mkdext.training.plan import count_parameters, prepare
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
@@ -101,27 +101,23 @@ def parse(arguments: list[str]) -> TrainCommand:
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
     given = arguments
-    config = _value_of("--config", given)
+    config = value_of("--config", given)
     if "--resume" in given:
         if config is not None:
             raise ValueError("--resume takes the options of the run; leave --config out")
-        run = RunDirectory(Path(_value_of("--out", given) or BUILTIN_DEMO.out))
+        run = RunDirectory(Path(value_of("--out", given) or BUILTIN_DEMO.out))
         if not run.config.exists():
             raise ValueError(f"--resume: there is no run in --out {run.root}")
         config = str(run.config)
         given = [*given, "--out", str(run.root)]
     if config is not None:
         given = read_config(Path(config)) + given
-    short = not any(argument.split("=")[0] in _TRAIN_DIR for argument in given)
-    base = BUILTIN_DEMO if short else TrainOptions()
+    base = defaults_for(given)
     default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
     command = tyro.cli(TrainCommand, args=given, default=default, prog="python -m mkdext.train")
-    if not short and not command.train_dir:
+    if base is not BUILTIN_DEMO and not command.train_dir:
         raise ValueError("--train-dir must name at least one folder")
     return command
-
-
-_TRAIN_DIR = ("--train-dir", "--train_dir")
 
 
 def show_plan(options: TrainOptions, console: Console) -> None:
@@ -158,15 +154,6 @@ def show_plan(options: TrainOptions, console: Console) -> None:
             highlight=False,
         )
     console.print(f"would write to {options.out}", highlight=False)
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    for index, argument in enumerate(arguments):
-        if argument == flag and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-    return None
 
 
 def _fail(error: object, status: int) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mkdext
 from mkdext import _extension
@@ -21,6 +23,21 @@ def pytest_report_header() -> str:
     status = _extension.status()
     where = status.path if status.state == "loaded" else f"{status.state}: {status.reason}"
     return f"mkdext: {Path(mkdext.__file__).parent}\ncompiled operators: {where}"
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two small pictures with smooth and sharp parts, not to be changed."""
+    folder = tmp_path_factory.mktemp("folders") / "photographs"
+    folder.mkdir()
+    y, x = np.mgrid[:64, :72]
+    waves = np.stack([np.sin(x / 5), np.sin(y / 7), np.sin((x + y) / 3)], -1)
+    smooth = (127 + 100 * waves).astype(np.uint8)
+    Image.fromarray(smooth).save(folder / "smooth.png")
+    Image.fromarray(np.where(x[..., None] > y[..., None], smooth, 255 - smooth)).save(
+        folder / "sharp.png"
+    )
+    return folder
 
 
 @pytest.fixture(scope="session")

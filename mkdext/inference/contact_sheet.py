@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,27 +19,41 @@ _INCHES = 1.6  # of a cutting on the sheet
 _DPI = 120
 
 
-class ContactSheet:
-    """One row for each photograph, one column for the truth and for each way of enlarging.
+class Window(NamedTuple):
+    """A square part of a picture, in pixels."""
 
-    The cutting is where the first way differs most from the truth.
-    """
+    top: int
+    left: int
+    side: int
+
+
+class ContactSheet:
+    """One row for each photograph, one column for the truth and for each way of enlarging."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         """Begin a sheet whose first column is the truth."""
         self._columns = list(columns)
         self._rows: list[tuple[str, list[tuple[Tensor, str]]]] = []
 
-    def add(self, name: str, hr: Tensor, pictures: Mapping[str, tuple[Tensor, float]]) -> None:
+    def add(
+        self,
+        name: str,
+        hr: Tensor,
+        pictures: Mapping[str, tuple[Tensor, float]],
+        window: Window | None = None,
+    ) -> None:
         """Add a photograph.
 
         Args:
             name: Of the photograph.
             hr: The truth, uint8 `[3, H, W]`.
             pictures: uint8 `[3, H, W]` and PSNR-Y in dB, for each column after the first.
+            window: What is cut out; none: where the first way differs most from the truth.
         """
-        first = pictures[self._columns[1]][0]
-        top, left, side = _most_different(first, hr)
+        if window is None:
+            first = pictures[self._columns[1]][0]
+            window, _ = strongest_window((first.float() - hr.float()).square().mean(dim=0))
+        top, left, side = window
         cut = (slice(None), slice(top, top + side), slice(left, left + side))
         cells = [(hr[cut].clone(), "")]
         for column in self._columns[1:]:
@@ -62,11 +77,22 @@ class ContactSheet:
             figure.savefig(file, format="png", dpi=_DPI)
 
 
-def _most_different(picture: Tensor, hr: Tensor) -> tuple[int, int, int]:
-    """Top, left and side of the square where a picture is worst."""
-    side = min(SIDE, *hr.shape[1:])
-    error = (picture.float() - hr.float()).square().mean(dim=0)
-    worst = int(functional.avg_pool2d(error[None, None], side, stride=max(side // 4, 1)).argmax())
-    columns = (hr.shape[2] - side) // max(side // 4, 1) + 1
+def strongest_window(values: Tensor) -> tuple[Window, float]:
+    """The square of side `SIDE`, or of what there is, with the largest mean.
+
+    Args:
+        values: `[H, W]`, float.
+
+    Returns:
+        The square, and its mean.
+
+    Example:
+        >>> import torch
+        >>> strongest_window(torch.ones(192, 192).tril(-96))[0]
+        Window(top=96, left=0, side=96)
+    """
+    side = min(SIDE, *values.shape)
     step = max(side // 4, 1)
-    return worst // columns * step, worst % columns * step, side
+    means = functional.avg_pool2d(values[None, None], side, stride=step)[0, 0]
+    row, column = divmod(int(means.argmax()), means.shape[1])
+    return Window(row * step, column * step, side), float(means.max())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
 from mkdext.models.own import absolute
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import BUILTIN_DEMO, TrainOptions
 
 
 def read_config(path: Path) -> list[str]:
@@ -26,6 +26,36 @@ def read_config(path: Path) -> list[str]:
     Raises:
         ValueError: The file is missing or not YAML of names and values, or has an unknown name.
     """
+    return flags_of(load_config(path), TrainOptions(), f"--config {path}")
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What a flag is given on a command line, before the line is parsed as a whole.
+
+    Example:
+        >>> value_of("--out", ["--lr", "1e-4", "--out=runs/a"])
+        'runs/a'
+    """
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def defaults_for(arguments: Sequence[str]) -> TrainOptions:
+    """The defaults below a command line: without `--train-dir` those of a training of minutes."""
+    given = {argument.split("=")[0].replace("_", "-") for argument in arguments}
+    return TrainOptions() if "--train-dir" in given else BUILTIN_DEMO
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """The names and values of a configuration file.
+
+    Raises:
+        ValueError: The file is missing or not YAML of names and values.
+    """
     try:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -34,7 +64,25 @@ def read_config(path: Path) -> list[str]:
         raise ValueError(f"--config {path} is not YAML: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"--config {path} must hold names and values, got {type(config).__name__}")
-    return list(_arguments(config, TrainOptions(), path, prefix=""))
+    return config
+
+
+def flags_of(config: Mapping[str, Any], options: object, source: str) -> list[str]:
+    """Names and values as command-line arguments.
+
+    Args:
+        config: Values by the names of fields, nested as these are.
+        options: A dataclass that has all fields there are.
+        source: Where the names come from, for messages.
+
+    Raises:
+        ValueError: There is no field of a name.
+
+    Example:
+        >>> flags_of({"lr": 2e-4, "meta": {"every": 4}}, TrainOptions(), "config.yaml")
+        ['--lr', '0.0002', '--meta.every', '4']
+    """
+    return list(_arguments(config, options, source, prefix=""))
 
 
 def config_of(options: TrainOptions) -> dict[str, Any]:
@@ -65,7 +113,7 @@ def changed_flags(options: TrainOptions, base: TrainOptions) -> list[str]:
     """
     changed = _difference(dataclasses.asdict(options), dataclasses.asdict(base))
     changed.pop("out", None)
-    return list(_arguments(changed, base, Path(), prefix=""))
+    return flags_of(changed, base, "")
 
 
 def _difference(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,20 +129,21 @@ def _difference(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
 
 
 def _arguments(
-    config: Mapping[str, Any], options: object, path: Path, prefix: str
+    config: Mapping[str, Any], options: object, source: str, prefix: str
 ) -> Iterator[str]:
     known = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    types = get_type_hints(type(options))
     for key, value in config.items():
         name = str(key).replace("-", "_")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it is one of {', '.join(known)}"
-            raise ValueError(f"--config {path}: there is no option {prefix + str(key)!r}{hint}")
+            raise ValueError(f"{source}: there is no option {prefix + str(key)!r}{hint}")
         if dataclasses.is_dataclass(known[name]):
             if not isinstance(value, dict):
-                raise ValueError(f"--config {path}: {key!r} must hold names and values")
-            yield from _arguments(value, known[name], path, f"{prefix}{name}.")
-        elif isinstance(value, bool):
+                raise ValueError(f"{source}: {key!r} must hold names and values")
+            yield from _arguments(value, known[name], source, f"{prefix}{name}.")
+        elif isinstance(value, bool) and types[name] is bool:
             flag = name if value else f"no_{name}"
             yield f"--{prefix}{flag}".replace("_", "-")
         elif isinstance(value, list):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 from mkdext._files import write_text
+from mkdext._memory import PeakMemory
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, unwrapped
@@ -161,6 +162,8 @@ def _run_steps(
     options, first = plan.options, before.step
     # A meta step is not due at every step; what is logged is the last one's.
     latest = dict(before.values)
+    memory = PeakMemory(torch.device(options.device))
+    memory.start()
     begin = time.monotonic() - before.seconds
     with (
         StopSignals() as stop,
@@ -178,6 +181,8 @@ def _run_steps(
             record({"step": step, "validation": scores})
             progress.say(f"step {step}: {_in_words(scores)}")
             _save_sample(plan, run, sets, step)
+            # Whole photographs take more than a step does.
+            memory.start()
 
         def validation_is_due(step: int) -> bool:
             return step % options.validate_every == 0 or step == options.iterations
@@ -200,9 +205,10 @@ def _run_steps(
             shown = ("reconstruction", "distillation", "lr")
             progress.update(done, {name: latest[name] for name in shown if name in latest})
             if done % options.log_every == 0 or last:
-                speed = round(progress.patches_per_second, 1)
+                speed, peak = round(progress.patches_per_second, 1), memory.bytes()
+                costs = {"patches_per_second": speed, "peak_bytes": peak}
                 statistics = _method_statistics(plan, lr, hr, hints)
-                record({"step": done, **latest, "patches_per_second": speed, **statistics})
+                record({"step": done, **latest, **costs, **statistics})
             if done % options.checkpoint_every == 0 or last or stop.received:
                 save_checkpoint(run, plan, Done(done, time.monotonic() - begin, latest))
             if stop.received:
@@ -225,9 +231,12 @@ def _crops(
     """What the batches are made of, and the teacher's maps of it where they are kept."""
     options, distillation = plan.options, plan.step.distillation
     sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
-    if options.teacher_cache is None or distillation is None:
+    if options.teacher_cache is None:
         return PatchSampler(pairs, *sizes), None
     crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
+    if distillation is None:
+        # There is nothing to keep, but what is compared must have seen the same patches.
+        return crops, None
     device = torch.device(options.device)
     cache = TeacherCache(options.teacher_cache, distillation.teacher, crops, device)
     cache.fill(

@@ -1,0 +1,171 @@
+"""`python -m mkdext.compare`: train students by several methods under one protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from rich.console import Console
+
+from mkdext.comparison import Comparison, ComparisonStopped, run_cells, write_report
+from mkdext.comparison.processes import physical_cores
+from mkdext.training import TrainOptions
+from mkdext.training.config_files import defaults_for, flags_of, load_config, value_of
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareCommand(TrainOptions):
+    """Train students by several methods and compare what they reach.
+
+    Every method gets the same initial weights, the same patches in the same order and as many
+    student steps; each training is one of python -m mkdext.train in a folder below --out, and the
+    options that are explained there hold for all. Stopped or interrupted, the same command goes on;
+    with more methods, students or seeds it trains what is missing. Without --train-dir it trains on
+    the photographs that come with scikit-image, with short defaults.
+    """
+
+    student: tyro.conf.Suppress[str] = TrainOptions.student
+    method: tyro.conf.Suppress[str] = TrainOptions.method
+    seed: int = 0
+    """The first seed."""
+    out: Path = Path("runs/comparison")
+    """Folder for the trainings, the table (comparison.md, .csv and .json) and the figures."""
+
+    methods: tuple[str, ...] = ("vanilla", "mkd")
+    """Ways of training, as --method of mkdext.train; commas may part them."""
+    students: tuple[str, ...] = ("rcan-a",)
+    """Networks to train, as --student of mkdext.train; commas may part them."""
+    seeds: int = 3
+    """How many seeds, counted from --seed."""
+    jobs: int | None = None
+    """Trainings at once; none: as many as the processor has cores, on a GPU one."""
+    method_options: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Options of one method alone: its name and then the options, as in
+    --method-options mkd kd-weight=3e-3 meta.every=4; may be given for each method."""
+    config: Path | None = None
+    """YAML file of options, such as the config.yaml of a run; flags given count more."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        for name in ("seeds", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+
+    def comparison(self) -> Comparison:
+        """What is compared.
+
+        Raises:
+            ValueError: A list is empty or has a name that is unknown or twice, or an option of one
+                method is not usable.
+        """
+        names = [field.name for field in dataclasses.fields(TrainOptions)]
+        return Comparison(
+            TrainOptions(**{name: getattr(self, name) for name in names}),
+            _split(self.students),
+            _split(self.methods),
+            range(self.seed, self.seed + self.seeds),
+            _method_options(self.method_options),
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Flags; none: those of the process.
+
+    Returns:
+        The exit status: 2 for what cannot be done as asked, before any work; 1 if a training
+        failed, with all others done; 128 plus the signal if it was stopped.
+    """
+    console = Console()
+    try:
+        command = parse(list(sys.argv[1:] if arguments is None else arguments))
+        comparison = command.comparison()
+        jobs = command.jobs or (physical_cores() if command.device == "cpu" else 1)
+        cells = comparison.check(jobs, console)
+        with comparison.opened():
+            # Also before the first training, because one that is damaged is found by it.
+            write_report(command.out, None)
+            failures = run_cells(
+                cells, jobs, command.out, console, lambda: write_report(command.out, None)
+            )
+            write_report(command.out, console)
+    except ValueError as error:
+        return _fail(error, 2)
+    except OSError as error:
+        return _fail(error, 1)
+    except ComparisonStopped as stopped:
+        return _fail(stopped, 128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on", 130)
+    for cell, message in failures.items():
+        _fail(f"{cell} failed: {message}", 1)
+    return 1 if failures else 0
+
+
+def parse(arguments: list[str]) -> CompareCommand:
+    """Options from flags, over those of a configuration file, over the defaults.
+
+    Raises:
+        ValueError: A configuration file is not usable, or a number is out of range.
+        SystemExit: A flag is unknown or malformed, or help was asked for.
+    """
+    given = arguments
+    config = value_of("--config", given)
+    if config is not None:
+        given = _flags_of_file(Path(config)) + given
+    base = defaults_for(given)
+    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    default = CompareCommand(**values | {"out": CompareCommand.out})
+    return tyro.cli(CompareCommand, args=given, default=default, prog="python -m mkdext.compare")
+
+
+def _flags_of_file(path: Path) -> list[str]:
+    config = load_config(path)
+    # The file of a training names one student and one method.
+    for one, several in (("student", "students"), ("method", "methods")):
+        if one in config:
+            config.setdefault(several, [config.pop(one)])
+    flags = []
+    for method, options in (config.pop("method_options", None) or {}).items():
+        values = (f"{name}={json.dumps(value)}" for name, value in options.items())
+        flags += ["--method-options", method, *values]
+    return flags_of(config, CompareCommand(), f"--config {path}") + flags
+
+
+def _split(names: Iterable[str]) -> list[str]:
+    return [part for name in names for part in name.split(",") if part]
+
+
+def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Nested values by method, from `(method, "name=value", "group.name=value", ...)`."""
+    methods: dict[str, dict[str, Any]] = {}
+    for method, *settings in given:
+        for setting in settings:
+            name, equals, value = setting.partition("=")
+            if not equals:
+                raise ValueError(f"--method-options {method} takes name=value, got {setting!r}")
+            *groups, last = name.replace("-", "_").split(".")
+            options = methods.setdefault(method, {})
+            for group in groups:
+                options = options.setdefault(group, {})
+            options[last] = yaml.safe_load(value)
+    return methods
+
+
+def _fail(error: object, status: int) -> int:
+    print(f"mkdext.compare: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

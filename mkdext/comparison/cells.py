@@ -1,0 +1,233 @@
+"""The trainings that a comparison is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.progress import track as rich_track
+
+from mkdext._files import write_text
+from mkdext._near_names import did_you_mean
+from mkdext.distill import method_class
+from mkdext.training.config_files import config_of, flags_of
+from mkdext.training.memory import available_bytes
+from mkdext.training.options import METHOD_NAMES, TrainOptions
+from mkdext.training.photographs import training_photographs, validation_photographs
+from mkdext.training.plan import prepare
+from mkdext.training.progress import track
+from mkdext.training.run_directory import RunDirectory
+
+REFERENCE = "vanilla"
+"""The training without a teacher, that all others are compared with."""
+
+_OF_A_CELL = ("student", "method", "seed")
+_EQUAL_FOR_ALL = (
+    *("out", "scale", "train_dir", "val_dir", "bad_images"),
+    *("iterations", "batch_size", "patch_size", "device"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training: a student, a method, a seed."""
+
+    options: TrainOptions
+
+    @property
+    def run(self) -> RunDirectory:
+        """Where it is trained."""
+        return RunDirectory(self.options.out)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.run.summary.exists()
+
+    def __str__(self) -> str:
+        return f"{self.options.student}, {self.options.method}, seed {self.options.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A grid of students, methods and seeds, all trained alike but for these.
+
+    A seed gives every method the same initial weights and the same patches in the same order.
+    """
+
+    base: TrainOptions
+    """What is common to all; student, method and seed do not count. `out` is the folder of the
+    comparison, each cell has a run directory below it."""
+    students: Sequence[str]
+    """As `TrainOptions.student`."""
+    methods: Sequence[str]
+    """As `TrainOptions.method`."""
+    seeds: Sequence[int]
+    """Any, each once."""
+    method_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Options of single methods by the method's name, nested as in a configuration file."""
+
+    def __post_init__(self) -> None:
+        """Check the names.
+
+        Raises:
+            ValueError: A list is empty, has something twice or holds an unknown method, or an
+                option of a method is one that must be equal for all.
+        """
+        for flag in ("students", "methods", "seeds"):
+            values = list(getattr(self, flag))
+            if not values:
+                raise ValueError(f"--{flag} must name at least one")
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"--{flag} has {twice} twice")
+        for flag, names in (("methods", self.methods), ("method-options", self.method_options)):
+            for name in names:
+                if name not in METHOD_NAMES:
+                    raise ValueError(
+                        f"--{flag}: {name} is unknown, there are {', '.join(METHOD_NAMES)}"
+                        f"{did_you_mean(name, METHOD_NAMES)}"
+                    )
+        for method, options in self.method_options.items():
+            for name in options:
+                if name in (*_OF_A_CELL, *_EQUAL_FOR_ALL):
+                    flag = name.replace("_", "-")
+                    raise ValueError(
+                        f"--method-options {method}: {flag} must be the same for all methods"
+                    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all cells have in common, as plain values."""
+        config = config_of(self.base)
+        return {name: value for name, value in config.items() if name not in _OF_A_CELL}
+
+    def cells(self) -> list[Cell]:
+        """All trainings, those of the first seed first.
+
+        Raises:
+            ValueError: An option of a method is unknown or out of range.
+            SystemExit: An option of a method is malformed.
+        """
+        return [
+            Cell(self._options(student, method, seed))
+            for seed in self.seeds
+            for student in self.students
+            for method in self.methods
+        ]
+
+    def _options(self, student: str, method: str, seed: int) -> TrainOptions:
+        where = Path(as_folder(student)) / method / f"seed-{seed}"
+        options = dataclasses.replace(
+            self.base,
+            student=student,
+            method=method,
+            seed=seed,
+            out=self.base.out / "cells" / where,
+        )
+        own = self.method_options.get(method)
+        if own:
+            name = f"--method-options {method}"
+            flags = flags_of(own, options, name)
+            options = tyro.cli(TrainOptions, args=flags, default=options, prog=name)
+        if options.teacher_cache is not None:
+            # Another seed has other crops, another student may want maps of another size.
+            what = "features" if method == REFERENCE else method_class(method).compares
+            folder = options.teacher_cache / as_folder(student) / f"seed-{seed}" / what
+            options = dataclasses.replace(options, teacher_cache=folder)
+        return options.resolved()
+
+    def check(self, jobs: int, console: Console) -> list[Cell]:
+        """Check all that can be checked before the first cell is trained; nothing is written.
+
+        Args:
+            jobs: How many cells will be trained at once.
+            console: Where progress is shown.
+
+        Returns:
+            The cells, finished or not.
+
+        Raises:
+            ValueError: The folder holds a comparison of other settings, or a cell cannot be
+                trained.
+        """
+        RunDirectory(self.base.out).check(self.settings)
+        cells = self.cells()
+        folders = {as_folder(student): student for student in self.students}
+        if len(folders) < len(self.students):
+            raise ValueError(f"--students would share folders: {', '.join(self.students)}")
+        for cell in cells:
+            try:
+                cell.run.check(config_of(cell.options))
+            except ValueError as error:
+                again = f"or delete {cell.run.root} to train it anew"
+                raise ValueError(f"{cell}: {error}; {again}") from None
+        pending = [cell for cell in cells if not cell.finished]
+        if not pending:
+            return cells
+        kinds: dict[tuple[str, str], list[Cell]] = {}
+        for cell in pending:
+            kinds.setdefault((cell.options.student, cell.options.method), []).append(cell)
+        memory = []
+        for (student, method), seeds in rich_track(
+            kinds.items(),
+            "checking",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
+            try:
+                needed = prepare(seeds[0].options).memory or 0
+            except ValueError as error:
+                raise ValueError(f"{student}, {method}: {error}") from None
+            memory += [needed] * len(seeds)
+        together, available = sum(sorted(memory)[-jobs:]), available_bytes()
+        if self.base.device == "cpu" and available and together > available:
+            raise ValueError(
+                f"{min(jobs, len(pending))} trainings at once need about {together / 1e9:.1f} GB "
+                f"of memory, {available / 1e9:.1f} GB are available: lower --jobs, --batch-size or "
+                "--patch-size"
+            )
+        validation_photographs(self.base, track(console))
+        training_photographs(self.base, track(console))
+        return cells
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder of the comparison and keep other comparisons out of it.
+
+        Raises:
+            ValueError: The folder cannot be written, or another comparison is at work there.
+        """
+        run = RunDirectory(self.base.out)
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+            lock = (run.root / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"--out {run.root} cannot be written: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"--out {run.root} is in use by another comparison") from None
+            if not run.config.exists():
+                write_text(run.config, yaml.safe_dump(self.settings, sort_keys=False))
+            yield
+
+
+def as_folder(student: str) -> str:
+    """The name of a student's folder.
+
+    Example:
+        >>> as_folder("nets/small.py:make")
+        'nets_small.py_make'
+    """
+    return re.sub(r"[^\w.-]+", "_", student)

@@ -1,0 +1,120 @@
+"""Crops of photographs where the methods of a comparison differ most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track as rich_track
+from torch import Tensor, nn
+
+from mkdext.comparison.cells import as_folder
+from mkdext.comparison.results import Result
+from mkdext.data import ImagePairs
+from mkdext.inference.contact_sheet import ContactSheet, Window, strongest_window
+from mkdext.metrics import psnr_y
+from mkdext.models import load_weights, read_weights, resolve_student
+from mkdext.models.own import unwrapped
+from mkdext.training import TrainOptions
+from mkdext.training.photographs import validation_photographs
+from mkdext.training.progress import track
+from mkdext.training.validation import Upscaler, bicubic, picture
+
+_PICTURES = 10  # looked at in a set, evenly spaced, because every network enlarges each of them
+_ROWS = 3  # shown of a set
+
+
+class _Differing(NamedTuple):
+    """A photograph as the methods enlarge it."""
+
+    variance: float
+    """Between the methods, in the window."""
+    window: Window
+    name: str
+    hr: Tensor
+    pictures: dict[str, tuple[Tensor, float]]
+    """uint8 `[3, H, W]` and PSNR-Y in dB of the whole, by way of enlarging."""
+
+
+def save_crops(out: Path, results: Sequence[Result], console: Console) -> list[Path]:
+    """Write a sheet of crops for each student of several methods and each set.
+
+    A crop is the window of a photograph where the methods' pictures have the largest variance; the
+    photographs of a set with the largest are shown. Networks are of the first seed that all methods
+    of the student have.
+
+    Args:
+        out: The folder of the comparison.
+        results: Its finished trainings.
+        console: Where progress is shown.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: A photograph or a network's weights cannot be used any more.
+    """
+    jobs = {
+        student: chosen
+        for student in dict.fromkeys(result.student for result in results)
+        if len(chosen := _of_one_seed([r for r in results if r.student == student])) > 1
+    }
+    if not jobs:
+        return []
+    first = results[0]
+    options = TrainOptions(scale=first.scale, val_dir=first.val_dir)
+    sets = validation_photographs(options, track(console))
+    files = []
+    for student, chosen in jobs.items():
+        networks = {result.method: _network(result) for result in chosen}
+        for name, pairs in sets.items():
+            found = rich_track(
+                _differing(pairs, networks, first.scale),
+                f"crops of {student}, {name}",
+                total=min(len(pairs), _PICTURES),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            )
+            most: list[_Differing] = []
+            for photograph in found:
+                most = sorted([*most, photograph], key=lambda p: -p.variance)[:_ROWS]
+            sheet = ContactSheet(["HR", "bicubic", *networks])
+            for photograph in most:
+                sheet.add(photograph.name, photograph.hr, photograph.pictures, photograph.window)
+            files.append(out / f"crops_{as_folder(student)}_{name}.png")
+            sheet.save(files[-1])
+    return files
+
+
+def _of_one_seed(results: Sequence[Result]) -> list[Result]:
+    """The trainings of the lowest seed that all methods have; none: there is no such seed."""
+    methods = {result.method for result in results}
+    for seed in sorted({result.seed for result in results}):
+        chosen = [result for result in results if result.seed == seed]
+        if len(chosen) == len(methods):
+            return chosen
+    return []
+
+
+def _network(result: Result) -> nn.Module:
+    network = resolve_student(result.student, result.scale)
+    load_weights(unwrapped(network), read_weights(result.run.student))
+    return network.eval()
+
+
+def _differing(
+    pairs: ImagePairs, networks: Mapping[str, nn.Module], scale: int
+) -> Iterator[_Differing]:
+    ways: dict[str, Upscaler] = {"bicubic": bicubic(scale), **networks}
+    count = min(len(pairs), _PICTURES)
+    for index in (number * len(pairs) // count for number in range(count)):
+        lr, hr = pairs[index]
+        made = {way: picture(upscale, lr) for way, upscale in ways.items()}
+        of_methods = torch.stack([made[method] for method in networks]).float()
+        window, variance = strongest_window(of_methods.var(dim=0, correction=0).mean(dim=0))
+        scored = {way: (sr, psnr_y(sr, hr, scale)) for way, sr in made.items()}
+        yield _Differing(variance, window, pairs.paths[index].name, hr, scored)

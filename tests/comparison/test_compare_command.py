@@ -1,0 +1,339 @@
+"""The command as a user meets it: a grid of trainings, their report, interruptions, bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import mkdext.comparison.processes as processes
+from mkdext import train
+from mkdext.compare import main, parse
+from mkdext.comparison.cells import as_folder
+from mkdext.models import create_model
+from mkdext.training.run_directory import RunDirectory
+
+METHODS = ("vanilla", "fitnet")
+
+
+class InProcess:
+    """A training in this process instead of one of its own, which takes seconds to start."""
+
+    commands: list[list[str]]
+
+    def __init__(self, command, *, stdin, stdout, stderr, env) -> None:
+        assert command[1:3] == ["-m", "mkdext.train"]
+        assert env["OMP_NUM_THREADS"] == "1"
+        self.commands.append(command)
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
+            self.returncode = train.main(command[3:])
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[list[str]]:
+    """Train in this process; the commands that were called."""
+    monkeypatch.setattr(InProcess, "commands", [], raising=False)
+    monkeypatch.setattr(processes.subprocess, "Popen", InProcess)
+    monkeypatch.setattr(processes, "_POLL_SECONDS", 0)
+    return InProcess.commands
+
+
+@pytest.fixture(scope="module")
+def flags(photographs: Path, tmp_path_factory) -> list[str]:
+    """Flags of cells of a second each."""
+    return [
+        *("--train-dir", str(photographs), "--val-dir", str(photographs)),
+        *("--iterations", "2", "--batch-size", "2", "--patch-size", "8", "--validate-every", "1"),
+        *("--log-every", "1", "--checkpoint-every", "1", "--jobs", "2"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def comparison(flags, tmp_path_factory) -> Path:
+    """Two methods, two seeds, a teacher's cache; not to be changed."""
+    out = tmp_path_factory.mktemp("comparisons") / "comparison"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InProcess, "commands", [], raising=False)
+        patch.setattr(processes.subprocess, "Popen", InProcess)
+        patch.setattr(processes, "_POLL_SECONDS", 0)
+        assert main([*flags, *grid(out)]) == 0
+        assert len(InProcess.commands) == 4
+    return out
+
+
+def grid(out: Path, methods: str = "vanilla,fitnet", seeds: int = 2) -> list[str]:
+    return [
+        *("--methods", methods, "--seeds", str(seeds), "--out", str(out)),
+        *("--teacher-cache", str(out.parent / "cache"), "--teacher-cache-crops", "3"),
+        *("--method-options", "fitnet", "kd-weight=0.5", "meta.lr=3e-3"),
+    ]
+
+
+def run(out: Path, method: str, seed: int) -> Path:
+    return out / "cells" / "rcan-a" / method / f"seed-{seed}"
+
+
+def first_loss(run: Path) -> float:
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["reconstruction"]
+
+
+def test_methods_begin_with_the_same_weights_on_the_same_patches(comparison):
+    losses = {(m, seed): first_loss(run(comparison, m, seed)) for m in METHODS for seed in (0, 1)}
+    assert losses["vanilla", 0] == losses["fitnet", 0] != losses["vanilla", 1]
+    assert losses["vanilla", 1] == losses["fitnet", 1]
+
+
+def test_a_cell_is_an_ordinary_training_with_the_options_of_its_method(comparison):
+    vanilla, fitnet = (
+        train.parse(["--config", str(run(comparison, method, 1) / "config.yaml")]).options()
+        for method in METHODS
+    )
+    assert (vanilla.seed, fitnet.seed, vanilla.iterations) == (1, 1, 2)
+    assert (fitnet.kd_weight, fitnet.meta.lr) == (0.5, 3e-3)
+    assert vanilla.meta.lr == 1e-4
+    assert fitnet.teacher_cache == comparison.parent / "cache" / "rcan-a" / "seed-1" / "features"
+
+
+def test_tables_hold_means_gains_and_costs(comparison):
+    report = json.loads((comparison / "comparison.json").read_text())
+    with (comparison / "comparison.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["method"], line["seed"]) for line in lines] == [
+        *(("vanilla", "0"), ("vanilla", "1"), ("fitnet", "0"), ("fitnet", "1"))
+    ]
+    psnr = [float(line["psnr_y"]) for line in lines]
+    rows = {row["method"]: row for row in report["methods"]}
+    assert rows["vanilla"]["psnr_y"]["mean"] == pytest.approx(sum(psnr[:2]) / 2)
+    gain = rows["fitnet"]["psnr_gain"]
+    assert gain["mean"] == pytest.approx((psnr[2] - psnr[0] + psnr[3] - psnr[1]) / 2)
+    assert rows["vanilla"]["psnr_gain"] is None
+    assert all(float(line["seconds_per_step"]) > 0 for line in lines)
+    assert all(int(line["peak_bytes"]) > 10**8 for line in lines)
+    assert report["students"]["rcan-a"]["paper_flops"] == pytest.approx(22.03e9, rel=1e-3)
+    summary = json.loads((run(comparison, "fitnet", 1) / "summary.json").read_text())
+    assert psnr[3] == summary["validation"]["photographs"]["student"]["psnr_y"]
+
+
+def test_the_best_is_marked_in_the_markdown_table(comparison):
+    text = (comparison / "comparison.md").read_text()
+    report = json.loads((comparison / "comparison.json").read_text())
+    means = {row["method"]: row["psnr_y"]["mean"] for row in report["methods"]}
+    best, second = sorted(means, key=means.get, reverse=True)
+    table = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:2] == "| "}
+    assert f"| **{means[best]:.3f} ± " in table[best]
+    assert f"| _{means[second]:.3f} ± " in table[second]
+    assert {"bicubic", "teacher"} < table.keys()
+    assert "![cost](cost.png)" in text
+
+
+def test_pictures_are_drawn(comparison):
+    for name in ("curves.png", "cost.png", "crops_rcan-a_photographs.png"):
+        with Image.open(comparison / name) as image:
+            assert min(image.size) > 200
+
+
+def test_a_finished_comparison_only_writes_its_report_again(comparison, flags, trained, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(comparison, out)
+    table = (out / "comparison.md").read_text()
+    (out / "comparison.md").unlink()
+    flags = [*flags, *grid(out), "--teacher-cache", str(comparison.parent / "cache")]
+    assert main(flags) == 0
+    assert not trained
+    assert (out / "comparison.md").read_text() == table
+
+
+def test_a_method_or_a_seed_more_trains_only_what_is_missing(comparison, flags, trained, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(comparison, out)
+    shutil.rmtree(run(out, "vanilla", 1))
+    cache = ["--teacher-cache", str(comparison.parent / "cache")]
+    assert main([*flags, *grid(out, "vanilla", 2), *cache]) == 0
+    assert main([*flags, *grid(out, "response", 1), *cache]) == 0
+    assert [Path(command[-1]) for command in trained] == [
+        run(out, "vanilla", 1),
+        run(out, "response", 0),
+    ]
+    # What was there counts all the same.
+    methods = json.loads((out / "comparison.json").read_text())["methods"]
+    assert [(row["method"], row["psnr_y"]["seeds"]) for row in methods] == [
+        *(("vanilla", 2), ("fitnet", 2), ("response", 1))
+    ]
+    again, before = (run(where, "vanilla", 1) for where in (out, comparison))
+    weights = "checkpoints/student.safetensors"
+    assert (again / weights).read_bytes() == (before / weights).read_bytes()
+
+
+def test_a_cell_that_fails_is_named_and_stops_no_other(flags, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    wild = ["--method-options", "fitnet", "lr=1e20"]
+    assert (
+        main([*flags, "--methods", "fitnet,vanilla", "--out", str(out), "--seeds", "1", *wild]) == 1
+    )
+    assert len(trained) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mkdext.compare: rcan-a, fitnet, seed 0 failed: step 2: ")
+    assert "Lower --lr" in error
+    assert json.loads((out / "comparison.json").read_text())["methods"][0]["method"] == "vanilla"
+
+
+def test_a_stopped_comparison_checkpoints_its_trainings(flags, tmp_path, capsys):
+    out = tmp_path / "out"
+    metrics = run(out, "vanilla", 0) / "metrics.jsonl"
+
+    def stop() -> None:
+        while not metrics.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    long = ["--methods", "vanilla", "--seeds", "1", "--iterations", "100000", "--out", str(out)]
+    assert main([*flags, *long, "--checkpoint-every", "100000"]) == 128 + signal.SIGTERM
+    assert "the same command goes on" in capsys.readouterr().err
+    log = (run(out, "vanilla", 0) / "output.log").read_text()
+    step = torch.load(run(out, "vanilla", 0) / "checkpoints" / "state.pt")["step"]
+    assert f"stopped after step {step}; the same command goes on" in log
+
+
+def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
+    command = parse([*flags, "--seeds", "1", "--methods", "vanilla", "--out", str(tmp_path)])
+    with command.comparison().opened():
+        assert main([*flags, "--seeds", "1", "--methods", "vanilla", "--out", str(tmp_path)]) == 2
+    assert "is in use by another comparison" in capsys.readouterr().err
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "vanilla,fitnett"], "fitnett is unknown, there are vanilla, .*fitnet"),
+        (["--methods", "mkd", "mkd"], "--methods has mkd twice"),
+        (["--methods"], "--methods must name at least one"),
+        (["--students", "rcan-d"], "rcan-d, vanilla: --student rcan-d is unknown.*did you mean"),
+        (
+            ["--teacher-weights", "x2.safetensors"],
+            "rcan-a, fitnet: .*x2.safetensors.* is for x2",
+        ),
+        (["--method-options", "fitnet", "kd-weight"], "takes name=value, got 'kd-weight'"),
+        (["--method-options", "fitnet", "kd-wait=1"], "did you mean 'kd_weight'"),
+        (["--method-options", "fitnett", "kd-weight=1"], "fitnett is unknown"),
+        (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
+        (["--val-dir", "nowhere"], "nowhere does not exist"),
+        (["--batch-size", "1000000"], "of memory"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+    ],
+)
+def test_bad_input_gets_one_clear_message_before_any_work(
+    arguments, message, flags, trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    save_file(create_model("rcan-a", 2).state_dict(), "x2.safetensors")
+    flags = [*flags, "--methods", *METHODS, "--out", "out", *arguments]
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mkdext.compare: ")
+    assert re.search(message, error), error
+    assert not trained
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--method-options", "fitnet", "kd-weight=-1"], "--kd-weight must be at least 0, got -1"),
+        (["--method", "fitnet"], "Perhaps you meant"),
+    ],
+)
+def test_an_impossible_flag_is_refused(arguments, message, flags, trained, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*flags, "--methods", *METHODS, "--out", str(tmp_path / "out"), *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_of_other_settings_is_refused(comparison, flags, trained, capsys):
+    assert main([*flags, *grid(comparison), "--lr", "3e-4"]) == 2
+    assert "holds a run of other options (lr was 0.0001, now 0.0003)" in capsys.readouterr().err
+    other = ["--method-options", "fitnet", "kd-weight=0.25"]
+    assert main([*flags, *grid(comparison), *other]) == 2
+    error = capsys.readouterr().err
+    assert "rcan-a, fitnet, seed 0: " in error
+    assert "kd_weight was 0.5, now 0.25" in error
+    assert not trained
+
+
+def test_a_configuration_file_may_be_that_of_a_training(comparison, tmp_path):
+    config = run(comparison, "fitnet", 1) / "config.yaml"
+    command = parse(["--config", str(config), "--methods", "vanilla,fitnet"])
+    assert (command.students, command.seed, command.iterations) == (("rcan-a",), 1, 2)
+    assert command.methods == ("vanilla,fitnet",)
+    assert parse(["--config", str(config)]).methods == ("fitnet",)
+
+
+def test_a_configuration_file_holds_options_of_methods(tmp_path):
+    file = tmp_path / "compare.yaml"
+    file.write_text(
+        "methods: [vanilla, mkd]\nseeds: 5\nseed: 2\n"
+        "method_options:\n  mkd: {kd-weight: 1e-2, meta: {every: 4}, kd_fade: false}\n"
+    )
+    comparison = parse(["--config", str(file), "--method-options", "mkd", "lr=2e-4"]).comparison()
+    assert list(comparison.seeds) == [2, 3, 4, 5, 6]
+    options = comparison.cells()[1].options
+    assert (options.method, options.kd_weight, options.meta.every) == ("mkd", 0.01, 4)
+    assert (options.kd_fade, options.lr) == (False, 2e-4)
+    assert comparison.cells()[0].options.kd_fade
+
+
+def test_two_that_fill_one_cache_do_not_start_together(flags, tmp_path):
+    cache = ["--teacher-cache", str(tmp_path / "cache")]
+    command = parse([*flags, *cache, "--methods", "fitnet,at,vanilla", "--out", str(tmp_path)])
+    fitnet, at, vanilla, other_seed, *_ = command.comparison().cells()
+    running = type("Running", (), {"cell": fitnet})
+    assert processes._startable([at, vanilla], [running]) is vanilla
+    assert processes._startable([at, other_seed], [running]) is other_seed
+    assert processes._startable([at], [running]) is None
+    fitnet.run.root.mkdir(parents=True)
+    fitnet.run.metrics.write_text('{"step": 1, "patches_per_second": 2.0}\n')
+    assert processes._startable([at], [running]) is at
+
+
+def test_progress_reads_the_last_whole_line_of_the_steps(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert processes._latest(run) is None
+    run.metrics.write_text(
+        '{"step": 7, "patches_per_second": 4.0}\n{"step": 8, "validation": {}}\n{"st'
+    )
+    assert processes._latest(run) == (7, 0.25)
+
+
+def test_time_left_knows_slow_methods(flags, tmp_path):
+    command = parse([*flags, "--iterations", "10", "--methods", "vanilla,mkd", "--seeds", "1"])
+    vanilla, mkd = command.comparison().cells()
+    speeds = {("rcan-a", "vanilla"): 1.0, ("rcan-a", "mkd"): 5.0}
+    assert processes._seconds_left({vanilla: 8, mkd: 4}, speeds, jobs=1) == 2 * 1 + 6 * 5
+    # The longest that remains has to be waited for.
+    assert processes._seconds_left({vanilla: 8, mkd: 4}, speeds, jobs=2) == 6 * 5
+    some = {("rcan-a", "vanilla"): 1.0}
+    assert processes._seconds_left({vanilla: 8, mkd: 0}, some, jobs=1) == 2 + 10
+
+
+def test_a_students_file_becomes_one_folder():
+    assert as_folder("/home/me/nets/espcn.py:ESPCN") == "_home_me_nets_espcn.py_ESPCN"
