@@ -131,8 +131,13 @@ class Comparison:
             student=student,
             method=method,
             seed=seed,
+            imitation=0.0 if method == REFERENCE else self.base.imitation,
             out=self.base.out / "cells" / where,
         )
+        if options.privileged:
+            options = dataclasses.replace(
+                options, teacher=None, teacher_weights=None, teacher_points=()
+            )
         own = self.method_options.get(method)
         if own:
             name = f"--method-options {method}"
@@ -141,6 +146,7 @@ class Comparison:
         if options.teacher_cache is not None:
             # Another seed has other crops, another student may want maps of another size.
             what = "features" if method == REFERENCE else method_class(method).compares
+            what += "-and-pictures" if options.imitation else ""
             folder = options.teacher_cache / as_folder(student) / f"seed-{seed}" / what
             options = dataclasses.replace(options, teacher_cache=folder)
         return options.resolved()

@@ -234,8 +234,8 @@ def _crops(
     if options.teacher_cache is None:
         return PatchSampler(pairs, *sizes), None
     crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
-    if distillation is None:
-        # There is nothing to keep, but what is compared must have seen the same patches.
+    if distillation is None or options.privileged:
+        # Nothing can be kept, but trainings that are compared must see the same patches.
         return crops, None
     device = torch.device(options.device)
     cache = TeacherCache(options.teacher_cache, distillation.teacher, crops, device)

@@ -25,7 +25,6 @@ _REFUSED = {
     "teacher": "made of an encoder and the student's network",
     "teacher_weights": "made of an encoder and the student's network",
     "teacher_points": "whose points are the student's",
-    "teacher_cache": "so that feature maps of one run are of no use to another",
 }
 
 

@@ -219,7 +219,6 @@ def test_the_teacher_is_trained_as_long_as_the_student_by_default():
         (["--teacher", "builtin"], "--teacher: --method pisr trains a teacher of its own, made of"),
         (["--teacher-weights", "t.pt"], "leave out --teacher-weights t.pt"),
         (["--teacher-points", "body.0", "body.1"], "whose points are the student's; leave out --t"),
-        (["--teacher-cache", "cache"], "feature maps of one run are of no use to another; leave"),
         (["--student-points", "bdy.0"], "--student-points: distillation point 'bdy.0' is no sub-"),
     ],
 )

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mkdext.comparison import Comparison
+from mkdext.training import TrainOptions
+
+BASE = TrainOptions(
+    teacher="rcan-t", teacher_weights=Path("rcan.pt"), imitation=0.5, teacher_cache=Path("cache")
+)
+
+
+def cells(*methods: str, base: TrainOptions = BASE) -> dict[str, TrainOptions]:
+    comparison = Comparison(base, ["rcan-a"], methods, [3])
+    return {cell.options.method: cell.options for cell in comparison.cells()}
+
+
+def test_a_method_is_spared_the_options_that_it_cannot_take():
+    options = cells("vanilla", "pisr", "mkd")
+    assert (options["vanilla"].imitation, options["mkd"].imitation) == (0.0, 0.5)
+    assert (options["pisr"].teacher, options["pisr"].teacher_weights) == (None, None)
+    assert options["mkd"].teacher == "rcan-t"
+
+
+def test_maps_that_differ_have_caches_that_differ():
+    plain = dataclasses.replace(BASE, imitation=0.0)
+    folders = {
+        cells("mkd")["mkd"].teacher_cache,
+        cells("response")["response"].teacher_cache,
+        cells("mkd", base=plain)["mkd"].teacher_cache,
+        cells("response", base=plain)["response"].teacher_cache,
+    }
+    assert len(folders) == 4
+    assert cells("mkd")["mkd"].teacher_cache == cells("fitnet")["fitnet"].teacher_cache
