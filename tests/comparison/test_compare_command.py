@@ -321,7 +321,7 @@ def test_progress_reads_the_last_whole_line_of_the_steps(tmp_path):
     run.metrics.write_text(
         '{"step": 7, "patches_per_second": 4.0}\n{"step": 8, "validation": {}}\n{"st'
     )
-    assert processes._latest(run) == (7, 0.25)
+    assert processes._latest(run) == (7, 0, 0.25)
 
 
 def test_time_left_knows_slow_methods(flags, tmp_path):
@@ -333,6 +333,21 @@ def test_time_left_knows_slow_methods(flags, tmp_path):
     assert processes._seconds_left({vanilla: 8, mkd: 4}, speeds, jobs=2) == 6 * 5
     some = {("rcan-a", "vanilla"): 1.0}
     assert processes._seconds_left({vanilla: 8, mkd: 0}, some, jobs=1) == 2 + 10
+
+
+def test_a_method_with_a_teacher_of_its_own_is_not_given_another(flags):
+    flags = [*flags, "--teacher-weights", "large.pt", "--teacher-points", "body.*"]
+    command = parse([*flags, "--methods", "pisr,fitnet", "--seeds", "1"])
+    pisr, fitnet = command.comparison().cells()
+    assert (pisr.options.teacher_weights, pisr.options.teacher_points) == (None, ())
+    assert (fitnet.options.teacher_weights, fitnet.options.teacher_points) == (
+        Path("large.pt"),
+        ("body.*",),
+    )
+    # Its teacher's steps are work too.
+    assert (pisr.teacher_steps, fitnet.teacher_steps) == (2, 0)
+    assert processes._done(pisr, processes._Latest(0, 1, 0.1)) == 1
+    assert processes._done(pisr, processes._Latest(1, 0, 0.1)) == 3
 
 
 def test_a_students_file_becomes_one_folder():
