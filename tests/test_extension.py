@@ -205,3 +205,17 @@ def test_source_tree_loads_the_library_of_the_installed_package(
 def test_importing_the_package_stays_light() -> None:
     script = "import mkdext, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_distill_is_a_function_and_a_package_in_whatever_order_they_are_imported() -> None:
+    script = (
+        "import mkdext.distill.mkd, mkdext, sys;"
+        "from mkdext.distill import MKD;"
+        "from mkdext.distill.mkd import KRNet;"
+        "from mkdext import distill;"
+        "from mkdext.training.modules import distill as function;"
+        "assert mkdext.distill is distill is function;"
+        "assert sys.modules['mkdext.distill'].MKD is MKD;"
+        "assert 'distill' in dir(mkdext)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
