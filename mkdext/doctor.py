@@ -36,7 +36,12 @@ REQUIRED_PACKAGES = {
 }
 """Distribution name and import name of every dependency besides PyTorch."""
 
-OPTIONAL_PACKAGES = {"tensorboard": ("tensorboard", "curves of a training in a browser")}
+OPTIONAL_PACKAGES = {
+    "tensorboard": ("tensorboard", "curves of a training in a browser"),
+    "onnx": ("onnx", "mkdext.export"),
+    "onnxruntime": ("onnxruntime", "mkdext.export"),
+    "onnxscript": ("onnxscript", "mkdext.export"),
+}
 """Distribution name, import name and use of what mkdext takes when it is there."""
 
 

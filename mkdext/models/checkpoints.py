@@ -58,6 +58,12 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
         2
     """
     weights = read_weights(path)
+    metadata = read_metadata(path)
+    if name is None and metadata is not None and metadata.factory is not None:
+        raise ValueError(
+            f"weights file {path} is of a network of yours at x{metadata.scale}; name what makes "
+            f"it: --model {metadata.factory} (in a training: --teacher)"
+        )
     found = recognise(weights)
     if found is None:
         raise ValueError(
@@ -65,7 +71,6 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
             f"{nearest_network(weights)}; it holds {_listing(list(weights))}"
         )
     try:
-        metadata = read_metadata(path)
         if metadata is not None:
             found = _as_described(found, metadata)
         with torch.random.fork_rng(devices=[]):
@@ -146,17 +151,21 @@ def read_metadata(path: str | Path) -> WeightsMetadata | None:
     """Read what a weights file says of itself; none if it says nothing, as others' files.
 
     Raises:
-        ValueError: The file is damaged, or its metadata are not as `save_model` writes them.
+        ValueError: The file cannot be read, is damaged, or its metadata are not as `save_model`
+            writes them.
     """
-    with Path(path).open("rb") as file:
-        if not _is_safetensors(file.read(16)):
-            return None
+    path = Path(path)
+    if not _is_safetensors(_beginning(path)):
+        return None
     try:
         with safe_open(path, framework="pt") as content:
             text = (content.metadata() or {}).get(METADATA_KEY)
     except SafetensorError as error:
-        raise _damaged(Path(path), error) from None
-    return None if text is None else WeightsMetadata.from_json(text)
+        raise _damaged(path, error) from None
+    try:
+        return None if text is None else WeightsMetadata.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"weights file {path}: {error}") from None
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -206,6 +215,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         {'bias': tensor([1., 1.])}
     """
     path = Path(path)
+    start = _beginning(path)
+    if _is_safetensors(start):
+        return _plain_names(_read_safetensors(path))
+    if start.startswith((b"PK\3\4", b"\x80")):
+        return _plain_names(_state_dict(_read_pickle(path), path))
+    raise ValueError(
+        f"weights file {path} is neither a safetensors file nor one made by torch.save: "
+        f"it begins with {start!r}; fetch or copy it again"
+    )
+
+
+def _beginning(path: Path) -> bytes:
     if not path.exists():
         raise ValueError(f"weights file {path} does not exist; check the path")
     if path.is_dir():
@@ -217,14 +238,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"weights file {path} cannot be read: {error.strerror}") from None
     if not start:
         raise ValueError(f"weights file {path} is empty; fetch or copy it again")
-    if _is_safetensors(start):
-        return _plain_names(_read_safetensors(path))
-    if start.startswith((b"PK\3\4", b"\x80")):
-        return _plain_names(_state_dict(_read_pickle(path), path))
-    raise ValueError(
-        f"weights file {path} is neither a safetensors file nor one made by torch.save: "
-        f"it begins with {start!r}; fetch or copy it again"
-    )
+    return start
 
 
 def _is_safetensors(start: bytes) -> bool:
