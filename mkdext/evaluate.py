@@ -157,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         photographs = find_photographs(command, networks[0].scale)
         protocol = command.protocol or default_protocol(networks[0])
         scores = evaluate(command, networks, photographs, protocol, console)
+        save_scores(command, networks, protocol, scores)
     except ValueError as error:
         print(f"mkdext.evaluate: {error}", file=sys.stderr)
         return 2
@@ -166,7 +167,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mkdext.evaluate: interrupted", file=sys.stderr)
         return 130
-    save_scores(command, networks, protocol, scores)
     show(scores, networks[0].scale, protocol, console)
     tell_of_tiles(scores, networks, console)
     console.print(

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 if the exported network does not
-        give what it should.
+        give what it should, 130 for Ctrl-C.
     """
     console = Console()
     try:
@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ExportError as error:
         print(f"mkdext.export: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("mkdext.export: interrupted; nothing was written", file=sys.stderr)
+        return 130
     height, width = photograph.shape[2:]
     console.print(
         f"{command.out}: {network.architecture} x{network.scale}, "
@@ -151,11 +154,15 @@ def export(network: Network, metadata: WeightsMetadata | None, path: Path) -> No
                 _trace(network.model, path)
             else:
                 _export(network.model, path)
+    except OSError:
+        raise
     except Exception as error:  # The exporter raises whatever it stumbles over.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"{network.architecture} cannot be exported: {reason[0]}") from None
     proto = onnx.load(path)
-    described = metadata or WeightsMetadata.of(network.model, {})
+    described = dataclasses.replace(
+        metadata or WeightsMetadata.of(network.model, {}), scale=network.scale
+    )
     onnx.helper.set_model_props(proto, {METADATA_KEY: described.to_json()})
     path.write_bytes(proto.SerializeToString())
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mkdext._files import atomic_write
 from mkdext.models.blocks import SRNetwork
+from mkdext.models.pickled_modules import read_pickled_modules
 from mkdext.models.registry import Recognised, create_model, nearest_network, recognise
 from mkdext.models.weights_metadata import METADATA_KEY, WeightsMetadata
 
@@ -29,8 +30,8 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
 
     Architecture, size and scale are those of the file's metadata (`save_model`), and where it has
     none, those that names and shapes of the weights tell. The official files of EDSR, RCAN, RDN
-    (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's, as a state dict) are understood, those of
-    BasicSR's EDSR and RCAN, and those of this package. Torch's random generator is not touched.
+    (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's) are understood, those of BasicSR's EDSR and
+    RCAN, and those of this package. Torch's random generator is not touched.
 
     Args:
         path: A file that `read_weights` can read.
@@ -195,7 +196,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a safetensors file or from one that `torch.save` made.
 
     The format is told from the content, not from the name. Of a pickle only tensors and plain
-    containers are read; it is refused when it asks for anything else, and never executed. Weights
+    containers are read, and the weights of a whole network of pytorch-vdsr; it is refused when it
+    asks for anything else, and never executed. Weights
     under `params_ema`, `params`, `state_dict`, `model_state_dict` or `model` are found, in this
     order, and the `module.` that DataParallel puts before every name is removed, as is the
     `_orig_mod.` of `torch.compile`.
@@ -262,7 +264,11 @@ def _read_pickle(path: Path) -> Any:
         with path.open("rb") as file, warnings.catch_warnings():
             # For a TorchScript archive torch warns before it raises.
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                file.seek(0)
+                return read_pickled_modules(file)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
