@@ -42,7 +42,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from mkdext import _extension
-from mkdext.distill import MKD, MKDOptions
+from mkdext.distill import MKD, MKDOptions, mkd
 from mkdext.models import create_model, default_points
 from mkdext.ops import reference
 from mkdext.training import MetaOptions, TrainOptions, steps
@@ -122,9 +122,10 @@ def check_gradients(arguments: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def stock_operators() -> Iterator[None]:
     """KRNets on plain PyTorch."""
-    with (
-        mock.patch("mkdext.distill.mkd.dynamic_conv2d", reference.dynamic_conv2d),
-        mock.patch("mkdext.distill.mkd.texture_kernels", reference.texture_kernels),
+    with mock.patch.multiple(
+        mkd,
+        dynamic_conv2d=reference.dynamic_conv2d,
+        texture_kernels=reference.texture_kernels,
     ):
         yield
 

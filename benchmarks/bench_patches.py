@@ -1,10 +1,13 @@
 """Patches per second, start-up time and memory: a folder of PNG files against a store.
 
 Photographs of 2040x1356 pixels are tiled from those of a given folder, in a temporary directory,
-and written as PNG files and as a store. A folder keeps decoded photographs in memory until 2 GiB
-are full; of 800 photographs that is a quarter. Both ends are measured: all kept, and none kept.
+and written as PNG files and as a store. Of a folder, decoded photographs are kept in memory until
+2 GiB are full: all of 24 photographs, a quarter of 800. It is measured so, and with none kept.
 
     python benchmarks/bench_patches.py --source FOLDER
+    TMPDIR=/large python benchmarks/bench_patches.py --source FOLDER --count 800
+
+DIV2K has 800 photographs; files and store together take 15 GB then.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from mkdext.data import (
 )
 
 WIDTH, HEIGHT = 2040, 1356
-WAYS = ("PNG files, none kept", "PNG files, all kept", "store")
+WAYS = ("PNG files, none kept", "PNG files, 2 GiB kept", "store")
 
 
 def make_photographs(source: Path, folder: Path, count: int) -> None:
@@ -56,7 +59,7 @@ def make_photographs(source: Path, folder: Path, count: int) -> None:
                 levels[top : top + len(tile), left : left + tile.shape[1]] = tile
                 left += tile.shape[1]
             top += row
-        Image.fromarray(levels).save(folder / f"{index + 1:04}.png")
+        Image.fromarray(levels).save(folder / f"{index + 1:04}.png", compress_level=1)
 
 
 def memory() -> tuple[int, int]:
@@ -114,9 +117,9 @@ def measure(
     scale, smallest = arguments.scale, arguments.patch * arguments.scale
     pngs, store = folder / "png", folder / "store"
     make_photographs(arguments.source, pngs, arguments.count)
-    begin = time.perf_counter()
+    begin, worked = time.perf_counter(), time.process_time()
     prepare_store(pngs, store, scale, workers=arguments.workers)
-    prepared = time.perf_counter() - begin
+    prepared, worked = time.perf_counter() - begin, time.process_time() - worked
     sizes = [sum(file.stat().st_size for file in place.iterdir()) for place in (pngs, store)]
 
     rows: dict[str, dict[str, object]] = {}
@@ -124,7 +127,8 @@ def measure(
         # In a process of its own, where no memory of another way is used again.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows[way] = pool.apply(opening, (way, pngs, store, arguments))
-    runs = {way: drawing(opened(way, pngs, store, scale, smallest), arguments) for way in WAYS}
+    photographs = {way: opened(way, pngs, store, scale, smallest) for way in WAYS}
+    runs = {way: drawing(pairs, arguments) for way, pairs in photographs.items()}
     for way, timing in time_interleaved(runs, torch.device("cpu"), arguments.repeats).items():
         speed = f"{arguments.batch / timing.median:.0f}"
         rows[way] = {
@@ -134,28 +138,44 @@ def measure(
             **rows[way],
             "seconds": timing.seconds,
         }
-    del runs  # what is mapped stays in memory
-    cold = []
-    for step in range(arguments.repeats):
-        with (store / "pixels.u8").open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        begin = time.perf_counter()
-        drawing(opened("store", pngs, store, scale, smallest), arguments, step)()
-        cold.append(time.perf_counter() - begin)
-    notes = [
-        "store opened anew, nothing of it in memory, first batch (wall): "
-        f"{arguments.batch / statistics.median(cold):.0f} patches/s",
-        f"on disk: {sizes[0] / 1e6:.0f} MB of PNG, {sizes[1] / 1e6:.0f} MB of store, prepared in "
-        f"{prepared:.1f} s by {arguments.workers} process(es)",
-    ]
+    files = photographs[WAYS[0]]
+    del runs, photographs  # what is mapped stays in memory
+    openings: dict[str, Callable[[], ImagePairs]] = {
+        "PNG files": lambda: files,
+        "store, opened anew": lambda: opened("store", pngs, store, scale, smallest),
+    }
+    notes = []
+    for name, open_ in openings.items():
+        cold = []
+        for step in range(arguments.repeats):
+            for path in (*pngs.iterdir(), store / "pixels.u8"):
+                forget(path)
+            begin = time.perf_counter()
+            drawing(open_(), arguments, step)()
+            cold.append(time.perf_counter() - begin)
+        speed = arguments.batch / statistics.median(cold)
+        notes.append(f"{name}, nothing of it in memory, one batch (wall): {speed:.0f} patches/s")
+    raw = 3 * WIDTH * HEIGHT * arguments.count
+    notes.append(
+        f"on disk: {sizes[0] / 1e6:.0f} MB of PNG, {sizes[1] / 1e6:.0f} MB of store, "
+        f"{sizes[1] / raw:.4f} of the raw pixels; prepared in {prepared:.1f} s by "
+        f"{arguments.workers} process(es), {worked:.1f} s of processor time in the first"
+    )
     return list(rows.values()), notes
+
+
+def forget(path: Path) -> None:
+    """Drop what the system keeps in memory of a file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def opened(way: str, pngs: Path, store: Path, scale: int, smallest: int) -> ImagePairs:
     """The photographs, checked as a training checks them."""
     found = read_store(store, scale) if way == "store" else find_images(pngs)
-    cache_bytes = 0 if way == "PNG files, none kept" else 1 << 40
-    return ImagePairs.checked(found, scale, smallest, cache_bytes=cache_bytes)[0]
+    kept = {"cache_bytes": 0} if way == "PNG files, none kept" else {}
+    return ImagePairs.checked(found, scale, smallest, **kept)[0]
 
 
 def opening(way: str, pngs: Path, store: Path, arguments: argparse.Namespace) -> dict[str, object]:

@@ -65,8 +65,11 @@ def status() -> ExtensionStatus:
 _status: ExtensionStatus | None = None
 
 
-def available() -> bool:
+def available(warn: bool = True) -> bool:
     """Tell whether the compiled operators can be used; warn, once, if they cannot.
+
+    Args:
+        warn: Whether to warn at all.
 
     Raises:
         ImportError: They cannot and ``MKDEXT_REQUIRE_EXT=1``.
@@ -76,7 +79,8 @@ def available() -> bool:
         return True
     if is_required():
         raise ImportError(f"{current.reason}: {current.fix} ({REQUIRE_VARIABLE} is set)")
-    _warn_once(current)
+    if warn:
+        _warn_once(current)
     return False
 
 

@@ -15,8 +15,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mkdext.models import MODEL_NAMES, create_model
+from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.blocks import MeanShift
+from mkdext.models.own import in_words, is_own
 
 _NOTES = (
     "Papers: as thop 0.0.31 counts, and with it tables of super-resolution papers. Parameters are "
@@ -26,6 +27,9 @@ _NOTES = (
     "MACs: multiplications of all convolutions and matrix products that run, each with its "
     "addition; parameters: all that are trained."
 )
+
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def complexity(model: nn.Module, size: int = 512) -> Complexity:
     model = copy.deepcopy(model).to("meta").eval()
     count = _PaperCount()
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.AdaptiveAvgPool2d)):
+        if isinstance(module, (*_CONVOLUTIONS, nn.AdaptiveAvgPool2d)):
             module.register_forward_hook(count)
     image = torch.empty(1, 3, size, size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as products:
@@ -96,6 +100,20 @@ class _PaperCount:
         self.flops += output.shape[2:].numel() * numbers
 
 
+def _count(name: str, scale: int, size: int) -> Complexity:
+    if is_own(name):
+        model = adapt(make_own(name, "network"), scale, f"network {name}")
+        try:
+            return complexity(model, size)
+        except Exception as error:  # Whatever a user's network may raise.
+            raise ValueError(
+                f"network {name} cannot be computed without numbers: {in_words(error)}"
+            ) from error
+    with torch.device("meta"):
+        model = create_model(name, scale)
+    return complexity(model, size)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table.
 
@@ -114,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"networks to count: {', '.join(MODEL_NAMES)} (default: all)",
+        help=f"networks to count: {', '.join(MODEL_NAMES)} (default: all of them), or what makes a "
+        "network of yours, package.module:factory or file.py:factory",
     )
     parser.add_argument("--scale", type=int, default=4, help="enlargement factor (default: 4)")
     parser.add_argument(
@@ -131,9 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_column(column, justify="right")
     try:
         for name in options.names or MODEL_NAMES:
-            with torch.device("meta"):
-                model = create_model(name, options.scale)
-            counted = complexity(model, size)
+            counted = _count(name, options.scale, size)
             table.add_row(
                 name,
                 f"{counted.parameters:,}",

@@ -36,8 +36,16 @@ REQUIRED_PACKAGES = {
 }
 """Distribution name and import name of every dependency besides PyTorch."""
 
-OPTIONAL_PACKAGES = {"tensorboard": ("tensorboard", "curves of a training in a browser")}
+OPTIONAL_PACKAGES = {
+    "tensorboard": ("tensorboard", "curves of a training in a browser"),
+    "onnx": ("onnx", "mkdext.export"),
+    "onnxruntime": ("onnxruntime", "mkdext.export"),
+    "onnxscript": ("onnxscript", "mkdext.export"),
+}
 """Distribution name, import name and use of what mkdext takes when it is there."""
+
+
+_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -179,22 +187,28 @@ def _instruction_set() -> str:
 
 
 def _trial() -> Finding:
-    """Run an operator on known numbers: what loads may still compute nonsense."""
+    """Run the operators on known numbers: what loads may still compute nonsense."""
     import torch
 
-    features = torch.arange(64, dtype=torch.float64).reshape(1, 1, 8, 8)
-    pooled = torch.ops.mkdext.texture_kernels(features, 1, 1)
-    weight = torch.zeros(1, 1, 1, 3, 3, dtype=torch.float64)
-    weight[..., 1, 1] = 1
-    same = torch.ops.mkdext.dynamic_conv2d(features, weight)
-    if torch.equal(same, features) and pooled.item() == features.mean().item():
-        return Finding("trial run", "right")
-    return Finding(
-        "trial run",
-        "the compiled operators give wrong numbers",
-        "problem",
-        "please report it with the output of `python -m mkdext.doctor --json`",
-    )
+    # As many channels as Winograd's kernels want, which are for float32 alone.
+    features = torch.linspace(-1, 1, 16 * 8 * 8, dtype=torch.float64).view(1, 16, 8, 8)
+    weight = torch.linspace(-1, 1, 16 * 16 * 9, dtype=torch.float64).view(1, 16, 16, 3, 3).sin()
+    convolved = torch.nn.functional.conv2d(features, weight[0], padding=1)
+    pooled = features.mean((2, 3)).view(1, 1, 16, 1, 1)
+    for dtype in (torch.float64, torch.float32):
+        results = (
+            torch.ops.mkdext.dynamic_conv2d(features.to(dtype), weight.to(dtype)),
+            torch.ops.mkdext.texture_kernels(features.to(dtype), 1, 1),
+        )
+        for result, expected in zip(results, (convolved, pooled), strict=True):
+            if (result - expected).abs().max() > _TOLERANCE * expected.abs().max():
+                return Finding(
+                    "trial run",
+                    f"the compiled operators give wrong numbers in {dtype}",
+                    "problem",
+                    "please report it with the output of `python -m mkdext.doctor --json`",
+                )
+    return Finding("trial run", "right")
 
 
 def _hardware(torch: Any) -> Iterator[Finding]:

@@ -31,7 +31,14 @@ from mkdext.data import (
     imresize,
     read_image,
 )
-from mkdext.inference import Network, PeakMemory, forward_costs, load_networks
+from mkdext.inference import (
+    Network,
+    PeakMemory,
+    Tiling,
+    enlarge_in_tiles,
+    load_networks,
+    plan_tiles,
+)
 from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.metrics import psnr_y, ssim_y, ssim_y_uniform, to_uint8
 from mkdext.models import VDSR
@@ -41,6 +48,7 @@ Protocol = Literal["8bit", "float"]
 
 BICUBIC = "bicubic"
 _WINDOW = 11  # of SSIM
+_METRIC_BYTES = 64  # of a pixel: both pictures and their luma in float64, with what SSIM makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,7 @@ class EvaluateCommand:
     Y is MATLAB's, not rounded; PSNR's peak is 255; SSIM has the Gaussian window of Wang et al.
     (2004). Low-resolution versions are made by MATLAB's bicubic unless --lr-dir has them, after
     cutting the photograph to a multiple of the scale. Bicubic enlargement is measured beside.
+    A photograph that does not fit into the free memory is enlarged in tiles, and that is told.
     """
 
     data: tuple[Path, ...]
@@ -57,7 +66,8 @@ class EvaluateCommand:
     weights: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
     """Weights of the networks to compare; none: the built-in network, which is for x4."""
     model: str | None = None
-    """Network that the weights must be of; none: whatever they are of."""
+    """Network that the weights must be of, or what makes a network of yours,
+    package.module:factory or file.py:factory; none: whatever they are of."""
     scale: int | None = None
     """Enlargement factor; none: that of the weights."""
     lr_dir: tuple[Path, ...] = ()
@@ -121,6 +131,8 @@ class Score:
     """Of the result."""
     peak_bytes: int
     """Most memory of the process meanwhile, or of tensors on a CUDA device."""
+    tiles: int
+    """Parts in which the photograph was enlarged; 1 unless memory was short."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         photographs = find_photographs(command, networks[0].scale)
         protocol = command.protocol or default_protocol(networks[0])
         scores = evaluate(command, networks, photographs, protocol, console)
+        save_scores(command, networks, protocol, scores)
     except ValueError as error:
         print(f"mkdext.evaluate: {error}", file=sys.stderr)
         return 2
@@ -154,8 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mkdext.evaluate: interrupted", file=sys.stderr)
         return 130
-    save_scores(command, networks, protocol, scores)
     show(scores, networks[0].scale, protocol, console)
+    tell_of_tiles(scores, networks, console)
     console.print(
         f"written to {command.out}: scores.csv, scores.json, contact sheets", highlight=False
     )
@@ -237,7 +250,6 @@ def evaluate(
     """
     scale = networks[0].scale
     border = scale if command.border is None else command.border
-    costs = {network.name: forward_costs(network.model) for network in networks}
     scores: list[Score] = []
     command.out.mkdir(parents=True, exist_ok=True)
     shown = track(
@@ -262,9 +274,8 @@ def evaluate(
                 raise ValueError(bad_images_message([BadImage(photograph.hr, reason)]))
             pictures = {}
             for way, network in zip(ways, [None, *networks], strict=True):
-                if network is not None:
-                    _check_memory(costs[way].of(*lr.shape[1:]), photograph, network)
-                sr, seconds, peak = _enlarged(lr, scale, network)
+                tiling = _tiling(photograph, lr, network)
+                sr, seconds, peak = _enlarged(lr, scale, network, tiling)
                 if protocol == "8bit":
                     sr = to_uint8(sr)
                 uniform = ssim_y_uniform(sr, hr, border) if protocol == "float" else None
@@ -278,6 +289,7 @@ def evaluate(
                     seconds,
                     hr.shape[1] * hr.shape[2],
                     peak,
+                    tiling.count(*lr.shape[1:]),
                 )
                 scores.append(score)
                 pictures[way] = (sr if protocol == "8bit" else to_uint8(sr), score.psnr_y)
@@ -286,21 +298,33 @@ def evaluate(
     return scores
 
 
-def _check_memory(needed: float, photograph: Photograph, network: Network) -> None:
+def _tiling(photograph: Photograph, lr: Tensor, network: Network | None) -> Tiling:
+    """How a photograph is cut for a network: not at all if there is the memory."""
+    height, width = lr.shape[1:]
+    whole = Tiling(height, width, overlap=0)
     available = available_bytes()
-    if network.device.type == "cpu" and available is not None and needed > available:
+    if network is None or network.device.type != "cpu" or available is None:
+        return whole
+    free = available - height * width * network.scale**2 * _METRIC_BYTES
+    if network.costs.of(height, width) <= free:
+        return whole
+    try:
+        return plan_tiles((height, width), network.costs, network.overlap, network.scale, 0, free)
+    except ValueError as error:
         raise ValueError(
-            f"{photograph.hr} takes about {needed / 1e9:.1f} GB of memory in {network.name}, "
-            f"{available / 1e9:.1f} GB are available; leave it out or measure a smaller network"
-        )
+            f"{photograph.hr} does not fit into memory in {network.name}: {error}; leave it out or "
+            "measure a smaller network"
+        ) from None
 
 
-def _enlarged(lr: Tensor, scale: int, network: Network | None) -> tuple[Tensor, float, int]:
+def _enlarged(
+    lr: Tensor, scale: int, network: Network | None, tiling: Tiling
+) -> tuple[Tensor, float, int]:
     """The picture `[3, H, W]`, seconds and peak memory of a network, or of bicubic."""
     memory = PeakMemory(network.device if network else torch.device("cpu"))
     memory.start()
     begin = time.perf_counter()
-    sr = network(lr[None])[0] if network else imresize(lr, scale)
+    sr = enlarge_in_tiles(network, lr, tiling, scale) if network else imresize(lr, scale)
     seconds = time.perf_counter() - begin
     return sr, seconds, memory.bytes()
 
@@ -385,6 +409,27 @@ def show(scores: Sequence[Score], scale: int, protocol: Protocol, console: Conso
         for label, cells in _summary(list(ways.values())):
             table.add_row(label, *cells, style="bold" if label == "mean" else None)
         console.print(table)
+
+
+def tell_of_tiles(scores: Sequence[Score], networks: Sequence[Network], console: Console) -> None:
+    """Print which networks had too little memory for whole photographs, and what it means."""
+    for network in networks:
+        cut = [score for score in scores if score.way == network.name and score.tiles > 1]
+        if cut:
+            effect = (
+                f"which changes the numbers a little, as {network.architecture} looks at the whole "
+                "picture"
+                if network.reach is None
+                else f"which changes nothing, as {network.architecture} sees no further"
+            )
+            console.print(
+                f"{network.name}: {len(cut)} photographs, such as {cut[0].image}, were enlarged in "
+                f"tiles with a margin of {network.overlap} pixels, because memory was short, "
+                f"{effect}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _summary(columns: Sequence[Mean]) -> Iterator[tuple[str, list[str]]]:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from mkdext._files import atomic_write
 from mkdext.data import builtin_photographs, imresize, read_image
 from mkdext.inference import Network, load_network
-from mkdext.models import SAN, VDSR, WeightsMetadata, read_metadata
+from mkdext.models import SAN, VDSR, AdaptedNetwork, WeightsMetadata, read_metadata
 from mkdext.models.san import RegionNonLocal
 from mkdext.models.weights_metadata import METADATA_KEY
 
@@ -49,7 +49,8 @@ class ExportCommand:
     weights: Path | None = None
     """Weights of the network; none: the built-in one, which enlarges four times."""
     model: str | None = None
-    """Network that the weights must be of; none: whatever they are of."""
+    """Network that the weights must be of, or what makes a network of yours,
+    package.module:factory or file.py:factory; none: whatever they are of."""
     scale: int | None = None
     """Enlargement factor; none: that of the weights."""
     image: Path | None = None
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 if the exported network does not
-        give what it should.
+        give what it should, 130 for Ctrl-C.
     """
     console = Console()
     try:
@@ -88,9 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ExportError as error:
         print(f"mkdext.export: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("mkdext.export: interrupted; nothing was written", file=sys.stderr)
+        return 130
     height, width = photograph.shape[2:]
     console.print(
-        f"{command.out}: {type(network.model).__name__} x{network.scale}, "
+        f"{command.out}: {network.architecture} x{network.scale}, "
         f"{command.out.stat().st_size / 1e6:.2f} MB; on a photograph of {width}x{height} pixels "
         f"ONNX Runtime differs from PyTorch by at most {difference:.2g} of 255 levels",
         highlight=False,
@@ -150,13 +154,15 @@ def export(network: Network, metadata: WeightsMetadata | None, path: Path) -> No
                 _trace(network.model, path)
             else:
                 _export(network.model, path)
+    except OSError:
+        raise
     except Exception as error:  # The exporter raises whatever it stumbles over.
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(
-            f"{type(network.model).__name__} cannot be exported: {reason[0]}"
-        ) from None
+        raise ExportError(f"{network.architecture} cannot be exported: {reason[0]}") from None
     proto = onnx.load(path)
-    described = metadata or WeightsMetadata.of(network.model, {})
+    described = dataclasses.replace(
+        metadata or WeightsMetadata.of(network.model, {}), scale=network.scale
+    )
     onnx.helper.set_model_props(proto, {METADATA_KEY: described.to_json()})
     path.write_bytes(proto.SerializeToString())
 
@@ -191,7 +197,9 @@ def compare(network: Network, path: Path, lr: Tensor) -> float:
 def exportable(model: nn.Module) -> nn.Module:
     """The network, or one that computes the same with operators that ONNX has for any size."""
     if isinstance(model, VDSR):
-        return _ExportableVDSR(model)
+        return _ExportableAdapted(AdaptedNetwork(model.luma, model.scale, 1, enlarged=True))
+    if isinstance(model, AdaptedNetwork):
+        return _ExportableAdapted(model)
     if isinstance(model, SAN):
         model = copy.deepcopy(model)
         model.non_local = _ExportableQuarters(model.non_local)  # type: ignore[assignment]
@@ -228,16 +236,16 @@ def _trace(model: nn.Module, path: Path) -> None:
     )
 
 
-class _ExportableVDSR(nn.Module):
-    """VDSR whose bicubic is a convolution: MATLAB's is a matrix made for one size."""
+class _ExportableAdapted(nn.Module):
+    """An adapted network whose bicubic is a convolution: MATLAB's is a matrix made for one size."""
 
     kernels: Tensor
     to_y: Tensor
 
-    def __init__(self, model: VDSR) -> None:
+    def __init__(self, model: AdaptedNetwork) -> None:
         super().__init__()
-        self.scale = model.scale
-        self.luma = copy.deepcopy(model.luma)
+        self.network = copy.deepcopy(model.network)
+        self.scale, self.channels, self.enlarged = model.scale, model.channels, model.enlarged
         # What an impulse in the middle becomes tells what each output pixel takes from it.
         size = 4 * _BICUBIC_REACH + 1
         impulse = torch.zeros(1, 1, size, size, dtype=torch.float64)
@@ -253,9 +261,16 @@ class _ExportableVDSR(nn.Module):
         enlarged = functional.pixel_shuffle(
             functional.conv2d(planes, self.kernels), self.scale
         ).transpose(0, 1)
-        y = functional.conv2d(enlarged, self.to_y) + 16 / 255
-        sharpened: Tensor = enlarged + self.luma.residual(y) * (255 / 219)
-        return sharpened
+        source = enlarged if self.enlarged else lr
+        if self.channels == 3:
+            sr: Tensor = self.network(source)
+            return sr
+        change = self.network(self._y(source)) - self._y(enlarged)
+        colours: Tensor = enlarged + change * (255 / 219)
+        return colours
+
+    def _y(self, image: Tensor) -> Tensor:
+        return functional.conv2d(image, self.to_y) + 16 / 255
 
 
 class _ExportableQuarters(nn.Module):

@@ -19,18 +19,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mkdext._files import atomic_write
 from mkdext.data import BadImage, BadImageError, bad_images_message, find_images, imresize
 from mkdext.inference import (
-    GLOBAL_OVERLAP,
-    Costs,
     Network,
     Picture,
     PNGWriter,
     Tiling,
     enlarge_tile,
-    forward_costs,
     load_network,
     picture_size,
     plan_tiles,
-    reach,
     read_picture,
     resident_bytes,
 )
@@ -58,7 +54,8 @@ class UpscaleCommand:
     weights: Path | None = None
     """Weights of the network; none: the built-in one, which enlarges four times."""
     model: str | None = None
-    """Network that the weights must be of; none: whatever they are of."""
+    """Network that the weights must be of, or what makes a network of yours,
+    package.module:factory or file.py:factory; none: whatever they are of."""
     scale: int | None = None
     """Enlargement factor; none: that of the weights."""
     out: Path = Path("upscaled")
@@ -166,10 +163,7 @@ def upscale(command: UpscaleCommand, jobs: dict[Path, Path], console: Console) -
         OSError: A result cannot be written.
     """
     network = load_network(command.weights, command.scale, command.model, command.device)
-    costs, distance = forward_costs(network.model), reach(network.model)
-    overlap = command.overlap
-    if overlap is None:
-        overlap = GLOBAL_OVERLAP if distance is None else distance
+    overlap = network.overlap if command.overlap is None else command.overlap
     failed = []
     with Progress(
         TextColumn("{task.description}"),
@@ -184,12 +178,12 @@ def upscale(command: UpscaleCommand, jobs: dict[Path, Path], console: Console) -
             begin = time.monotonic()
             try:
                 picture = _read_within(source, command.memory * _GIGABYTE)
-                tiling = _plan(picture, network, costs, overlap, command.memory * _GIGABYTE)
+                tiling = _plan(picture, network, overlap, command.memory * _GIGABYTE)
             except BadImageError as error:
                 failed.append(BadImage(source, str(error)))
                 continue
             height, width = picture.levels.shape[:2]
-            tiles = len(tiling.rows(height)) * len(tiling.columns(width))
+            tiles = tiling.count(height, width)
             task = progress.add_task(f"{number}/{len(jobs)} {source.name}", total=tiles)
             target.parent.mkdir(parents=True, exist_ok=True)
             _enlarge(picture, network, tiling, target, partial(progress.advance, task))
@@ -203,9 +197,9 @@ def upscale(command: UpscaleCommand, jobs: dict[Path, Path], console: Console) -
                 markup=False,
                 soft_wrap=True,
             )
-            if tiles > 1 and distance is None:
+            if tiles > 1 and network.reach is None:
                 console.print(
-                    f"  {type(network.model).__name__} looks at the whole picture: in tiles the "
+                    f"  {network.architecture} looks at the whole picture: in tiles the "
                     "result is a little different; with more --memory it would not be",
                     soft_wrap=True,
                 )
@@ -249,14 +243,19 @@ def _read_within(source: Path, bound: float) -> Picture:
     return read_picture(source)
 
 
-def _plan(picture: Picture, network: Network, costs: Costs, overlap: int, bound: float) -> Tiling:
+def _plan(picture: Picture, network: Network, overlap: int, bound: float) -> Tiling:
     height, width, channels = picture.levels.shape
     free = bound - resident_bytes() - height * width * _DECODED_BYTES
     if network.device.type == "cuda":
         free = bound
     try:
         return plan_tiles(
-            (height, width), costs, overlap, network.scale, channels * picture.bits // 8, free
+            (height, width),
+            network.costs,
+            overlap,
+            network.scale,
+            channels * picture.bits // 8,
+            free,
         )
     except ValueError as error:
         raise BadImageError(f"{error}; raise --memory {bound / _GIGABYTE:g}") from None

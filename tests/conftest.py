@@ -12,6 +12,7 @@ from PIL import Image
 
 import mkdext
 from mkdext import _extension
+from mkdext.models import make_own, save_model
 
 # Tensors as small as those of the tests are slower on several threads, and far slower where other
 # processes want the cores. The variable is for the processes that tests start.
@@ -23,6 +24,27 @@ def pytest_report_header() -> str:
     status = _extension.status()
     where = status.path if status.state == "loaded" else f"{status.state}: {status.reason}"
     return f"mkdext: {Path(mkdext.__file__).parent}\ncompiled operators: {where}"
+
+
+ESPCN = """
+from torch import nn
+
+class ESPCN(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 5, padding=2), nn.Tanh(), nn.Conv2d(8, 6, 3, padding=1),
+                         nn.Tanh(), nn.Conv2d(6, 16, 3, padding=1), nn.PixelShuffle(4))
+"""
+
+
+@pytest.fixture(scope="session")
+def own_network(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What makes a network that is not of the package, for Y at x4, and weights of it."""
+    folder = tmp_path_factory.mktemp("own_network")
+    (folder / "espcn_of_a_user.py").write_text(ESPCN)
+    name, weights = f"{folder / 'espcn_of_a_user.py'}:ESPCN", folder / "espcn.safetensors"
+    torch.manual_seed(0)
+    save_model(weights, make_own(name, "--student"), {"student": name, "scale": 4})
+    return name, weights
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from mkdext.complexity import complexity, main
-from mkdext.models import create_model
+from mkdext.models import adapt, create_model, make_own
 
 # Of MKD's Tables 1 and 5: parameters and FLOPs as printed; then parameters of the convolutions that
 # run, all numbers of a checkpoint, and FLOPs in G, counted by thop 0.0.31 on the official code.
@@ -84,11 +86,34 @@ def test_the_command_prints_a_row_for_each_name(capsys: pytest.CaptureFixture[st
     assert "thop 0.0.31" in out
 
 
+def test_a_network_of_the_users_is_counted(
+    own_network: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([own_network[0], "--size", "16"]) == 0
+    out = capsys.readouterr().out
+    weights = 25 * 8 + 9 * 8 * 6 + 9 * 6 * 16
+    # Bicubic enlargement of three colours: rows, then columns.
+    bicubic = 3 * (64 * 16 * 16 + 64 * 16 * 64)
+    network = adapt(make_own(own_network[0], "network"), 4, "network")
+    counted = complexity(network, size=16)
+    assert (counted.parameters, counted.paper_parameters) == (weights + 30, weights + 30)
+    assert counted.paper_flops == (weights + 30) * 16 * 16
+    assert counted.macs == weights * 16 * 16 + bicubic
+    assert f" {weights + 30:,} " in out and "0.00 G" in out
+
+
+def test_convolutions_that_enlarge_count_once_for_each_output() -> None:
+    counted = complexity(nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1), size=6)
+    assert counted.paper_parameters == 3 * 5 * 16 + 5
+    assert counted.paper_flops == (3 * 5 * 16 + 5) * 12 * 12
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["edsr"], "mkdext.complexity: network 'edsr' is unknown, there are rcan-t, "),
         (["edsr-s", "--scale", "5"], "mkdext.complexity: scale must be one of (2, 3, 4, 8), got 5"),
+        (["torch.nn:Idntity"], "mkdext.complexity: network torch.nn:Idntity: torch.nn has no "),
         (["edsr-s", "--size", "0"], "mkdext.complexity: size must be at least 1, got 0"),
     ],
 )

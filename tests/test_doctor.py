@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mkdext import _extension, doctor
+from mkdext.ops import dynamic_conv2d_algorithms
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,6 +109,14 @@ def test_packages_are_those_of_pyproject() -> None:
     assert names == {"torch", *doctor.REQUIRED_PACKAGES}
 
 
+def test_optional_packages_are_those_of_pyproject() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"\nexport = \[(.*?)\]", text, re.DOTALL)
+    assert listed is not None
+    names = set(re.findall(r'"([\w-]+)', listed[1]))
+    assert names == {name for name, (_, use) in doctor.OPTIONAL_PACKAGES.items() if "export" in use}
+
+
 def test_missing_compiler_is_a_note_with_a_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -135,9 +144,22 @@ def test_unloaded_operators(
     assert findings()["operators"] == doctor.Finding("operators", "the reason", level, "the fix")  # type: ignore[arg-type]
 
 
-def test_wrong_numbers_are_a_problem(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.ops.mkdext, "dynamic_conv2d", lambda input, weight: input + 1)
-    assert findings()["trial run"].level == "problem"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wrong_numbers_are_a_problem(
+    library: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    right, algorithms = torch.ops.mkdext.dynamic_conv2d, []
+
+    def wrong(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        algorithms.append(dynamic_conv2d_algorithms(input, weight)["forward"])
+        return right(input, weight) + (input.dtype == dtype)
+
+    monkeypatch.setattr(torch.ops.mkdext, "dynamic_conv2d", wrong)
+    finding = findings()["trial run"]
+    assert finding.level == "problem" and finding.value.endswith(str(dtype))
+    # Both kinds of kernels are tried.
+    tried = ["direct", "winograd"]
+    assert algorithms == (tried if dtype == torch.float32 else tried[:1])
 
 
 def test_unknown_instruction_set_is_a_problem_with_a_fix(library: Path) -> None:

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mkdext import evaluate as command
 from mkdext.data import builtin_photographs, imresize, make_pair, read_image
 from mkdext.evaluate import main
+from mkdext.inference import Tiling, load_network
 from mkdext.metrics import psnr_y, ssim_y, ssim_y_uniform, to_uint8
 from mkdext.models import EDSR, VDSR, EDSRConfig, VDSRConfig, save_model
 
@@ -111,6 +113,70 @@ def test_vdsr_is_measured_without_rounding_and_with_the_ssim_of_its_table(
     assert main([*flags, "--protocol", "8bit", "--out", str(tmp_path)]) == 0
     rounded = report(tmp_path)["validation"]["Set2"]["vdsr"]["psnr_y"]
     assert rounded != pytest.approx(measured[0], abs=1e-3)
+
+
+def test_a_network_of_the_users_is_measured(
+    photographs: Path, own_network: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = own_network
+    flags = ["--model", name, "--weights", str(weights), "--data", str(photographs)]
+    assert main([*flags, "--out", str(tmp_path)]) == 0
+    network = load_network(weights, name=name)
+    expected = []
+    for photograph in sorted(photographs.iterdir()):
+        lr, hr = make_pair(read_image(photograph), 4)
+        expected.append(psnr_y(to_uint8(network(lr[None] / 255)[0]), hr, 4))
+    mean = report(tmp_path)["validation"]["Set2"]["espcn"]
+    assert mean["psnr_y"] == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["local", "whole picture", "too little"])
+def test_a_photograph_that_does_not_fit_is_enlarged_in_tiles_and_that_is_told(
+    kind: str,
+    photographs: Path,
+    edsr: tuple[Path, EDSR],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    flags = [] if kind == "whole picture" else ["--weights", str(edsr[0])]
+    flags += ["--data", str(photographs), "--out"]
+    assert main([*flags, str(tmp_path / "whole")]) == 0
+    assert "tiles" not in capsys.readouterr().out
+    network = load_network(None if kind == "whole picture" else edsr[0])
+    few = 0.9 if kind != "too little" else 1e-3
+    needed = network.costs.of(25, 32) + 25 * 32 * 16 * 64
+    monkeypatch.setattr(command, "available_bytes", lambda: int(few * needed))
+    if kind != "too little":
+        # Smaller tiles than any that would be planned.
+        def planned(size: object, costs: object, overlap: int, *rest: object) -> Tiling:
+            return Tiling(12, 16, min(overlap, 12))
+
+        monkeypatch.setattr(command, "plan_tiles", planned)
+    status = main([*flags, str(tmp_path / "tiles")])
+    shown = capsys.readouterr()
+    if kind == "too little":
+        assert status == 2
+        assert "chelsea.png does not fit into memory in edsr: tiles of" in shown.err
+        return
+    out = " ".join(shown.out.split())
+    assert "2 photographs, such as chelsea.png, were enlarged in tiles" in out
+    assert ("RCAN looks at the whole picture" in out) == (kind == "whole picture")
+    whole, tiles = (report(tmp_path / name) for name in ("whole", "tiles"))
+    assert {s["tiles"] for s in whole["images"] if s["way"] != "bicubic"} == {1}
+    assert min(s["tiles"] for s in tiles["images"] if s["way"] != "bicubic") > 1
+    assert {s["tiles"] for s in tiles["images"] if s["way"] == "bicubic"} == {1}
+    (before, after) = (r["validation"]["Set2"][network.name]["psnr_y"] for r in (whole, tiles))
+    assert after == pytest.approx(before, abs=0.02 if kind == "local" else 0.5)
+
+
+def test_scores_that_cannot_be_written_are_told(
+    photographs: Path, edsr: tuple[Path, EDSR], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "scores.csv").mkdir()
+    flags = ["--weights", str(edsr[0]), "--data", str(photographs), "--out", str(tmp_path)]
+    assert main(flags) == 1
+    assert "Is a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["", "x4", "_x4"])

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mkdext import export as command
 from mkdext.export import ExportError, check_packages, compare, export, exportable, main
-from mkdext.inference import Network
+from mkdext.inference import Network, load_network
 from mkdext.models import (
     EDSR,
     HAN,
@@ -95,6 +96,65 @@ def test_the_file_says_what_it_is_and_needs_no_other(exported: tuple[Path, Path]
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (sr,) = session.run(None, {"lr": np.zeros((1, 3, 5, 6), np.float32)})
     assert sr.shape == (1, 3, 10, 12)
+
+
+@pytest.mark.parametrize("name", ["ESPCN", "Identity"])
+def test_a_network_of_the_users_is_exported(
+    name: str, own_network: tuple[str, Path], tmp_path: Path
+) -> None:
+    out, own, weights = tmp_path / "own.onnx", "torch.nn:Identity", []
+    if name == "ESPCN":
+        own, weights = own_network[0], ["--weights", str(own_network[1])]
+    assert main(["--model", own, "--scale", "4", *weights, "--out", str(out)]) == 0
+    session = onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
+    lr = torch.rand(1, 3, 11, 8)
+    (sr,) = session.run(None, {"lr": lr.numpy()})
+    network = load_network(own_network[1] if weights else None, 4, own)
+    torch.testing.assert_close(torch.from_numpy(sr), network(lr), atol=1e-5, rtol=0)
+    (said,) = onnx.load(out).metadata_props
+    metadata = WeightsMetadata.from_json(said.value)
+    assert (metadata.architecture, metadata.scale) == (None, 4)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "message"),
+    [
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
+    ],
+    ids=["full disk", "Ctrl-C"],
+)
+@pytest.mark.parametrize("step", ["export", "compare"])
+def test_nothing_is_left_of_an_export_that_was_stopped(
+    step: str,
+    failure: BaseException,
+    status: int,
+    message: str,
+    exported: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def export_half(network: Network, metadata: WeightsMetadata | None, path: Path) -> None:
+        path.write_bytes(b"half")
+        if step == "export":
+            raise failure
+
+    def compare_half(*arguments: object) -> float:
+        raise failure
+
+    monkeypatch.setattr(command, "export", export_half)
+    monkeypatch.setattr(command, "compare", compare_half)
+    out = tmp_path / "edsr.onnx"
+    assert main(["--weights", str(exported[0]), "--out", str(out)]) == status
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    small = network(EDSR(EDSRConfig(blocks=1, features=8), scale=2))
+    with pytest.raises(OSError, match="No such file or directory"):
+        export(small, None, tmp_path / "nowhere" / "edsr.onnx")
 
 
 def test_a_file_is_replaced_only_if_asked_and_only_by_a_whole_one(

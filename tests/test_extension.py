@@ -12,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from mkdext import _extension
 from mkdext._source_hash import source_hash
+from mkdext.ops import texture_kernels
 
 ROOT = Path(__file__).parent.parent
 SUFFIX = _extension.EXTENSION_SUFFIXES[0]
@@ -205,3 +207,31 @@ def test_source_tree_loads_the_library_of_the_installed_package(
 def test_importing_the_package_stays_light() -> None:
     script = "import mkdext, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_distill_is_a_function_and_a_package_in_whatever_order_they_are_imported() -> None:
+    script = (
+        "import mkdext.distill.mkd, mkdext, sys;"
+        "from mkdext.distill import MKD;"
+        "from mkdext.distill.mkd import KRNet;"
+        "from mkdext import distill;"
+        "from mkdext.training.modules import distill as function;"
+        "assert mkdext.distill is distill is function;"
+        "assert sys.modules['mkdext.distill'].MKD is MKD;"
+        "assert 'distill' in dir(mkdext)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_operators_without_a_library_can_be_compiled_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = _extension.ExtensionStatus("missing", None, "not there", "install it")
+    monkeypatch.setattr(_extension, "_status", missing)
+    monkeypatch.setattr(_extension, "_warned", False)
+    monkeypatch.delenv(_extension.REQUIRE_VARIABLE, raising=False)
+    features = torch.rand(1, 2, 6, 6)
+    compiled = torch.compile(lambda f: texture_kernels(f, 2, 3), backend="eager", fullgraph=True)
+    result = compiled(features)
+    with pytest.warns(_extension.ExtensionWarning, match="not there"):
+        torch.testing.assert_close(result, texture_kernels(features, 2, 3))

@@ -48,6 +48,16 @@ def test_a_photograph_is_enlarged_by_the_builtin_network(photograph: Path, tmp_p
     assert np.array_equal(levels(tmp_path / "out" / "china.png"), sr.permute(1, 2, 0))
 
 
+def test_a_photograph_is_enlarged_by_a_network_of_the_users(
+    photograph: Path, own_network: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = own_network
+    flags = ["--model", name, "--weights", str(weights), "--out", str(tmp_path)]
+    assert main([str(photograph), *flags]) == 0
+    sr = to_uint8(load_network(weights, name=name)(read_image(photograph)[None] / 255)[0])
+    assert np.array_equal(levels(tmp_path / "china.png"), sr.permute(1, 2, 0))
+
+
 def test_tiles_of_a_bound_change_less_than_a_level(
     photograph: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,15 +153,33 @@ def test_an_input_is_never_overwritten(
     assert source.read_bytes() == photograph.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("failure", "status", "message"),
+    [
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command with --existing skip goes on"),
+    ],
+    ids=["full disk", "Ctrl-C"],
+)
 def test_a_result_is_whole_or_not_there(
-    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    failure: BaseException,
+    status: int,
+    message: str,
+    photograph: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    def full(self: PNGWriter, rows: np.ndarray) -> None:
-        raise OSError(28, "No space left on device")
+    def fails(self: PNGWriter, rows: np.ndarray) -> None:
+        write(self, rows[:1])
+        raise failure
 
-    monkeypatch.setattr(PNGWriter, "write", full)
-    assert main([str(photograph), "--out", str(tmp_path / "out")]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    write = PNGWriter.write
+    monkeypatch.setattr(PNGWriter, "write", fails)
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main([str(photograph), *flags]) == status
+    assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+from mkdext._files import write_text
 from mkdext.data.images import (
     IMAGE_SUFFIXES,
     BadImage,
@@ -332,12 +333,8 @@ def _append(pixels: BinaryIO, journal: BinaryIO, source: _Source, decoded: _Deco
 
 def _write_index(out: Path, scale: int, entries: Sequence[Entry]) -> None:
     photographs = [dataclasses.asdict(entry) for entry in entries]
-    unfinished = out / f".{INDEX}.unfinished"
-    with unfinished.open("w") as file:
-        json.dump({**header(scale), "photographs": photographs}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(out / INDEX)
+    index = {**header(scale), "photographs": photographs}
+    write_text(out / INDEX, json.dumps(index, indent=1))
     (out / JOURNAL).unlink()
 
 

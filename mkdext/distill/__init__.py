@@ -1,4 +1,8 @@
-"""Distillation methods, one file each; a file in this folder is a method to choose from."""
+"""Distillation methods, one file each; a file in this folder is a method to choose from.
+
+They are imported by `from mkdext.distill import MKD`; `mkdext.distill` itself, also after
+`import mkdext.distill`, is the function that distils.
+"""
 
 import importlib
 import pkgutil

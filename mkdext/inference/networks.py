@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._device import checked_device
-from mkdext.models import SRNetwork, builtin_teacher, load_model
+from mkdext.inference.tiling import GLOBAL_OVERLAP, Costs, forward_costs, reach
+from mkdext.models import (
+    SRNetwork,
+    builtin_teacher,
+    load_model,
+    load_own,
+    read_metadata,
+)
+from mkdext.models.own import is_own, unwrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +36,29 @@ class Network:
     """Where it computes."""
 
     @property
+    def architecture(self) -> str:
+        """Class of the network, such as RCAN, or of the user's."""
+        return type(unwrapped(self.model)).__name__
+
+    @property
     def parameters(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.model.parameters())
+
+    @functools.cached_property
+    def costs(self) -> Costs:
+        """Memory of a forward pass."""
+        return forward_costs(self.model)
+
+    @functools.cached_property
+    def reach(self) -> int | None:
+        """Low-resolution pixels that it looks beyond a pixel; none: at the whole picture."""
+        return reach(self.model)
+
+    @property
+    def overlap(self) -> int:
+        """Margin that a tile needs; for a network that looks at the whole picture a compromise."""
+        return GLOBAL_OVERLAP if self.reach is None else self.reach
 
     @torch.inference_mode()
     def __call__(self, lr: Tensor) -> Tensor:
@@ -37,8 +66,7 @@ class Network:
 
         The result is not clipped.
         """
-        # Convolutions are faster in this layout.
-        lr = lr.to(self.device, torch.float32, memory_format=torch.channels_last)
+        lr = lr.to(self.device, torch.float32, memory_format=_layout(self.model))
         sr: Tensor = self.model(lr)
         return sr.cpu()
 
@@ -49,33 +77,31 @@ def load_network(
     """Load what `--weights`, `--scale`, `--model` and `--device` mean.
 
     Args:
-        weights: A file that `load_model` understands; none: the built-in network, which is for x4.
+        weights: A file that `load_model` understands, or any state dict of the network that `name`
+            makes; none: the built-in network, which is for x4, or what the user's factory gives.
         scale: Enlargement factor that the network must have; none: that of its weights.
-        name: Network that the weights must be of, one of `MODEL_NAMES`; none: any.
+        name: Network that the weights must be of, one of `MODEL_NAMES`, or a user's,
+            `package.module:factory` or `file.py:factory`; none: any of this package.
         device: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: The weights or the device cannot be used as asked.
+        ValueError: The weights or the device cannot be used as asked, the user's network is not
+            usable, or its scale is not known.
 
     Example:
         >>> load_network(None)(torch.rand(1, 3, 8, 8)).shape
         torch.Size([1, 3, 32, 32])
     """
     place = checked_device(device)
-    if weights is None:
-        if name is not None:
-            raise ValueError(f"--model {name} needs --weights FILE")
-        model = builtin_teacher() if scale is None else builtin_teacher(scale)
+    if name is not None and is_own(name):
+        scale = scale or _scale_of(weights, name)
+        model = load_own(name, weights, scale, "--model")
     else:
-        try:
-            model = load_model(weights, scale, name)
-        except ValueError as error:
-            if scale is None and str(error).endswith("say for which one"):
-                raise ValueError(f"{error}, by --scale") from None
-            raise
-    assert isinstance(model, SRNetwork)  # The only ones that can be loaded.
-    model.eval().requires_grad_(False).to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(weights.stem if weights else "built-in", model, model.scale, place)
+        model = _of_this_package(weights, scale, name)
+        scale = model.scale
+    model.eval().requires_grad_(False).to(place).to(memory_format=_layout(model))  # type: ignore[call-overload]
+    title = weights.stem if weights else name.rpartition(":")[2] if name else "built-in"
+    return Network(title, model, scale, place)
 
 
 def load_networks(
@@ -117,3 +143,31 @@ def load_networks(
     if len(scales) > 1:
         raise ValueError(f"networks must be for one scale, got {sorted(scales)}; give --scale")
     return networks
+
+
+def _of_this_package(weights: Path | None, scale: int | None, name: str | None) -> SRNetwork:
+    if weights is None:
+        if name is not None:
+            raise ValueError(f"--model {name} needs --weights FILE")
+        model = builtin_teacher() if scale is None else builtin_teacher(scale)
+    else:
+        try:
+            model = load_model(weights, scale, name)
+        except ValueError as error:
+            if scale is None and str(error).endswith("say for which one"):
+                raise ValueError(f"{error}, by --scale") from None
+            raise
+    assert isinstance(model, SRNetwork)  # The only ones that can be loaded without a factory.
+    return model
+
+
+def _scale_of(weights: Path | None, name: str) -> int:
+    metadata = read_metadata(weights) if weights else None
+    if metadata is None or metadata.scale is None:
+        raise ValueError(f"--model {name} needs --scale, because no weights file tells it")
+    return metadata.scale
+
+
+def _layout(model: nn.Module) -> torch.memory_format:
+    # Convolutions are faster in this one; a user's network may not run in it.
+    return torch.channels_last if isinstance(model, SRNetwork) else torch.contiguous_format

@@ -19,6 +19,7 @@ Upscaler = Callable[[Tensor], Tensor]
 """Maps `[1, C, h, w]` to `[1, C, scale*h, scale*w]`."""
 
 _STRIP = (8, 321)  # of the probe: long enough for every local network here, and cheap
+_ROUNDING = 1e-3
 _SMALLEST_TILE = 16
 _WORKSPACE = 1.6  # what a forward pass takes is its tensors and oneDNN's copies of them
 
@@ -42,6 +43,10 @@ class Tiling:
         """Columns of the tiles of a picture of `width` low-resolution pixels, from the left."""
         return _parts(width, self.width)
 
+    def count(self, height: int, width: int) -> int:
+        """Number of tiles of a picture."""
+        return len(self.rows(height)) * len(self.columns(width))
+
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
@@ -58,14 +63,20 @@ class Costs:
 
 
 def forward_costs(model: nn.Module) -> Costs:
-    """What a forward pass of `model` takes, found by two passes without numbers."""
-    empty = copy.deepcopy(model).to("meta")
+    """What a forward pass of `model` takes, found by two passes, if possible without numbers."""
+    try:
+        return _forward_costs(copy.deepcopy(model).to("meta"), torch.device("meta"))
+    except Exception:  # Whatever a user's network may raise.
+        return _forward_costs(model, _device_of(model))
+
+
+def _forward_costs(model: nn.Module, device: torch.device) -> Costs:
     sides = (32, 96)
     peaks = []
     for side in sides:
-        lr = torch.empty(1, 3, side, side, device="meta")
+        lr = torch.zeros(1, 3, side, side, device=device)
         with torch.inference_mode(), LiveBytes() as memory:
-            empty(lr)
+            model(lr)
         peaks.append(_WORKSPACE * memory.peak)
     per_pixel = (peaks[1] - peaks[0]) / (sides[1] ** 2 - sides[0] ** 2)
     return Costs(max(0.0, peaks[0] - per_pixel * sides[0] ** 2), per_pixel)
@@ -82,7 +93,8 @@ def reach(model: nn.Module) -> int | None:
 
     Returns:
         The distance in low-resolution pixels; none if it is the whole picture, because of global
-        pooling or attention, or more than 160 pixels.
+        pooling or attention, or more than 160 pixels, or if a pixel's place counts, because of
+        strides or windows.
 
     Example:
         >>> from mkdext.models import create_model
@@ -93,18 +105,25 @@ def reach(model: nn.Module) -> int | None:
         return None
     height, width = _STRIP
     model = _with_open_gates(model)
-    like = next(model.parameters())
     lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     changed = lr.clone()
     changed[..., width // 2] = 1 - changed[..., width // 2]
-    before, after = (model(image.to(like)) for image in (lr, changed))
+    try:
+        before, after, moved = (
+            model(image.to(_device_of(model))) for image in (lr, changed, lr[..., 1:])
+        )
+    except Exception:  # Whatever a user's network may raise at so few rows.
+        return None
     scale = before.shape[-1] // width
     columns = (before != after).flatten(0, 2).any(dim=0).nonzero()
     if not len(columns):
         return 0
     first, last = int(columns.min()) // scale, int(columns.max()) // scale
     distance = max(width // 2 - first, last - width // 2)
-    return None if distance >= width // 2 else distance
+    if distance >= width // 2:
+        return None
+    change = (moved - before[..., scale:])[..., (distance + 2) * scale :].abs().max()
+    return distance if change <= _ROUNDING * before.abs().max() else None
 
 
 def plan_tiles(
@@ -136,6 +155,38 @@ def plan_tiles(
         f"tiles of {side} pixels with a margin of {overlap} need {needed / 2**20:.0f} MiB beside "
         f"what is in use, got {max(available, 0) / 2**20:.0f} MiB"
     )
+
+
+def enlarge_in_tiles(upscale: Upscaler, image: Tensor, tiling: Tiling, scale: int) -> Tensor:
+    """Enlarge an image tile by tile.
+
+    Args:
+        upscale: Maps `[1, C, h, w]` to `[1, C, scale*h, scale*w]`.
+        image: `[C, H, W]`.
+        tiling: How it is cut.
+        scale: Enlargement factor.
+
+    Returns:
+        `[C, scale*H, scale*W]`, float32.
+
+    Example:
+        >>> nearest = lambda image: nn.functional.interpolate(image, scale_factor=3)
+        >>> image = torch.rand(3, 20, 24)
+        >>> tiled = enlarge_in_tiles(nearest, image, Tiling(7, 9, overlap=0), scale=3)
+        >>> torch.equal(tiled, nearest(image[None])[0])
+        True
+    """
+    channels, height, width = image.shape
+    enlarged = torch.empty(channels, height * scale, width * scale)
+    for rows in tiling.rows(height):
+        for columns in tiling.columns(width):
+            part = enlarge_tile(upscale, image, rows, columns, scale, tiling.overlap)
+            enlarged[
+                :,
+                rows.start * scale : rows.stop * scale,
+                columns.start * scale : columns.stop * scale,
+            ] = part
+    return enlarged
 
 
 @torch.inference_mode()
@@ -181,6 +232,10 @@ def _with_open_gates(model: nn.Module) -> nn.Module:
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.LeakyReLU(0.5))
     return model
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _parts(length: int, part: int) -> list[slice]:

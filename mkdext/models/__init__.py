@@ -25,7 +25,7 @@ from mkdext.models.own import AdaptedNetwork, adapt, make_own
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.rdn import RDN, RDNConfig
 from mkdext.models.registry import MODEL_NAMES, create_model
-from mkdext.models.resolve import resolve_student, resolve_teacher
+from mkdext.models.resolve import load_own, resolve_student, resolve_teacher
 from mkdext.models.san import SAN, SANConfig
 from mkdext.models.vdsr import VDSR, LumaVDSR, VDSRConfig
 from mkdext.models.weights_metadata import WeightsMetadata
@@ -58,6 +58,7 @@ __all__ = [
     "features_at",
     "forward_with_features",
     "load_model",
+    "load_own",
     "load_weights",
     "make_own",
     "read_metadata",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mkdext.models.weight_shapes import renamed
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 RGB_RANGE = 255.0
@@ -121,6 +123,49 @@ class MeanShiftedNetwork(SRNetwork):
         return sr / RGB_RANGE
 
 
+class SequentialNetwork(MeanShiftedNetwork):
+    """The frame with a body of equal parts in a row and a convolution after them."""
+
+    @abstractmethod
+    def parts(self) -> list[nn.Module]:
+        """The parts of the body, made anew."""
+
+    def add_body(self) -> None:
+        """Make the parts and the convolution after them."""
+        features = self.config.features
+        self.body = nn.Sequential(*self.parts(), conv3x3(features, features))
+
+    def deep_features(self, shallow: Tensor) -> Tensor:
+        """Run the parts and the convolution after them."""
+        deep: Tensor = self.body(shallow)
+        return deep
+
+    def stages(self) -> list[str]:
+        """Names of the parts."""
+        return [f"body.{part}" for part in range(len(self.body) - 1)]
+
+    @staticmethod
+    def from_basicsr(
+        weights: Mapping[str, Tensor], parts: int, inside: Iterable[tuple[str, str]]
+    ) -> dict[str, Tensor]:
+        """Weights of BasicSR under the official names.
+
+        BasicSR keeps the colour mean in its options; it is set to that of DIV2K, its default.
+
+        Args:
+            weights: Weights by BasicSR's names.
+            parts: How many parts the body has.
+            inside: How names inside of the parts are replaced, as `renamed` takes it.
+        """
+        frame = [
+            (r"conv_first\.", "head.0."),
+            (r"conv_after_body\.", f"body.{parts}."),
+            (r"conv_last\.", "tail.1."),
+            (r"upsample\.", "tail.0."),
+        ]
+        return renamed(weights, [*frame, *inside]) | _mean_shift_weights()
+
+
 class MeanShift(nn.Module):
     """Adds `sign * 255 * mean` to each colour channel: `[B, 3, H, W]` -> `[B, 3, H, W]`.
 
@@ -141,7 +186,7 @@ class MeanShift(nn.Module):
         return nn.functional.conv2d(image, self.weight, self.bias)
 
 
-def mean_shift_weights() -> dict[str, Tensor]:
+def _mean_shift_weights() -> dict[str, Tensor]:
     """The colour shifts by DIV2K's mean, by name, for checkpoints that leave them out."""
     return {
         f"{name}.{kind}": tensor

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mkdext._files import atomic_write
 from mkdext.models.blocks import SRNetwork
+from mkdext.models.pickled_modules import read_pickled_modules
 from mkdext.models.registry import Recognised, create_model, nearest_network, recognise
 from mkdext.models.weights_metadata import METADATA_KEY, WeightsMetadata
 
@@ -29,8 +30,8 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
 
     Architecture, size and scale are those of the file's metadata (`save_model`), and where it has
     none, those that names and shapes of the weights tell. The official files of EDSR, RCAN, RDN
-    (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's, as a state dict) are understood, those of
-    BasicSR's EDSR and RCAN, and those of this package. Torch's random generator is not touched.
+    (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's) are understood, those of BasicSR's EDSR and
+    RCAN, and those of this package. Torch's random generator is not touched.
 
     Args:
         path: A file that `read_weights` can read.
@@ -58,6 +59,12 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
         2
     """
     weights = read_weights(path)
+    metadata = read_metadata(path)
+    if name is None and metadata is not None and metadata.factory is not None:
+        raise ValueError(
+            f"weights file {path} is of a network of yours at x{metadata.scale}; name what makes "
+            f"it: --model {metadata.factory} (in a training: --teacher)"
+        )
     found = recognise(weights)
     if found is None:
         raise ValueError(
@@ -65,7 +72,6 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
             f"{nearest_network(weights)}; it holds {_listing(list(weights))}"
         )
     try:
-        metadata = read_metadata(path)
         if metadata is not None:
             found = _as_described(found, metadata)
         with torch.random.fork_rng(devices=[]):
@@ -146,17 +152,21 @@ def read_metadata(path: str | Path) -> WeightsMetadata | None:
     """Read what a weights file says of itself; none if it says nothing, as others' files.
 
     Raises:
-        ValueError: The file is damaged, or its metadata are not as `save_model` writes them.
+        ValueError: The file cannot be read, is damaged, or its metadata are not as `save_model`
+            writes them.
     """
-    with Path(path).open("rb") as file:
-        if not _is_safetensors(file.read(16)):
-            return None
+    path = Path(path)
+    if not _is_safetensors(_beginning(path)):
+        return None
     try:
         with safe_open(path, framework="pt") as content:
             text = (content.metadata() or {}).get(METADATA_KEY)
     except SafetensorError as error:
-        raise _damaged(Path(path), error) from None
-    return None if text is None else WeightsMetadata.from_json(text)
+        raise _damaged(path, error) from None
+    try:
+        return None if text is None else WeightsMetadata.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"weights file {path}: {error}") from None
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -186,7 +196,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a safetensors file or from one that `torch.save` made.
 
     The format is told from the content, not from the name. Of a pickle only tensors and plain
-    containers are read; it is refused when it asks for anything else, and never executed. Weights
+    containers are read, and the weights of a whole network of pytorch-vdsr; it is refused when it
+    asks for anything else, and never executed. Weights
     under `params_ema`, `params`, `state_dict`, `model_state_dict` or `model` are found, in this
     order, and the `module.` that DataParallel puts before every name is removed, as is the
     `_orig_mod.` of `torch.compile`.
@@ -206,6 +217,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         {'bias': tensor([1., 1.])}
     """
     path = Path(path)
+    start = _beginning(path)
+    if _is_safetensors(start):
+        return _plain_names(_read_safetensors(path))
+    if start.startswith((b"PK\3\4", b"\x80")):
+        return _plain_names(_state_dict(_read_pickle(path), path))
+    raise ValueError(
+        f"weights file {path} is neither a safetensors file nor one made by torch.save: "
+        f"it begins with {start!r}; fetch or copy it again"
+    )
+
+
+def _beginning(path: Path) -> bytes:
     if not path.exists():
         raise ValueError(f"weights file {path} does not exist; check the path")
     if path.is_dir():
@@ -217,14 +240,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"weights file {path} cannot be read: {error.strerror}") from None
     if not start:
         raise ValueError(f"weights file {path} is empty; fetch or copy it again")
-    if _is_safetensors(start):
-        return _plain_names(_read_safetensors(path))
-    if start.startswith((b"PK\3\4", b"\x80")):
-        return _plain_names(_state_dict(_read_pickle(path), path))
-    raise ValueError(
-        f"weights file {path} is neither a safetensors file nor one made by torch.save: "
-        f"it begins with {start!r}; fetch or copy it again"
-    )
+    return start
 
 
 def _is_safetensors(start: bytes) -> bool:
@@ -248,7 +264,11 @@ def _read_pickle(path: Path) -> Any:
         with path.open("rb") as file, warnings.catch_warnings():
             # For a TorchScript archive torch warns before it raises.
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                file.seek(0)
+                return read_pickled_modules(file)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(

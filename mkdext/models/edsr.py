@@ -10,14 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mkdext.models.blocks import MeanShiftedNetwork, check_sizes, conv3x3, mean_shift_weights
-from mkdext.models.weight_shapes import (
-    count_numbers,
-    is_conv,
-    out_channels,
-    renamed,
-    upsampler_scale,
-)
+from mkdext.models.blocks import SequentialNetwork, check_sizes, conv3x3
+from mkdext.models.weight_shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 _WIDE = 256
 
@@ -58,7 +52,7 @@ class ResBlock(nn.Module):
         return residual * self.residual_scale + x
 
 
-class EDSR(MeanShiftedNetwork):
+class EDSR(SequentialNetwork):
     """Enhanced deep network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, colours in [0, 1].
 
     Example:
@@ -70,19 +64,9 @@ class EDSR(MeanShiftedNetwork):
 
     config: EDSRConfig
 
-    def add_body(self) -> None:
-        """Make the blocks and the convolution after them."""
-        blocks = [ResBlock(self.config) for _ in range(self.config.blocks)]
-        self.body = nn.Sequential(*blocks, conv3x3(self.config.features, self.config.features))
-
-    def deep_features(self, shallow: Tensor) -> Tensor:
-        """Run the blocks and the convolution after them."""
-        deep: Tensor = self.body(shallow)
-        return deep
-
-    def stages(self) -> list[str]:
-        """Names of the blocks."""
-        return [f"body.{block}" for block in range(self.config.blocks)]
+    def parts(self) -> list[nn.Module]:
+        """The blocks."""
+        return [ResBlock(self.config) for _ in range(self.config.blocks)]
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[EDSRConfig, int] | None:
@@ -101,22 +85,12 @@ class EDSR(MeanShiftedNetwork):
 
     @classmethod
     def own_names(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights with the names of the official code, if they have those of BasicSR's EDSR.
-
-        BasicSR keeps the colour mean in its options; it is set to that of DIV2K, its default.
-        """
+        """Weights with the names of the official code, if they have those of BasicSR's EDSR."""
         blocks = count_numbers(weights, r"body\.(\d+)\.conv1\..*")
         if "conv_first.weight" not in weights or not blocks:
             return dict(weights)
-        official = renamed(
-            weights,
-            [
-                (r"conv_first\.", "head.0."),
-                (r"conv_after_body\.", f"body.{blocks}."),
-                (r"conv_last\.", "tail.1."),
-                (r"upsample\.", "tail.0."),
-                (r"(body\.\d+)\.conv1\.", r"\1.body.0."),
-                (r"(body\.\d+)\.conv2\.", r"\1.body.2."),
-            ],
-        )
-        return official | mean_shift_weights()
+        inside = [
+            (r"(body\.\d+)\.conv1\.", r"\1.body.0."),
+            (r"(body\.\d+)\.conv2\.", r"\1.body.2."),
+        ]
+        return cls.from_basicsr(weights, blocks, inside)

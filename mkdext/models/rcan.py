@@ -10,20 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mkdext.models.blocks import (
-    MeanShiftedNetwork,
-    channel_weights,
-    check_sizes,
-    conv3x3,
-    mean_shift_weights,
-)
-from mkdext.models.weight_shapes import (
-    count_numbers,
-    is_conv,
-    out_channels,
-    renamed,
-    upsampler_scale,
-)
+from mkdext.models.blocks import SequentialNetwork, channel_weights, check_sizes, conv3x3
+from mkdext.models.weight_shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +81,7 @@ class ResidualGroup(nn.Module):
         return residual + x
 
 
-class RCAN(MeanShiftedNetwork):
+class RCAN(SequentialNetwork):
     """Residual channel attention network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, in [0, 1].
 
     Example:
@@ -106,19 +94,9 @@ class RCAN(MeanShiftedNetwork):
     config: RCANConfig
     config_class = RCANConfig
 
-    def add_body(self) -> None:
-        """Make the groups and the convolution after them."""
-        groups = [ResidualGroup(self.config) for _ in range(self.config.groups)]
-        self.body = nn.Sequential(*groups, conv3x3(self.config.features, self.config.features))
-
-    def deep_features(self, shallow: Tensor) -> Tensor:
-        """Run the groups and the convolution after them."""
-        deep: Tensor = self.body(shallow)
-        return deep
-
-    def stages(self) -> list[str]:
-        """Names of the groups."""
-        return [f"body.{group}" for group in range(self.config.groups)]
+    def parts(self) -> list[nn.Module]:
+        """The groups."""
+        return [ResidualGroup(self.config) for _ in range(self.config.groups)]
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[RCANConfig, int] | None:
@@ -147,25 +125,15 @@ class RCAN(MeanShiftedNetwork):
 
     @classmethod
     def own_names(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights with the names of the official code, if they have those of BasicSR's RCAN.
-
-        BasicSR keeps the colour mean in its options; it is set to that of DIV2K, its default.
-        """
+        """Weights with the names of the official code, if they have those of BasicSR's RCAN."""
         groups = count_numbers(weights, r"body\.(\d+)\.residual_group\..*")
         if "conv_first.weight" not in weights or not groups:
             return dict(weights)
         blocks = count_numbers(weights, r"body\.\d+\.residual_group\.(\d+)\..*")
-        official = renamed(
-            weights,
-            [
-                (r"conv_first\.", "head.0."),
-                (r"conv_after_body\.", f"body.{groups}."),
-                (r"conv_last\.", "tail.1."),
-                (r"upsample\.", "tail.0."),
-                (r"(body\.\d+)\.conv\.", rf"\1.body.{blocks}."),
-                (r"(body\.\d+)\.residual_group\.(\d+)\.rcab\.", r"\1.body.\2.body."),
-                (r"(.*\.body\.3)\.attention\.1\.", r"\1.conv_du.0."),
-                (r"(.*\.body\.3)\.attention\.3\.", r"\1.conv_du.2."),
-            ],
-        )
-        return official | mean_shift_weights()
+        inside = [
+            (r"(body\.\d+)\.conv\.", rf"\1.body.{blocks}."),
+            (r"(body\.\d+)\.residual_group\.(\d+)\.rcab\.", r"\1.body.\2.body."),
+            (r"(.*\.body\.3)\.attention\.1\.", r"\1.conv_du.0."),
+            (r"(.*\.body\.3)\.attention\.3\.", r"\1.conv_du.2."),
+        ]
+        return cls.from_basicsr(weights, groups, inside)

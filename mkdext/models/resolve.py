@@ -67,7 +67,9 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
         4
     """
     if teacher is not None and is_own(teacher):
-        return _own_teacher(teacher, weights, scale).eval().requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            model = load_own(teacher, weights, scale, "--teacher")
+        return model.eval().requires_grad_(False)
     if teacher is not None and teacher not in TEACHER_NAMES:
         raise _unknown("--teacher", teacher, TEACHER_NAMES)
     if teacher == BUILTIN and weights is not None:
@@ -87,15 +89,35 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
     return model.eval().requires_grad_(False)
 
 
-def _own_teacher(name: str, weights: str | Path | None, scale: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        network = make_own(name, "--teacher")
-        if weights is not None:
-            try:
-                load_weights(network, read_weights(weights))
-            except ValueError as error:
-                raise ValueError(f"--teacher-weights {weights}: {error}") from None
-        return adapt(network, scale, f"--teacher {name}")
+def load_own(name: str, weights: str | Path | None, scale: int, flag: str) -> nn.Module:
+    """A user's network with its weights.
+
+    Args:
+        name: `package.module:factory` or `file.py:factory`.
+        weights: A file that `read_weights` can read; none: those that the factory gives it.
+        scale: Enlargement factor.
+        flag: The option that `name` was given to, for error messages.
+
+    Returns:
+        A network that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
+
+    Raises:
+        ValueError: There is no such factory, the weights do not fit what it makes, or that is not
+            usable at this scale.
+
+    Example:
+        >>> sharpen_nothing = load_own("torch.nn:Identity", None, scale=2, flag="--model")
+        >>> sharpen_nothing(torch.ones(1, 3, 4, 5)).shape
+        torch.Size([1, 3, 8, 10])
+    """
+    network = make_own(name, flag)
+    if weights is not None:
+        weights_by_name = read_weights(weights)
+        try:
+            load_weights(network, weights_by_name)
+        except ValueError as error:
+            raise ValueError(f"weights file {weights}: {error}") from None
+    return adapt(network, scale, f"{flag} {name}")
 
 
 def _unknown(flag: str, name: str, known: tuple[str, ...]) -> ValueError:

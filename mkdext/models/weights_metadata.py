@@ -11,6 +11,7 @@ from torch import nn
 
 import mkdext
 from mkdext.models.blocks import SRNetwork
+from mkdext.models.own import is_own
 
 METADATA_KEY = "mkdext"
 """Name of the object in the file's metadata."""
@@ -43,15 +44,21 @@ class WeightsMetadata:
     version: str = mkdext.__version__
     """Of the package that wrote the file."""
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """How the weights came about: command, teacher, photographs, steps."""
+    """How the weights came about: command, student, scale, teacher, photographs, steps."""
+
+    @property
+    def factory(self) -> str | None:
+        """What made the user's network that the weights are of; none if that is not known."""
+        student = self.origin.get("student")
+        return student if isinstance(student, str) and is_own(student) else None
 
     @classmethod
     def of(cls, model: nn.Module, origin: Mapping[str, Any]) -> WeightsMetadata:
-        """Describe a network; of one that is not of this package little is known."""
+        """Describe a network; of one that is not of this package only its origin tells."""
         if isinstance(model, SRNetwork):
             config = dataclasses.asdict(model.config)
             return cls(type(model).__name__, config, model.scale, origin=origin)
-        return cls(None, {}, getattr(model, "scale", None), origin=origin)
+        return cls(None, {}, origin.get("scale"), origin=origin)
 
     @classmethod
     def from_json(cls, text: str) -> WeightsMetadata:

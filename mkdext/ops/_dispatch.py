@@ -14,7 +14,9 @@ from mkdext import _extension
 
 def has_kernel(tensor: Tensor) -> bool:
     """Tell whether compiled kernels can take tensors of this device."""
-    return tensor.device.type == "cpu" and _extension.available()
+    # A compiler can trace neither a lock nor a warning.
+    warn = not torch.compiler.is_compiling()
+    return tensor.device.type == "cpu" and _extension.available(warn)
 
 
 def is_autocast(tensor: Tensor) -> bool:

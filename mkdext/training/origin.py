@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from mkdext.models.own import absolute
 from mkdext.training.config_files import changed_flags
 from mkdext.training.options import BUILTIN_DEMO, TrainOptions
 from mkdext.training.photographs import BUILTIN_NAME
@@ -24,6 +25,8 @@ def origin(options: TrainOptions, steps: int) -> dict[str, Any]:
         teacher = "trained on high resolution in the same run"
     return {
         "command": shlex.join(["python", "-m", "mkdext.train", *changed_flags(options, base)]),
+        "student": absolute(options.student),
+        "scale": options.scale,
         "method": options.method,
         "teacher": None if options.method == "vanilla" else str(teacher),
         "data": [str(folder) for folder in options.train_dir] or [BUILTIN_NAME],

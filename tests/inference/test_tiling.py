@@ -9,24 +9,13 @@ from torch import nn
 from mkdext.inference import (
     Costs,
     Tiling,
-    enlarge_tile,
+    enlarge_in_tiles,
     forward_costs,
     load_network,
     plan_tiles,
     reach,
 )
 from mkdext.models import EDSR, RDN, EDSRConfig, RDNConfig, SRNetwork, create_model
-
-
-def tiled(model: SRNetwork, lr: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    bands = []
-    for rows in tiling.rows(lr.shape[1]):
-        parts = [
-            enlarge_tile(model, lr, rows, columns, model.scale, tiling.overlap)
-            for columns in tiling.columns(lr.shape[2])
-        ]
-        bands.append(torch.cat(parts, dim=2))
-    return torch.cat(bands, dim=1)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +33,7 @@ def test_a_network_of_local_receptive_field_gives_the_same_in_tiles(model: SRNet
     lr = torch.rand(3, 37, 50)
     with torch.inference_mode():
         whole = model(lr[None])[0]
-    parts = tiled(model, lr, Tiling(16, 19, distance))
+    parts = enlarge_in_tiles(model, lr, Tiling(16, 19, distance), model.scale)
     assert parts.shape == whole.shape
     # The sums are the same, in the order of another size of input.
     assert (parts - whole).abs().max() < 1e-4 < 1 / 255
@@ -55,7 +44,7 @@ def test_tiles_without_a_margin_would_show() -> None:
     lr = torch.rand(3, 40, 40)
     with torch.inference_mode():
         whole = network(lr[None])[0]
-    parts = tiled(network, lr, Tiling(20, 20, 0))
+    parts = enlarge_in_tiles(network, lr, Tiling(20, 20, 0), network.scale)
     assert (parts - whole).abs().max() > 1 / 255
 
 
@@ -76,6 +65,35 @@ def test_the_reach_is_that_of_the_convolutions() -> None:
     with torch.no_grad():
         shut[0].bias.fill_(-100)
     assert reach(shut) == 2
+
+
+class Strided(nn.Conv2d):
+    """Sees blocks of 2x2 pixels, of an image of any size."""
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        blocks = super().forward(nn.functional.pad(lr, (0, 1, 0, 1)))
+        return nn.functional.interpolate(blocks, scale_factor=2)[..., : lr.shape[2], : lr.shape[3]]
+
+
+def test_a_network_for_which_a_pixels_place_counts_has_no_reach() -> None:
+    assert reach(Strided(3, 3, 2, stride=2)) is None
+    assert reach(nn.Conv2d(3, 3, 3, padding=1)) == 1
+    narrow = nn.ReflectionPad2d(9)  # more than the rows of the probe
+    assert reach(nn.Sequential(narrow, nn.Conv2d(3, 3, 19))) is None
+
+
+class Numbers(nn.Conv2d):
+    """A network that cannot run without numbers."""
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        assert float(lr.mean()) < 2
+        return super().forward(lr)
+
+
+def test_costs_of_a_network_that_needs_numbers_are_those_of_a_run() -> None:
+    same = nn.Conv2d(3, 16, 3, padding=1)
+    measured, known = (forward_costs(n) for n in (Numbers(3, 16, 3, padding=1), same))
+    assert measured.per_pixel == pytest.approx(known.per_pixel, rel=0.5)
 
 
 def test_few_tiles_are_taken_and_none_needs_more_than_there_is() -> None:

@@ -238,9 +238,21 @@ def test_code_in_a_pickle_is_never_executed(file: Path, tmp_path: Path, form: st
         assert "asks for posix.system" in str(caught.value)
 
 
-def test_a_whole_pickled_network_is_refused_with_the_fix(file: Path) -> None:
-    torch.save(nn.Conv2d(1, 1, 1), file)
-    with pytest.raises(ValueError, match=r"asks for torch\.nn\.modules\.conv\.Conv2d.*state_dict"):
+class Mine(nn.Conv2d):
+    """A network that only its own code knows."""
+
+
+def test_a_whole_pickled_network_is_read_if_torch_has_it_else_refused_with_the_fix(
+    file: Path,
+) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU())
+    network.register_buffer("grid", torch.ones(1), persistent=False)
+    torch.save(network, file)
+    weights = read_weights(file)
+    assert weights.keys() == network.state_dict().keys()
+    assert all(torch.equal(weights[name], t) for name, t in network.state_dict().items())
+    torch.save(Mine(1, 1, 1), file)
+    with pytest.raises(ValueError, match=r"asks for \S*\.Mine, .*state_dict"):
         read_weights(file)
 
 
