@@ -1,8 +1,7 @@
 """Low-resolution images made from nothing, so that a student can learn without a photograph.
 
-Each kind shares something with photographs: the spectrum, edges and occlusion, stripes. All are
-random and take their colours, contrast and sizes at random too, from one generator. Nothing is
-read from a disk.
+Each kind shares something with photographs: noise their spectrum, dead leaves edges and occlusion.
+Colours, contrast, shapes and sizes are all random. Nothing is read from a disk.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mkdext._near_names import did_you_mean
 from mkdext.data import imresize
-from mkdext.models.near_names import did_you_mean
 
 _BLOCK = 16  # images made at once: enough to hide the cost of calls, few enough for the caches
 _OVERSAMPLING = 2  # shapes are drawn this much larger, so that edges are reduced as photographs are
+_RADII = 1.0, 32.0  # of leaves, in pixels
 _SIZES = 64  # steps in which the density of radii is tabulated
 _LAYERS = 3  # leaves above one another, on average
 _ASPECTS = 0.25, 1.0  # width over length
@@ -100,6 +100,40 @@ def coloured_noise(
     return (mean + contrast * _texture(count, height, width, generator, exponents)).clamp_(0, 1)
 
 
+def dead_leaves(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Ellipses and rectangles that hide one another, each with a gradient and a texture.
+
+    The number of leaves of radius r falls as r^-3, so that each octave of sizes covers as much as
+    any other (Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001). They are
+    drawn larger and reduced by MATLAB's bicubic, so that their edges are those of a photograph made
+    small. An image is a window on an endless plane: its border has no special place.
+
+    Args:
+        count: How many images.
+        height: In pixels.
+        width: In pixels.
+        generator: Where all that is random comes from.
+
+    Returns:
+        `[count, 3, height, width]`, float32 in [0, 1].
+
+    Example:
+        >>> dead_leaves(2, 24, 24, torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3, 24, 24])
+    """
+    rows, columns = height * _OVERSAMPLING, width * _OVERSAMPLING
+    smallest, largest = (radius * _OVERSAMPLING for radius in _RADII)
+    leaves = _scatter(count, rows, columns, smallest, largest, generator)
+    paint = _paint(leaves, rows, columns, largest, generator)
+    seen = _topmost(leaves, rows, columns, smallest, largest)
+    shown = paint.flatten(0, 1).T.contiguous()[:, seen]
+    y, x = (torch.arange(side, device=generator.device) + 0.5 for side in (rows, columns))
+    colour = shown[:3] + shown[3] * y[:, None] + shown[4] * x
+    layers = imresize(torch.cat([colour, shown[5:]]), 1 / _OVERSAMPLING).transpose(0, 1)
+    texture = _texture(count, height, width, generator, exponents=(0.6, 1.4))
+    return (layers[:, :3] + layers[:, 3:] * texture).clamp_(0, 1)
+
+
 class _Leaves(NamedTuple):
     """Shapes on a plane, `[B, N]` each, a later one in front of an earlier one."""
 
@@ -113,47 +147,6 @@ class _Leaves(NamedTuple):
     """Width over length, at most 1."""
     is_box: Tensor
     """True for a rectangle, False for an ellipse."""
-
-
-def dead_leaves(
-    count: int,
-    height: int,
-    width: int,
-    generator: torch.Generator,
-    radii: tuple[float, float] = (1.0, 32.0),
-) -> Tensor:
-    """Ellipses and rectangles that hide one another, each with a gradient and a texture.
-
-    There are r^-3 leaves of radius r, as many large as small ones by area (Lee, Mumford and Huang,
-    "Occlusion models for natural images", IJCV 2001). They are drawn larger and reduced by
-    MATLAB's bicubic, so that their edges are those of a photograph made small. An image is a window
-    on an endless plane: its border has no special place.
-
-    Args:
-        count: How many images.
-        height: In pixels.
-        width: In pixels.
-        generator: Where all that is random comes from.
-        radii: Least and greatest radius in pixels.
-
-    Returns:
-        `[count, 3, height, width]`, float32 in [0, 1].
-
-    Example:
-        >>> dead_leaves(2, 24, 24, torch.Generator().manual_seed(0)).shape
-        torch.Size([2, 3, 24, 24])
-    """
-    rows, columns = height * _OVERSAMPLING, width * _OVERSAMPLING
-    smallest, largest = (radius * _OVERSAMPLING for radius in radii)
-    leaves = _scatter(count, rows, columns, smallest, largest, generator)
-    paint = _paint(leaves, rows, columns, largest, generator)
-    seen = _topmost(leaves, count, rows, columns, smallest, largest)
-    shown = paint.flatten(0, 1).T.contiguous()[:, seen]
-    y, x = (torch.arange(side, device=generator.device) + 0.5 for side in (rows, columns))
-    colour = shown[:3] + shown[3] * y[:, None] + shown[4] * x
-    layers = imresize(torch.cat([colour, shown[5:]]), 1 / _OVERSAMPLING).transpose(0, 1)
-    texture = _texture(count, height, width, generator, exponents=(0.6, 1.4))
-    return (layers[:, :3] + layers[:, 3:] * texture).clamp_(0, 1)
 
 
 def _scatter(
@@ -187,15 +180,13 @@ def _scatter(
     return _Leaves(row, column, radius, angle, aspect, is_box)
 
 
-def _topmost(
-    leaves: _Leaves, count: int, height: int, width: int, smallest: float, largest: float
-) -> Tensor:
+def _topmost(leaves: _Leaves, height: int, width: int, smallest: float, largest: float) -> Tensor:
     """Which leaf is seen at each pixel, `[B, H, W]`.
 
     That is an index into all images' leaves and backgrounds, `[B, 1 + N]` in a row, the background
     of an image coming first.
     """
-    number = leaves.radius.shape[1]
+    count, number = leaves.radius.shape
     flat = _Leaves(*(quantity.flatten() for quantity in leaves))
     device = flat.radius.device
     image = torch.arange(count, device=device).repeat_interleave(number)
@@ -333,5 +324,5 @@ PROCEDURAL_KINDS: Mapping[str, Callable[[int, int, int, torch.Generator], Tensor
 }
 """What makes images of each kind: count, height, width, generator -> `[count, 3, h, w]`."""
 
-MIXTURE: Mapping[str, float] = {"noise": 1, "leaves": 1}
+MIXTURE: Mapping[str, float] = {"noise": 2, "leaves": 1}
 """Share of each kind in the mixture that was found best."""

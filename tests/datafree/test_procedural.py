@@ -146,7 +146,7 @@ def kurtosis(values):
 def test_leaves_are_drawn_as_a_painter_does_from_back_to_front():
     count, height, width, smallest, largest = 2, 20, 33, 1.5, 24.0
     leaves = procedural._scatter(count, height, width, smallest, largest, seeded())
-    top = procedural._topmost(leaves, count, height, width, smallest, largest)
+    top = procedural._topmost(leaves, height, width, smallest, largest)
     number = leaves.radius.shape[1]
     y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
     for image in range(count):
@@ -182,7 +182,7 @@ def test_there_are_as_many_leaves_of_a_size_as_the_power_law_says():
 
 def test_leaves_cover_every_part_of_an_image_alike():
     leaves = procedural._scatter(200, 16, 16, 1.0, 16.0, seeded())
-    top = procedural._topmost(leaves, 200, 16, 16, 1.0, 16.0)
+    top = procedural._topmost(leaves, 16, 16, 1.0, 16.0)
     number = leaves.radius.shape[1] + 1
     covered = (top % number != 0).float().mean(0)
     assert covered.mean() > 0.7
