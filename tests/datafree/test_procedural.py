@@ -80,13 +80,13 @@ def test_the_best_mixture_is_the_one_taken_if_none_is_given():
 
 @pytest.mark.parametrize("exponent", [0.8, 1.2, 1.6])
 def test_the_amplitude_of_noise_falls_with_the_asked_exponent(exponent):
-    noise = procedural._noise(64, 3, 64, 64, seeded(), (exponent, exponent))
+    noise = procedural._noise(24, 3, 64, 64, seeded(), (exponent, exponent))
     assert abs(spectral_exponent(noise) - exponent) < 0.08
 
 
 def test_the_noise_in_images_has_the_asked_exponent_too():
     slopes = [
-        spectral_exponent(coloured_noise(64, 64, 64, seeded(), (exponent, exponent)))
+        spectral_exponent(coloured_noise(32, 64, 64, seeded(), (exponent, exponent)))
         for exponent in (0.8, 1.6)
     ]
     # Colours cut off at 0 and 1 are edges, whose spectrum is in between.
@@ -188,6 +188,16 @@ def test_leaves_cover_every_part_of_an_image_alike():
     assert covered.mean() > 0.7
     border = torch.cat([covered[0], covered[-1], covered[:, 0], covered[:, -1]]).mean()
     assert abs(border - covered[4:-4, 4:-4].mean()) < 0.03
+
+
+def test_edges_of_leaves_are_nearly_those_of_a_drawing_eight_times_as_large(monkeypatch):
+    def drawn(oversampling):
+        monkeypatch.setattr(procedural, "_OVERSAMPLING", oversampling)
+        return dead_leaves(12, 24, 24, seeded())
+
+    used, fine, jagged = map(drawn, (procedural._OVERSAMPLING, 8, 1))
+    assert (used - fine).abs().mean() < 0.02
+    assert (jagged - fine).abs().mean() > 0.035
 
 
 _opened: list[str] = []
