@@ -325,4 +325,4 @@ PROCEDURAL_KINDS: Mapping[str, Callable[[int, int, int, torch.Generator], Tensor
 """What makes images of each kind: count, height, width, generator -> `[count, 3, h, w]`."""
 
 MIXTURE: Mapping[str, float] = {"noise": 2, "leaves": 1}
-"""Share of each kind in the mixture that was found best."""
+"""Share of each kind where none is given; docs/results/data_free.md has the comparison."""

@@ -73,7 +73,7 @@ def test_kinds_come_in_the_asked_shares(monkeypatch):
     assert abs(images.mean() - 0.75) < 0.04
 
 
-def test_the_best_mixture_is_the_one_taken_if_none_is_given():
+def test_a_mixture_is_taken_if_none_is_given():
     images = procedural_images(6, 8, 8, seeded())
     assert torch.equal(images, procedural_images(6, 8, 8, seeded(), MIXTURE))
 
