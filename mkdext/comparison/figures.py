@@ -105,10 +105,10 @@ def _draw_cost(
 
 
 def _colors(methods: Sequence[str]) -> dict[str, str]:
-    """A color for each method: grey for the one without a teacher."""
+    """A color for each method: black for the one without a teacher."""
     names = dict.fromkeys(methods)
     others = [name for name in names if name != REFERENCE]
-    return {name: "0.35" if name == REFERENCE else _tab20(others.index(name)) for name in names}
+    return {name: "black" if name == REFERENCE else _tab20(others.index(name)) for name in names}
 
 
 def _tab20(index: int) -> str:

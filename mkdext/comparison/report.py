@@ -26,8 +26,9 @@ from mkdext.comparison.sizes import Size, size_of
 _NOTE = (
     "PSNR-Y (dB) and SSIM-Y at the end: mean ± standard deviation over the seeds. Gains over "
     f"vanilla are paired by seed; ± reaches to the ends of their {CONFIDENCE:.0%} confidence "
-    "interval (Student's t), * marks one that leaves out 0. Best bold, second italic. Seconds of a "
-    "step include validations; memory is the most that the process had in use at a step."
+    "interval (Student's t, each by itself), * marks one that leaves out 0. Best bold, second "
+    "italic. Seconds of a step include validations; memory is the most that the process had in use "
+    "at a step."
 )
 _PAPER_NOTE = (
     f"The paper's numbers ({SOURCE}) are of other trainings: on DIV2K, to convergence, from a "
