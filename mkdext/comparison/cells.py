@@ -48,6 +48,11 @@ class Cell:
         return RunDirectory(self.options.out)
 
     @property
+    def teacher_steps(self) -> int:
+        """Steps of a method's own teacher, before those of the student."""
+        return (self.options.privileged_iterations or 0) if self.options.privileged else 0
+
+    @property
     def finished(self) -> bool:
         """Whether it came to its end."""
         return self.run.summary.exists()
@@ -135,6 +140,7 @@ class Comparison:
             out=self.base.out / "cells" / where,
         )
         if options.privileged:
+            # It trains a teacher of its own and refuses to be given the others'.
             options = dataclasses.replace(
                 options, teacher=None, teacher_weights=None, teacher_points=()
             )

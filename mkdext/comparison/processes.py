@@ -153,7 +153,9 @@ def _startable(pending: Sequence[Cell], running: Sequence[_Process]) -> Cell | N
 
 
 def _uses_cache(cell: Cell) -> bool:
-    return cell.options.teacher_cache is not None and cell.options.method != REFERENCE
+    options = cell.options
+    with_maps = options.method != REFERENCE and not options.privileged
+    return options.teacher_cache is not None and with_maps
 
 
 class _Latest(NamedTuple):
@@ -161,6 +163,8 @@ class _Latest(NamedTuple):
 
     step: int
     """Steps done."""
+    teacher_step: int
+    """Steps done of the method's own teacher, while these are not over."""
     seconds_per_step: float
     """As it was since the training last began or went on."""
 
@@ -174,7 +178,8 @@ def _latest(run: RunDirectory) -> _Latest | None:
     for line in reversed(lines):
         try:
             record = json.loads(line)
-            return _Latest(record["step"], 1 / record["patches_per_second"])
+            teacher_step = record.get("privileged_step", 0)
+            return _Latest(record["step"], teacher_step, 1 / record["patches_per_second"])
         except (ValueError, KeyError, TypeError, ZeroDivisionError):
             continue  # Cut off, or the line of a validation.
     return None
@@ -220,11 +225,11 @@ class _Progress:
         speeds: dict[tuple[str, str], list[float]] = {}
         for cell in self._cells:
             latest = _latest(cell.run)
-            done[cell] = cell.options.iterations if cell.finished else latest.step if latest else 0
+            done[cell] = _all_steps(cell) if cell.finished else _done(cell, latest)
             if latest:
                 seconds = cell.options.batch_size * latest.seconds_per_step
                 speeds.setdefault(_kind(cell), []).append(seconds)
-        total = sum(cell.options.iterations for cell in self._cells)
+        total = sum(_all_steps(cell) for cell in self._cells)
         finished = sum(cell.finished for cell in self._cells)
         text = f"{finished}/{len(self._cells)} trainings, {sum(done.values())}/{total} steps"
         if speeds:
@@ -235,6 +240,16 @@ class _Progress:
         if not self._console.is_terminal and now - self._said >= _PLAIN_SECONDS:
             self._said = now
             self.say(text)
+
+
+def _all_steps(cell: Cell) -> int:
+    return cell.teacher_steps + cell.options.iterations
+
+
+def _done(cell: Cell, latest: _Latest | None) -> int:
+    if latest is None:
+        return 0
+    return cell.teacher_steps + latest.step if latest.step else latest.teacher_step
 
 
 def _kind(cell: Cell) -> tuple[str, str]:
@@ -254,7 +269,7 @@ def _seconds_left(
     """
     typical = sum(speeds.values()) / len(speeds)
     left = [
-        (cell.options.iterations - steps) * speeds.get(_kind(cell), typical)
+        (_all_steps(cell) - steps) * speeds.get(_kind(cell), typical)
         for cell, steps in done.items()
     ]
     return max(sum(left) / jobs, *left)

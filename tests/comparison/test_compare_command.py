@@ -321,7 +321,7 @@ def test_progress_reads_the_last_whole_line_of_the_steps(tmp_path):
     run.metrics.write_text(
         '{"step": 7, "patches_per_second": 4.0}\n{"step": 8, "validation": {}}\n{"st'
     )
-    assert processes._latest(run) == (7, 0.25)
+    assert processes._latest(run) == (7, 0, 0.25)
 
 
 def test_time_left_knows_slow_methods(flags, tmp_path):
@@ -333,6 +333,18 @@ def test_time_left_knows_slow_methods(flags, tmp_path):
     assert processes._seconds_left({vanilla: 8, mkd: 4}, speeds, jobs=2) == 6 * 5
     some = {("rcan-a", "vanilla"): 1.0}
     assert processes._seconds_left({vanilla: 8, mkd: 0}, some, jobs=1) == 2 + 10
+
+
+def test_the_steps_of_a_teacher_of_its_own_are_work_too(flags, tmp_path):
+    cache = ["--teacher-cache", str(tmp_path / "cache"), "--out", str(tmp_path)]
+    command = parse([*flags, *cache, "--methods", "pisr,fitnet", "--seeds", "1"])
+    pisr, fitnet = command.comparison().cells()
+    assert (pisr.teacher_steps, fitnet.teacher_steps) == (2, 0)
+    assert processes._done(pisr, processes._Latest(0, 1, 0.1)) == 1
+    assert processes._done(pisr, processes._Latest(1, 0, 0.1)) == 3
+    # Nothing of it can be kept, so that it waits for nobody.
+    running = type("Running", (), {"cell": fitnet})
+    assert processes._startable([pisr], [running]) is pisr
 
 
 def test_a_students_file_becomes_one_folder():
