@@ -151,7 +151,7 @@ class Comparison:
             options = tyro.cli(TrainOptions, args=flags, default=options, prog=name)
         if options.teacher_cache is not None:
             # Another seed has other crops, another student may want maps of another size.
-            what = "features" if method == REFERENCE else method_class(method).compares
+            what: str = "features" if method == REFERENCE else method_class(method).compares
             what += "-and-pictures" if options.imitation else ""
             folder = options.teacher_cache / as_folder(student) / f"seed-{seed}" / what
             options = dataclasses.replace(options, teacher_cache=folder)
