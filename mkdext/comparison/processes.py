@@ -153,7 +153,9 @@ def _startable(pending: Sequence[Cell], running: Sequence[_Process]) -> Cell | N
 
 
 def _uses_cache(cell: Cell) -> bool:
-    return cell.options.teacher_cache is not None and cell.options.method != REFERENCE
+    options = cell.options
+    with_maps = options.method != REFERENCE and not options.privileged
+    return options.teacher_cache is not None and with_maps
 
 
 class _Latest(NamedTuple):
