@@ -2,7 +2,9 @@
 
 import os
 import runpy
+import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
 
+import cuda_build  # noqa: E402
 from find_torch import TORCH_REQUIREMENT, find_torch  # noqa: E402
 
 CSRC = Path("csrc")
@@ -23,7 +26,7 @@ REQUIRED = os.environ.get("MKDEXT_REQUIRE_EXT", "0") not in {"", "0"}
 
 
 class BuildOperators(build_ext):
-    """Compiles ``mkdext._C`` with the headers of the torch that ``find_torch`` locates."""
+    """Compiles the operators with the headers of the torch that ``find_torch`` locates."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link one extension module.
@@ -34,13 +37,35 @@ class BuildOperators(build_ext):
         """
         torch = find_torch()
         if torch is None:
-            raise CompileError(f"mkdext._C needs the headers of {TORCH_REQUIREMENT}: install it")
+            raise CompileError(f"{ext.name} needs the headers of {TORCH_REQUIREMENT}: install it")
+        if ext.name == cuda_operators.name:
+            self._build_cuda(torch)
+            return
         # -isystem: the warnings of other people's headers are not ours.
         for include in (torch / "include", Path(pybind11.get_include())):
             ext.extra_compile_args += ["-isystem", str(include)]
         ext.library_dirs.append(str(torch / "lib"))
         with ParallelCompile(default=os.cpu_count() or 1, needs_recompile=lambda *_: True):
             super().build_extension(ext)
+
+    def _build_cuda(self, torch: Path) -> None:
+        nvcc = cuda_build.find_nvcc()
+        if nvcc is None:
+            raise CompileError(f"{cuda_build.SWITCH}=1 needs nvcc: install the CUDA toolkit")
+        build = cuda_build.CudaBuild(
+            nvcc=nvcc,
+            torch=torch,
+            csrc=CSRC,
+            includes=[Path(pybind11.get_include()), Path(sysconfig.get_paths()["include"])],
+            architectures=cuda_build.architectures(nvcc),
+            source_hash=HASHING["source_hash"](CSRC, "cuda"),
+        )
+        print(f"building mkdext._C_cuda with {nvcc} for {' '.join(build.architectures)}")
+        try:
+            library = Path(self.get_ext_fullpath(cuda_operators.name))
+            build.build(library, Path(self.build_temp) / "cuda")
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            raise CompileError(str(error)) from error
 
 
 operators = Extension(
@@ -56,10 +81,18 @@ operators = Extension(
     optional=not REQUIRED,
 )
 
+# Built by a rule of its own, so that setuptools knows the name alone.
+cuda_operators = Extension(
+    "mkdext._C_cuda", sources=[], optional=not (REQUIRED or cuda_build.is_forced())
+)
+extensions = [operators]
+if cuda_build.is_wanted(find_torch()):
+    extensions.append(cuda_operators)
+
 options = {}
 if "mkdext_backend" in sys.modules:
     # pip builds in the clone itself, where leftovers of an earlier build would enter the wheel.
     scratch = tempfile.TemporaryDirectory()
     options = {"build": {"build_base": scratch.name}, "egg_info": {"egg_base": scratch.name}}
 
-setup(ext_modules=[operators], cmdclass={"build_ext": BuildOperators}, options=options)
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildOperators}, options=options)

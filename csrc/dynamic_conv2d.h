@@ -14,7 +14,8 @@
 //
 //   grad_g = F(ggx, w) + F(x, ggw)      grad_x = Gx(g, ggw)      grad_w = Gw(g, ggx)
 //
-// Tensors are contiguous float32 or float64 of one dtype, B >= 0 and all other sizes >= 1. Python
+// Tensors are contiguous and of one dtype: float32 or float64, on CUDA also float16 and bfloat16. B
+// may be 0, all other sizes are at least 1. Python
 // checks arguments and words the errors; the checks behind these functions are a backstop.
 #pragma once
 
@@ -30,5 +31,7 @@ struct DynamicConvShape {
   int64_t width;
   int64_t kernel_size;
 };
+
+enum class Primitive { kForward, kInputGrad, kWeightGrad };
 
 }  // namespace mkdext

@@ -1,4 +1,4 @@
-"""Finding, checking and loading the compiled operators ``mkdext._C``.
+"""Finding, checking and loading the compiled operators: ``mkdext._C``, and ``mkdext._C_cuda``.
 
 An installed package has its ``_C`` beside it. A source tree mostly has not: ``pip install .`` puts
 ``_C`` into site-packages, but in the root of a clone ``import mkdext`` finds the source tree. There
@@ -6,6 +6,7 @@ every other ``mkdext`` folder on ``sys.path`` is looked into as well, and a bina
 carries the hash of the C++ sources of the tree: one made from other sources is never loaded.
 
 Without a usable binary the operators run on plain PyTorch, and ``available`` says so once.
+What differs for ``_C_cuda`` stands in `mkdext._cuda`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,31 @@ from mkdext._source_hash import source_hash
 
 REQUIRE_VARIABLE = "MKDEXT_REQUIRE_EXT"
 
-_NAME = "mkdext._C"
 _PACKAGE = Path(__file__).resolve().parent
 _REBUILD = "run `pip install .` in the root of the clone"
 _lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of the two libraries."""
+
+    name: str
+    """The module's, without the package."""
+    device: str
+    """The folder of its sources in ``csrc``."""
+    called: str
+    """What messages call it."""
+    needs: str
+    """What to do first where it is missing."""
+
+
+OPERATORS = Library(
+    "_C",
+    "cpu",
+    "the compiled operators of mkdext",
+    "install a C++ compiler (g++ or clang++)",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +80,7 @@ def status() -> ExtensionStatus:
     if _status is None:
         with _lock:
             if _status is None:
-                _status = _load()
+                _status = load(OPERATORS)
     return _status
 
 
@@ -80,7 +102,7 @@ def available(warn: bool = True) -> bool:
     if is_required():
         raise ImportError(f"{current.reason}: {current.fix} ({REQUIRE_VARIABLE} is set)")
     if warn:
-        _warn_once(current)
+        warn_once(current)
     return False
 
 
@@ -93,7 +115,7 @@ def module() -> ModuleType:
     current = status()
     if current.state != "loaded":
         raise ImportError(f"{current.reason}: {current.fix}")
-    return sys.modules[_NAME]
+    return sys.modules[f"mkdext.{OPERATORS.name}"]
 
 
 def is_required() -> bool:
@@ -101,15 +123,15 @@ def is_required() -> bool:
     return os.environ.get(REQUIRE_VARIABLE, "0") not in {"", "0"}
 
 
-_warned = False
+_warned: set[str] = set()
 
 
-def _warn_once(current: ExtensionStatus) -> None:
-    global _warned
+def warn_once(current: ExtensionStatus) -> None:
+    """Tell that a library is not in use, why, and the fix; once in a process for each reason."""
     with _lock:
-        if _warned:
+        if current.reason in _warned:
             return
-        _warned = True
+        _warned.add(current.reason)
     warnings.warn(
         f"{current.reason}, so the operators run on plain PyTorch, which is slower: {current.fix}",
         ExtensionWarning,
@@ -117,17 +139,18 @@ def _warn_once(current: ExtensionStatus) -> None:
     )
 
 
-def _load() -> ExtensionStatus:
-    candidates = _candidates()
+def load(library: Library) -> ExtensionStatus:
+    """Find a library, and load it if it is fit. For `status` and `mkdext._cuda`, which ask once."""
+    candidates = _candidates(library)
     if not candidates:
         return ExtensionStatus(
             "missing",
             None,
-            "the compiled operators of mkdext are not installed",
-            f"install a C++ compiler (g++ or clang++) and {_REBUILD}; "
+            f"{library.called} are not installed",
+            f"{library.needs} and {_REBUILD}; "
             f"`{REQUIRE_VARIABLE}=1 pip install .` shows why a build fails",
         )
-    matching = [path for path in candidates if _matches_sources(path)]
+    matching = [path for path in candidates if _matches_sources(path, library)]
     if not matching:
         path = candidates[0]
         in_place = path.parent == _PACKAGE
@@ -141,9 +164,9 @@ def _load() -> ExtensionStatus:
     try:
         import torch  # noqa: F401  (its libraries must be in the process before those of _C)
 
-        extension = _import_from(path)
+        extension = _import_from(path, f"mkdext.{library.name}")
         return ExtensionStatus(
-            "loaded", path, "the compiled operators are in use", build=extension.build_info()
+            "loaded", path, f"{library.called} are in use", build=extension.build_info()
         )
     except (ImportError, OSError, RuntimeError) as error:
         summary = str(error).strip().splitlines()[0]
@@ -155,12 +178,13 @@ def _load() -> ExtensionStatus:
         )
 
 
-def _candidates() -> list[Path]:
-    """List the ``_C`` libraries that may be used, the one beside this file first."""
+def _candidates(library: Library) -> list[Path]:
+    """List the files that may be used, the one beside this file first."""
     folders = [_PACKAGE]
     if _csrc() is not None:
         folders += [Path(entry or ".").resolve() / "mkdext" for entry in sys.path]
-    paths = (folder / f"_C{suffix}" for folder in folders for suffix in EXTENSION_SUFFIXES)
+    names = [library.name + suffix for suffix in EXTENSION_SUFFIXES]
+    paths = (folder / name for folder in folders for name in names)
     return list(dict.fromkeys(path for path in paths if path.is_file()))
 
 
@@ -170,16 +194,16 @@ def _csrc() -> Path | None:
     return folder if (folder / "registration.cpp").is_file() else None
 
 
-def _matches_sources(library: Path) -> bool:
+def _matches_sources(path: Path, library: Library) -> bool:
     """Compare without loading: operators once registered cannot be replaced in a process."""
     folder = _csrc()
-    return folder is None or source_hash(folder).encode() in library.read_bytes()
+    return folder is None or source_hash(folder, library.device).encode() in path.read_bytes()
 
 
-def _import_from(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(_NAME, path)
+def _import_from(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the suffix is that of an extension
     extension = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extension)
-    sys.modules[_NAME] = extension
+    sys.modules[name] = extension
     return extension

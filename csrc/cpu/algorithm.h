@@ -13,7 +13,6 @@ namespace mkdext::cpu {
 enum class Algorithm { kAuto, kDirect, kWinograd };
 inline constexpr std::array kAlgorithms{Algorithm::kAuto, Algorithm::kDirect, Algorithm::kWinograd};
 
-enum class Primitive { kForward, kInputGrad, kWeightGrad };
 inline constexpr std::array kPrimitives{Primitive::kForward, Primitive::kInputGrad,
                                         Primitive::kWeightGrad};
 

@@ -4,9 +4,6 @@
 //                output channels (weight gradient). Each task writes only its own part, and where
 //                the cuts fall changes no order of summation, so the bits do not depend on the
 //                number of threads.
-#include "../dynamic_conv2d.h"
-
-#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,13 +13,11 @@
 
 #include <algorithm>
 #include <functional>
-#include <initializer_list>
-#include <optional>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 
+#include "../dynamic_conv2d_layer.h"
 #include "algorithm.h"
 #include "direct.h"
 #include "scratch.h"
@@ -206,64 +201,9 @@ Product<T> weight_gradient(const DynamicConvShape& shape, Algorithm algorithm, c
 
 // ----------------------------------------------------------------------------- the torch layer
 
-// Takes over a string of the dispatcher. A parameter of type std::string would be simpler, but
-// torch's conversion to it (ToImpl<std::string>) never frees the copy that it makes.
-Algorithm take_algorithm(StringHandle handle) {
-  const auto check = [](AOTITorchError error) {
-    STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "dynamic_conv2d: algorithm must be a string");
-  };
-  size_t length = 0;
-  const char* name = nullptr;
-  check(torch_string_length(handle, &length));
-  check(torch_string_c_str(handle, &name));
-  const std::string copy(name, length);
-  check(torch_delete_string(handle));
-  return algorithm_from_name(copy);
-}
-
-void check_algorithm(Algorithm algorithm, const DynamicConvShape& shape, const Tensor& like) {
-  STD_TORCH_CHECK(can_run(algorithm, shape, like.scalar_type() == ScalarType::Float),
-                  "dynamic_conv2d: algorithm ", algorithm_name(algorithm),
-                  " cannot run with this dtype and kernel size");
-}
-
-void check_map(const Tensor& map, const char* name, const DynamicConvShape& shape,
-               int64_t channels) {
-  STD_TORCH_CHECK(map.dim() == 4 && map.size(0) == shape.batch && map.size(1) == channels &&
-                      map.size(2) == shape.height && map.size(3) == shape.width,
-                  "dynamic_conv2d: ", name, " must be [", shape.batch, ", ", channels, ", ",
-                  shape.height, ", ", shape.width, "]");
-}
-
-void check_weight(const Tensor& weight, const char* name, const DynamicConvShape& shape) {
-  STD_TORCH_CHECK(weight.dim() == 5 && weight.size(0) == shape.batch &&
-                      weight.size(1) == shape.out_channels && weight.size(2) == shape.in_channels &&
-                      weight.size(3) == shape.kernel_size && weight.size(4) == shape.kernel_size,
-                  "dynamic_conv2d: ", name, " must be [", shape.batch, ", ", shape.out_channels,
-                  ", ", shape.in_channels, ", ", shape.kernel_size, ", ", shape.kernel_size, "]");
-}
-
-void check_shape(const DynamicConvShape& shape) {
-  STD_TORCH_CHECK(shape.in_channels > 0 && shape.out_channels > 0 && shape.height > 0 &&
-                      shape.width > 0 && shape.kernel_size % 2 == 1,
-                  "dynamic_conv2d: sizes must be positive and the kernel size odd");
-}
-
-void check_type(const Tensor& tensor, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == like.scalar_type(),
-                  "dynamic_conv2d: all tensors must be on the CPU and of one dtype");
-}
-
-// Calls run with a null pointer of the element type of `like`.
-template <typename Run>
-void dispatch(const Tensor& like, const Run& run) {
-  if (like.scalar_type() == ScalarType::Float) {
-    run(static_cast<float*>(nullptr));
-  } else {
-    STD_TORCH_CHECK(like.scalar_type() == ScalarType::Double,
-                    "dynamic_conv2d: dtype must be float32 or float64");
-    run(static_cast<double*>(nullptr));
-  }
+void check_algorithm(Algorithm algorithm, const DynamicConvShape& shape, bool is_float32) {
+  STD_TORCH_CHECK(can_run(algorithm, shape, is_float32), "dynamic_conv2d: algorithm ",
+                  algorithm_name(algorithm), " cannot run with this dtype and kernel size");
 }
 
 template <typename T>
@@ -271,164 +211,61 @@ const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
+// One product of the layer, on pointers.
 template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-Tensor dynamic_conv2d(const Tensor& input, const Tensor& weight, StringHandle algorithm_handle) {
-  const Algorithm algorithm = take_algorithm(algorithm_handle);
-  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5,
-                  "dynamic_conv2d: input must be 4-D and weight 5-D");
-  const DynamicConvShape shape{input.size(0), input.size(1), weight.size(1),
-                               input.size(2), input.size(3), weight.size(3)};
-  check_shape(shape);
-  check_weight(weight, "weight", shape);
-  check_type(weight, input);
-  check_algorithm(algorithm, shape, input);
-  const Tensor x = torch::stable::contiguous(input);
-  const Tensor w = torch::stable::contiguous(weight);
-  Tensor output =
-      torch::stable::new_empty(x, {shape.batch, shape.out_channels, shape.height, shape.width});
-  dispatch(x, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    compute<T>(shape, {correlation<T>(shape, WeightOrder::kForward, algorithm,
-                                      {{data<T>(x), data<T>(w)}}, mutable_data<T>(output))});
-  });
-  return output;
-}
-
-Tensor dynamic_conv2d_input_grad(const Tensor& grad, const Tensor& weight,
-                                 StringHandle algorithm_handle) {
-  const Algorithm algorithm = take_algorithm(algorithm_handle);
-  STD_TORCH_CHECK(grad.dim() == 4 && weight.dim() == 5,
-                  "dynamic_conv2d: grad must be 4-D and weight 5-D");
-  const DynamicConvShape shape{grad.size(0), weight.size(2), grad.size(1),
-                               grad.size(2), grad.size(3),   weight.size(3)};
-  check_shape(shape);
-  check_weight(weight, "weight", shape);
-  check_type(weight, grad);
-  check_algorithm(algorithm, shape, grad);
-  const Tensor g = torch::stable::contiguous(grad);
-  const Tensor w = torch::stable::contiguous(weight);
-  Tensor output =
-      torch::stable::new_empty(g, {shape.batch, shape.in_channels, shape.height, shape.width});
-  dispatch(g, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    compute<T>(shape, {correlation<T>(shape, WeightOrder::kInputGrad, algorithm,
-                                      {{data<T>(g), data<T>(w)}}, mutable_data<T>(output))});
-  });
-  return output;
-}
-
-Tensor dynamic_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64_t kernel_size,
-                                  StringHandle algorithm_handle) {
-  const Algorithm algorithm = take_algorithm(algorithm_handle);
-  STD_TORCH_CHECK(grad.dim() == 4 && input.dim() == 4,
-                  "dynamic_conv2d: grad and input must be 4-D");
-  const DynamicConvShape shape{input.size(0), input.size(1), grad.size(1),
-                               input.size(2), input.size(3), kernel_size};
-  check_shape(shape);
-  check_map(grad, "grad", shape, shape.out_channels);
-  check_type(grad, input);
-  check_algorithm(algorithm, shape, grad);
-  const Tensor g = torch::stable::contiguous(grad);
-  const Tensor x = torch::stable::contiguous(input);
-  Tensor output = torch::stable::new_empty(
-      g, {shape.batch, shape.out_channels, shape.in_channels, kernel_size, kernel_size});
-  dispatch(g, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    compute<T>(shape, {weight_gradient<T>(shape, algorithm, data<T>(g), data<T>(x),
-                                          mutable_data<T>(output))});
-  });
-  return output;
-}
-
-// Returns grad_g, grad_x and grad_w of dynamic_conv2d.h. What is not wanted, and what is zero
-// because no cotangent reaches it, is an empty tensor of one dimension.
-std::tuple<Tensor, Tensor, Tensor> dynamic_conv2d_double_backward(
-    const Tensor& grad, std::optional<Tensor> input, std::optional<Tensor> weight,
-    std::optional<Tensor> grad_grad_input, std::optional<Tensor> grad_grad_weight, bool want_grad,
-    bool want_input, bool want_weight, StringHandle algorithm_handle) {
-  const Algorithm algorithm = take_algorithm(algorithm_handle);
-  STD_TORCH_CHECK(grad.dim() == 4, "dynamic_conv2d: grad must be 4-D");
-  STD_TORCH_CHECK(grad_grad_input || grad_grad_weight,
-                  "dynamic_conv2d: a double backward needs a cotangent");
-  DynamicConvShape shape{grad.size(0), 0, grad.size(1), grad.size(2), grad.size(3), 0};
-  const auto prepare_map = [&](const std::optional<Tensor>& map, const char* name) {
-    check_map(*map, name, shape, shape.in_channels);
-    check_type(*map, grad);
-    return torch::stable::contiguous(*map);
-  };
-  const auto prepare_weight = [&](const std::optional<Tensor>& value, const char* name) {
-    check_weight(*value, name, shape);
-    check_type(*value, grad);
-    return torch::stable::contiguous(*value);
-  };
-  // Any kernel-shaped tensor tells the channels and the kernel size; only the weight gradient of
-  // ggx can do without one, and then `weight` must still be given.
-  const std::optional<Tensor>& like = grad_grad_weight ? grad_grad_weight : weight;
-  STD_TORCH_CHECK(like && like->dim() == 5, "dynamic_conv2d: weight must be given and 5-D");
-  shape.in_channels = like->size(2);
-  shape.kernel_size = like->size(3);
-  check_shape(shape);
-  check_algorithm(algorithm, shape, grad);
-
-  const Tensor g = torch::stable::contiguous(grad);
-  std::optional<Tensor> x, w, ggx, ggw;
-  if (grad_grad_input) ggx = prepare_map(grad_grad_input, "grad_grad_input");
-  if (grad_grad_weight) ggw = prepare_weight(grad_grad_weight, "grad_grad_weight");
-  if (want_grad && ggw) {
-    STD_TORCH_CHECK(input, "dynamic_conv2d: input must be given");
-    x = prepare_map(input, "input");
+Product<T> product_of(const DynamicConvShape& shape, Algorithm algorithm,
+                      const layer::Product& product) {
+  T* const output = static_cast<T*>(product.output.mutable_data_ptr());
+  if (product.primitive == Primitive::kWeightGrad) {
+    const layer::Operands& operands = product.terms[0];
+    return weight_gradient<T>(shape, algorithm, data<T>(operands.map), data<T>(operands.other),
+                              output);
   }
-  if (want_grad && ggx) {
-    STD_TORCH_CHECK(weight, "dynamic_conv2d: weight must be given");
-    w = prepare_weight(weight, "weight");
-  }
-
-  const auto output = [&](bool wanted, std::initializer_list<int64_t> sizes) {
-    return wanted ? torch::stable::new_empty(g, sizes) : torch::stable::new_empty(g, {0});
-  };
-  const bool input_wanted = want_input && ggw.has_value();
-  const bool weight_wanted = want_weight && ggx.has_value();
-  Tensor grad_grad =
-      output(want_grad, {shape.batch, shape.out_channels, shape.height, shape.width});
-  Tensor grad_input =
-      output(input_wanted, {shape.batch, shape.in_channels, shape.height, shape.width});
-  Tensor grad_weight = output(weight_wanted, {shape.batch, shape.out_channels, shape.in_channels,
-                                              shape.kernel_size, shape.kernel_size});
-  dispatch(g, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    std::vector<Product<T>> products;
-    if (want_grad) {
-      std::vector<Term<T>> terms;
-      if (ggx) terms.push_back({data<T>(*ggx), data<T>(*w)});
-      if (ggw) terms.push_back({data<T>(*x), data<T>(*ggw)});
-      products.push_back(correlation<T>(shape, WeightOrder::kForward, algorithm, terms,
-                                        mutable_data<T>(grad_grad)));
-    }
-    if (input_wanted) {
-      products.push_back(correlation<T>(shape, WeightOrder::kInputGrad, algorithm,
-                                        {{data<T>(g), data<T>(*ggw)}},
-                                        mutable_data<T>(grad_input)));
-    }
-    if (weight_wanted) {
-      products.push_back(weight_gradient<T>(shape, algorithm, data<T>(g), data<T>(*ggx),
-                                            mutable_data<T>(grad_weight)));
-    }
-    compute(shape, products);
-  });
-  return {grad_grad, grad_input, grad_weight};
+  std::vector<Term<T>> terms;
+  for (const layer::Operands& operands : product.terms)
+    terms.push_back({data<T>(operands.map), data<T>(operands.other)});
+  const bool forward = product.primitive == Primitive::kForward;
+  return correlation<T>(shape, forward ? WeightOrder::kForward : WeightOrder::kInputGrad, algorithm,
+                        terms, output);
 }
+
+template <typename T>
+void compute_all(const DynamicConvShape& shape, Algorithm algorithm,
+                 const std::vector<layer::Product>& products) {
+  std::vector<Product<T>> computed;
+  for (const layer::Product& product : products)
+    computed.push_back(product_of<T>(shape, algorithm, product));
+  compute(shape, computed);
+}
+
+struct Backend {
+  static constexpr const char* kPlace = "on the CPU";
+
+  static bool accepts(const Tensor& tensor) { return tensor.is_cpu(); }
+
+  static void compute(const std::string& name, const DynamicConvShape& shape,
+                      const std::vector<layer::Product>& products) {
+    const Algorithm algorithm = algorithm_from_name(name);
+    const ScalarType dtype = products[0].output.scalar_type();
+    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                    "dynamic_conv2d: dtype must be float32 or float64");
+    check_algorithm(algorithm, shape, dtype == ScalarType::Float);
+    if (dtype == ScalarType::Float) {
+      compute_all<float>(shape, algorithm, products);
+    } else {
+      compute_all<double>(shape, algorithm, products);
+    }
+  }
+};
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mkdext, CPU, m) {
-  m.impl("dynamic_conv2d", TORCH_BOX(&dynamic_conv2d));
-  m.impl("dynamic_conv2d_input_grad", TORCH_BOX(&dynamic_conv2d_input_grad));
-  m.impl("dynamic_conv2d_weight_grad", TORCH_BOX(&dynamic_conv2d_weight_grad));
-  m.impl("dynamic_conv2d_double_backward", TORCH_BOX(&dynamic_conv2d_double_backward));
+  m.impl("dynamic_conv2d", TORCH_BOX(&layer::dynamic_conv2d<Backend>));
+  m.impl("dynamic_conv2d_input_grad", TORCH_BOX(&layer::dynamic_conv2d_input_grad<Backend>));
+  m.impl("dynamic_conv2d_weight_grad", TORCH_BOX(&layer::dynamic_conv2d_weight_grad<Backend>));
+  m.impl("dynamic_conv2d_double_backward",
+         TORCH_BOX(&layer::dynamic_conv2d_double_backward<Backend>));
 }
 
 }  // namespace mkdext::cpu

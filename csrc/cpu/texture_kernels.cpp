@@ -12,8 +12,6 @@
 //                the same channels of every kernel, which no other task touches.
 // Accumulation   In the type of the data, rows and columns in their order, whatever the number of
 //                threads.
-#include "../texture_kernels.h"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -24,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "../texture_kernels_layer.h"
 #include "instruction_set.h"
 #include "scratch.h"
 
@@ -186,59 +185,45 @@ void transpose(const TextureShape& shape, const T* kernels, T* features) {
   });
 }
 
-// ----------------------------------------------------------------------------- the torch layer
-
-void check(const Tensor& tensor, const TextureShape& shape) {
-  STD_TORCH_CHECK(tensor.is_cpu() && (tensor.scalar_type() == ScalarType::Float ||
-                                      tensor.scalar_type() == ScalarType::Double),
-                  "texture_kernels: tensor must be float32 or float64 on the CPU");
-  STD_TORCH_CHECK(shape.channels > 0 && shape.height > 0 && shape.width > 0 && shape.grid > 0 &&
-                      shape.kernel_size > 0,
-                  "texture_kernels: sizes must be positive");
-}
-
-Tensor texture_kernels(const Tensor& features, int64_t grid, int64_t kernel_size) {
-  STD_TORCH_CHECK(features.dim() == 4, "texture_kernels: features must be 4-D");
-  const TextureShape shape{
-      features.size(0), features.size(1), features.size(2), features.size(3), grid, kernel_size};
-  check(features, shape);
-  const Tensor x = torch::stable::contiguous(features);
-  Tensor output = torch::stable::new_empty(
-      x, {shape.batch, grid * grid, shape.channels, kernel_size, kernel_size});
-  if (x.scalar_type() == ScalarType::Float) {
-    forward(shape, static_cast<const float*>(x.const_data_ptr()),
-            static_cast<float*>(output.mutable_data_ptr()));
-  } else {
-    forward(shape, static_cast<const double*>(x.const_data_ptr()),
-            static_cast<double*>(output.mutable_data_ptr()));
+struct Backend {
+  static void check(const Tensor& tensor) {
+    STD_TORCH_CHECK(tensor.is_cpu() && (tensor.scalar_type() == ScalarType::Float ||
+                                        tensor.scalar_type() == ScalarType::Double),
+                    "texture_kernels: tensor must be float32 or float64 on the CPU");
   }
-  return output;
-}
 
-Tensor texture_kernels_transpose(const Tensor& kernels, int64_t grid, int64_t height,
-                                 int64_t width) {
-  STD_TORCH_CHECK(
-      kernels.dim() == 5 && kernels.size(1) == grid * grid && kernels.size(3) == kernels.size(4),
-      "texture_kernels: kernels must be [B, grid * grid, C, k, k]");
-  const TextureShape shape{kernels.size(0), kernels.size(2), height, width, grid, kernels.size(3)};
-  check(kernels, shape);
-  const Tensor y = torch::stable::contiguous(kernels);
-  Tensor output = torch::stable::new_empty(y, {shape.batch, shape.channels, height, width});
-  if (y.scalar_type() == ScalarType::Float) {
-    transpose(shape, static_cast<const float*>(y.const_data_ptr()),
-              static_cast<float*>(output.mutable_data_ptr()));
-  } else {
-    transpose(shape, static_cast<const double*>(y.const_data_ptr()),
-              static_cast<double*>(output.mutable_data_ptr()));
+  static void forward(const TextureShape& shape, const Tensor& features, const Tensor& kernels) {
+    if (features.scalar_type() == ScalarType::Float) {
+      cpu::forward(shape, data<float>(features), mutable_data<float>(kernels));
+    } else {
+      cpu::forward(shape, data<double>(features), mutable_data<double>(kernels));
+    }
   }
-  return output;
-}
+
+  static void transpose(const TextureShape& shape, const Tensor& kernels, const Tensor& features) {
+    if (kernels.scalar_type() == ScalarType::Float) {
+      cpu::transpose(shape, data<float>(kernels), mutable_data<float>(features));
+    } else {
+      cpu::transpose(shape, data<double>(kernels), mutable_data<double>(features));
+    }
+  }
+
+ private:
+  template <typename T>
+  static const T* data(const Tensor& tensor) {
+    return static_cast<const T*>(tensor.const_data_ptr());
+  }
+  template <typename T>
+  static T* mutable_data(const Tensor& tensor) {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+  }
+};
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mkdext, CPU, m) {
-  m.impl("texture_kernels", TORCH_BOX(&texture_kernels));
-  m.impl("texture_kernels_transpose", TORCH_BOX(&texture_kernels_transpose));
+  m.impl("texture_kernels", TORCH_BOX(&layer::texture_kernels<Backend>));
+  m.impl("texture_kernels_transpose", TORCH_BOX(&layer::texture_kernels_transpose<Backend>));
 }
 
 }  // namespace mkdext::cpu

@@ -18,9 +18,8 @@ namespace {
 constexpr int kAdditionThreads = 256;
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads)
-    correlation_kernel(const __grid_constant__
-                       CorrelationArguments<typename Kernel::Element> arguments) {
+__global__ void __launch_bounds__(Kernel::kThreads) correlation_kernel(
+    const __grid_constant__ CorrelationArguments<typename Kernel::Element> arguments) {
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
   DeviceBlock<typename Kernel::Registers> block(registers);
@@ -32,8 +31,8 @@ __global__ void __launch_bounds__(Kernel::kThreads)
 
 template <typename Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads) weight_gradient_kernel(
-    const __grid_constant__
-    WeightGradientArguments<typename Kernel::Element, typename Kernel::Sum> arguments) {
+    const __grid_constant__ WeightGradientArguments<typename Kernel::Element, typename Kernel::Sum>
+        arguments) {
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
   DeviceBlock<typename Kernel::Registers> block(registers);
@@ -54,7 +53,8 @@ class DeviceLauncher {
   template <typename Kernel>
   void correlation(const CorrelationArguments<typename Kernel::Element>& arguments,
                    int64_t blocks) {
-    correlation_kernel<Kernel><<<grid_size(kName, blocks), Kernel::kThreads, 0, stream_>>>(arguments);
+    correlation_kernel<Kernel>
+        <<<grid_size(kName, blocks), Kernel::kThreads, 0, stream_>>>(arguments);
     check_launch(kName);
   }
 

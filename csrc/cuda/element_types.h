@@ -3,8 +3,8 @@
 // Type::multiply_add is mma.sync m16n8k8 (tf32) or m16n8k16 (bf16, fp16): sum [16, 8] += a [16, K]
 // b [K, 8], where K is 8 words. With g = lane / 4 and t = lane % 4 a lane holds, in words along K,
 //
-//   a[0..3] = A(g, t), A(g + 8, t), A(g, t + 4), A(g + 8, t + 4)      b[0..1] = B(t, g), B(t + 4, g)
-//   sum[0..3] = C(g, 2t), C(g, 2t + 1), C(g + 8, 2t), C(g + 8, 2t + 1)
+//   a[0..3] = A(g, t), A(g + 8, t), A(g, t + 4), A(g + 8, t + 4)      b[0..1] = B(t, g), B(t + 4,
+//   g) sum[0..3] = C(g, 2t), C(g, 2t + 1), C(g + 8, 2t), C(g + 8, 2t + 1)
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -20,15 +20,15 @@ namespace mkdext::cuda {
 constexpr int kWordsPerStep = 8;  // along K
 
 #if defined(__CUDACC__)
-#define MKDEXT_MMA(shape)                                                           \
-  asm volatile("mma.sync.aligned." shape                                            \
-               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])             \
+#define MKDEXT_MMA(shape)                                                         \
+  asm volatile("mma.sync.aligned." shape                                          \
+               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])           \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-#define MKDEXT_MULTIPLY_ADD(shape)                                                      \
-  static __device__ __forceinline__ void multiply_add(float* sum, const uint32_t* a,    \
-                                                      const uint32_t* b) {              \
-    MKDEXT_MMA(shape);                                                                  \
+#define MKDEXT_MULTIPLY_ADD(shape)                                                   \
+  static __device__ __forceinline__ void multiply_add(float* sum, const uint32_t* a, \
+                                                      const uint32_t* b) {           \
+    MKDEXT_MMA(shape);                                                               \
   }
 #else
 #define MKDEXT_MULTIPLY_ADD(shape)

@@ -82,9 +82,8 @@ struct FmaCorrelation {
                                  const CorrelationStep& step) {
     const int64_t area = static_cast<int64_t>(maps.height) * maps.width;
     const T* const map = job.terms[step.term].map + tile.sample * job.channels * area;
-    const T* const weight =
-        job.terms[step.term].weight + tile.sample * job.channels * job.outputs *
-                                          (maps.kernel_size * maps.kernel_size);
+    const T* const weight = job.terms[step.term].weight + tile.sample * job.channels * job.outputs *
+                                                              (maps.kernel_size * maps.kernel_size);
     const int row = tile.row + step.taps.row - maps.kernel_size / 2;
     const int column = tile.column + step.taps.column - maps.kernel_size / 2;
     block.each_thread([&](int thread, Registers&) {
@@ -104,12 +103,11 @@ struct FmaCorrelation {
         if (tap >= kTapsOfStep) continue;
         const int d = tap / (kTaps * kTaps), i = tap / kTaps % kTaps, j = tap % kTaps;
         const int o = tile.output + m, c = step.channel + d;
-        const bool valid = o < job.outputs && c < job.channels && i < step.taps.rows &&
-                           j < step.taps.columns;
-        const T* const from =
-            valid ? weight + kernel_offset(maps, job, o, c) +
-                        tap_offset(maps.kernel_size, step.taps, i, j, job.flipped)
-                  : weight;
+        const bool valid =
+            o < job.outputs && c < job.channels && i < step.taps.rows && j < step.taps.columns;
+        const T* const from = valid ? weight + kernel_offset(maps, job, o, c) +
+                                          tap_offset(maps.kernel_size, step.taps, i, j, job.flipped)
+                                    : weight;
         block.template copy_async<sizeof(T)>(&stage.weight[tap][m], from, valid);
       }
     });

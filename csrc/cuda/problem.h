@@ -1,6 +1,7 @@
 // What is computed, and how it is cut into blocks: the arguments of the kernels of this folder.
 //
-// Kernels of any odd size are sums over squares of at most 3 x 3 taps; a 3 x 3 kernel is one square.
+// Kernels of any odd size are sums over squares of at most 3 x 3 taps; a 3 x 3 kernel is one
+// square.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +15,7 @@ constexpr int kTaps = 3;  // of a square, each way
 
 MKDEXT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
-MKDEXT_HOST_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+MKDEXT_HOST_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Geometry of the maps, the same for all kernels.
 struct Maps {
@@ -168,7 +167,8 @@ template <int kOut, int kIn>
 struct WeightGradientGrid {
   static constexpr int64_t kSumsOfBlock = kOut * kIn;
 
-  static MKDEXT_HOST_DEVICE int64_t blocks_of_one_split(const Maps& maps, int out_channels, int in_channels) {
+  static MKDEXT_HOST_DEVICE int64_t blocks_of_one_split(const Maps& maps, int out_channels,
+                                                        int in_channels) {
     const int64_t across = divide_up(maps.kernel_size, kTaps);
     return maps.batch * across * across * divide_up(out_channels, kOut) *
            divide_up(in_channels, kIn);

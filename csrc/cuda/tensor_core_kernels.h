@@ -61,9 +61,8 @@ struct TensorCoreCorrelation {
   // outputs of a channel; each nine taps.
   static constexpr int kPitch = kDepth * kSquare + 4 * Type::kPerWord;
   static constexpr int kFlippedPitch = kOutputs * kSquare + 8;
-  static constexpr int kWeights = kOutputs * kPitch > kDepth * kFlippedPitch
-                                      ? kOutputs * kPitch
-                                      : kDepth * kFlippedPitch;
+  static constexpr int kWeights =
+      kOutputs * kPitch > kDepth* kFlippedPitch ? kOutputs * kPitch : kDepth * kFlippedPitch;
 
   struct Shared {
     alignas(16) Element weight[kWeights];
@@ -116,10 +115,11 @@ struct TensorCoreCorrelation {
   static MKDEXT_DEVICE void load_weights(Block& block, Shared& shared, const Maps& maps,
                                          const Correlation<Element>& job,
                                          const CorrelationTile& tile, const CorrelationStep& step) {
-    const Element* const weight = job.terms[step.term].weight +
-                                  tile.sample * job.channels * job.outputs *
-                                      (maps.kernel_size * maps.kernel_size);
-    constexpr int kShortRow = kFlipped ? kOutputs : kDepth, kShortRows = kFlipped ? kDepth : kOutputs;
+    const Element* const weight =
+        job.terms[step.term].weight +
+        tile.sample * job.channels * job.outputs * (maps.kernel_size * maps.kernel_size);
+    constexpr int kShortRow = kFlipped ? kOutputs : kDepth,
+                  kShortRows = kFlipped ? kDepth : kOutputs;
     constexpr int kRowPitch = kFlipped ? kFlippedPitch : kPitch;
     constexpr int kRowLength = kShortRow * kSquare;
     block.each_thread([&](int thread, Registers&) {
@@ -144,8 +144,8 @@ struct TensorCoreCorrelation {
           // Flipped, a square lies here as in memory: its last tap first.
           const int tap_row = kFlipped ? step.taps.rows - 1 - i : i;
           const int tap_column = kFlipped ? step.taps.columns - 1 - j : j;
-          const bool valid = o < job.outputs && c < job.channels && i < step.taps.rows &&
-                             j < step.taps.columns;
+          const bool valid =
+              o < job.outputs && c < job.channels && i < step.taps.rows && j < step.taps.columns;
           Element value = Element(0.0f);
           if (valid)
             value = weight[kernel_offset(maps, job, o, c) +
@@ -201,8 +201,7 @@ struct TensorCoreCorrelation {
         const Place at = place(thread);
         MKDEXT_UNROLL for (int r = 0; r < kWarpRows + kTaps - 1; ++r) {
           MKDEXT_UNROLL for (int s = 0; s < kSegments; ++s) {
-            const int pixel =
-                (at.row + r) * kMapColumns + s * kFragmentColumns + at.group + j;
+            const int pixel = (at.row + r) * kMapColumns + s * kFragmentColumns + at.group + j;
             registers.map[r][s][0] = shared.map[at.member][pixel];
             registers.map[r][s][1] = shared.map[at.member + 4][pixel];
           }
@@ -222,8 +221,8 @@ struct TensorCoreCorrelation {
               Element values[Type::kPerWord];
               MKDEXT_UNROLL for (int p = 0; p < Type::kPerWord; ++p) {
                 const int d = word * Type::kPerWord + p;
-                const int kernel = kFlipped ? d * kFlippedPitch + m * kSquare
-                                            : m * kPitch + d * kSquare;
+                const int kernel =
+                    kFlipped ? d * kFlippedPitch + m * kSquare : m * kPitch + d * kSquare;
                 values[p] = shared.weight[kernel + row * kTaps + column];
               }
               registers.weight[f][q] = Type::pack(values);
@@ -406,8 +405,7 @@ struct TensorCoreWeightGradient {
           MKDEXT_UNROLL for (int f = 0; f < kFragmentsOut; ++f) {
             MKDEXT_UNROLL for (int q = 0; q < 4; ++q) {
               const int m = at.out + f * kFragmentRows + at.group + q % 2 * 8;
-              registers.grad[f][q] =
-                  shared.grad[m][r * kWords + step + at.member + q / 2 * 4];
+              registers.grad[f][q] = shared.grad[m][r * kWords + step + at.member + q / 2 * 4];
             }
           }
         });

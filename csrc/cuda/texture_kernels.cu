@@ -52,8 +52,8 @@ void with_sizes(const TextureShape& shape, const Run& run) {
   const int64_t patches = shape.grid * shape.grid;
   const int64_t plane = std::max((shape.height + 1) * (shape.width + 1),
                                  patches * shape.kernel_size * shape.kernel_size);
-  const int64_t axis = (std::max(shape.height, shape.width) + 1) *
-                       (std::max(shape.grid, shape.kernel_size) + 1);
+  const int64_t axis =
+      (std::max(shape.height, shape.width) + 1) * (std::max(shape.grid, shape.kernel_size) + 1);
   const int64_t channels = (shape.channels + kTextureChannels) * shape.batch;
   if (plane < INT32_MAX / 2 / channels && axis < INT32_MAX / 2) {
     run(TextureSizes<int32_t>(shape));
@@ -73,8 +73,8 @@ void texture_kernels(Precision precision, const TextureShape& shape, const void*
     with_sizes(shape, [&](auto sizes) {
       const auto elements = sizes.batch * sizes.grid * sizes.grid * sizes.channels *
                             sizes.kernel_size * sizes.kernel_size;
-      forward_kernel<T, Sum><<<grid_size("texture_kernels", (elements - 1) / kThreads + 1), kThreads,
-                               0, static_cast<cudaStream_t>(stream)>>>(
+      forward_kernel<T, Sum><<<grid_size("texture_kernels", (elements - 1) / kThreads + 1),
+                               kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
           sizes, static_cast<const T*>(features), static_cast<T*>(kernels), elements);
     });
     check_launch("texture_kernels");

@@ -138,11 +138,9 @@ MKDEXT_DEVICE void texture_transpose(const TextureSizes<Index>& sizes, const T* 
       }
     }
   }
-  T* const pixel =
-      features + ((b * sizes.channels + first) * sizes.height + h) * sizes.width + v;
+  T* const pixel = features + ((b * sizes.channels + first) * sizes.height + h) * sizes.width + v;
   MKDEXT_UNROLL for (int n = 0; n < kTextureChannels; ++n) {
-    if (first + n < sizes.channels)
-      pixel[n * sizes.height * sizes.width] = static_cast<T>(sums[n]);
+    if (first + n < sizes.channels) pixel[n * sizes.height * sizes.width] = static_cast<T>(sums[n]);
   }
 }
 

@@ -1,9 +1,9 @@
 // What a kernel asks of the block of threads that runs it.
 //
 // The kernels of this folder are written as phases: `block.each_thread(f)` runs f for every thread,
-// `block.barrier()` ends what may be read and written without order. On a GPU a phase is the code of
-// one thread and the barrier is the hardware's. Compiled without nvcc, the same source runs with a
-// block that goes through its threads one by one: tests/ops/cuda_arithmetic.cpp has one.
+// `block.barrier()` ends what may be read and written without order. On a GPU a phase is the code
+// of one thread and the barrier is the hardware's. Compiled without nvcc, the same source runs with
+// a block that goes through its threads one by one: tests/ops/cuda_arithmetic.cpp has one.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +48,8 @@ class DeviceBlock {
 
   MKDEXT_DEVICE void barrier() { __syncthreads(); }
 
-  // Copies to shared memory, or writes zeros if not `valid`; there after await_copies and a barrier.
+  // Copies to shared memory, or writes zeros if not `valid`; there after await_copies and a
+  // barrier.
   template <int kBytes>
   MKDEXT_DEVICE void copy_async(void* shared, const void* global, bool valid) {
     const auto target = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

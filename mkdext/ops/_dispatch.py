@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mkdext import _extension
+from mkdext import _cuda, _extension
+
+if torch.version.cuda:  # loaded before a compiler traces the question
+    _cuda.status()
 
 
 def has_kernel(tensor: Tensor) -> bool:
-    """Tell whether compiled kernels can take tensors of this device."""
-    # A compiler can trace neither a lock nor a warning.
-    warn = not torch.compiler.is_compiling()
-    return tensor.device.type == "cpu" and _extension.available(warn)
+    """Tell whether compiled kernels can take tensors of this device.
+
+    Raises:
+        RuntimeError: The device is a GPU that the CUDA operators were not built for.
+    """
+    # A compiler can trace neither a lock nor a warning nor a look at the device.
+    compiling = torch.compiler.is_compiling()
+    if tensor.device.type == "cuda":
+        return _cuda.is_loaded() if compiling else _cuda.available(tensor.device)
+    return tensor.device.type == "cpu" and _extension.available(warn=not compiling)
 
 
 def is_autocast(tensor: Tensor) -> bool:
@@ -26,8 +35,43 @@ def is_autocast(tensor: Tensor) -> bool:
 
 
 def to_kernel_dtype(tensor: Tensor) -> Tensor:
-    """Return the tensor as float32 unless it is float64; differentiable."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    """Return the tensor in a dtype that its device's kernels take; differentiable.
+
+    On a CPU that is float32, or float64 for float64; CUDA kernels take every floating dtype.
+    """
+    if tensor.device.type == "cuda" or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.float32)
+
+
+def to_product_dtype(tensor: Tensor) -> Tensor:
+    """As `to_kernel_dtype`, and under autocast on CUDA in the dtype of autocast, unless float64."""
+    if tensor.device.type == "cuda" and is_autocast(tensor) and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype("cuda"))
+    return to_kernel_dtype(tensor)
+
+
+_Result = TypeVar("_Result")
+
+
+def call(operator: Callable[..., _Result], device: torch.device, *inputs: object) -> _Result:
+    """Call an operator.
+
+    Raises:
+        torch.OutOfMemoryError: The GPU's memory does not suffice. The stable ABI, through which
+            the operator allocates, turns PyTorch's own error into one that tells nothing.
+    """
+    if device.type != "cuda":
+        return operator(*inputs)
+    try:
+        return operator(*inputs)
+    except RuntimeError as error:
+        if "new_empty" not in str(error) and "contiguous" not in str(error):
+            raise
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+        raise torch.OutOfMemoryError(
+            f"CUDA out of memory in {operator} on {device}: {free:.2f} of {total:.2f} GiB are free"
+        ) from error
 
 
 _Function = TypeVar("_Function", bound=Callable[..., object])

@@ -20,23 +20,24 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mkdext import _extension
+from mkdext import _cuda, _extension
 from mkdext.ops import reference
 from mkdext.ops._checks import check_map, check_size, check_tensor, dtype_name
 from mkdext.ops._dispatch import (
     apply,
+    call,
     fold,
     has_kernel,
     is_autocast,
     register_fake,
     remember,
-    to_kernel_dtype,
+    to_product_dtype,
     unfold,
     wanted_gradients,
 )
 
 _NAME = "dynamic_conv2d"
-_ALGORITHMS = ("auto", "direct", "winograd")
+_ALGORITHMS = ("auto", "direct", "winograd", "tf32")
 _PRIMITIVES = ("forward", "input_grad", "weight_grad")
 
 
@@ -47,9 +48,11 @@ def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Te
     number of times, through `torch.autograd` and `torch.func`; a double backward is one fused
     kernel and only computes what is asked for. The number of threads changes no bit of a result.
 
-    The compiled kernels, which run on a CPU, compute float32 and float64 as they are; float16 and
-    bfloat16 are computed in float32 and rounded once, and under autocast the result is float32.
-    Other devices, and a CPU without the compiled kernels, use `mkdext.ops.reference`.
+    On a CPU the compiled kernels compute float32 and float64 as they are; float16 and bfloat16 are
+    computed in float32 and rounded once, and under autocast the result is float32. On CUDA every
+    dtype is computed as it is, float16 and bfloat16 with sums in float32, and under autocast in
+    the dtype of autocast, as `F.conv2d` does; results do not vary from run to run. Other devices,
+    and those whose kernels were not built, use `mkdext.ops.reference`.
 
     The algorithm holds for the forward and for all derivatives. In float32, on N(0, 1) data of 64
     channels and up to 48x48 pixels, the norm of the error relative to that of the result is at most
@@ -61,15 +64,19 @@ def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Te
       multiplications; 3x3 kernels in float32 only. A value that is not finite may spread to all
       outputs of the 4x4 tiles whose 6x6 inputs hold it, and in the gradient of the weight to all
       elements of a kernel; never to another sample.
+    - ``"tf32"`` rounds the factors, not the sums, to 10 bits of mantissa; float32 on CUDA only. The
+      error is about 3e-4.
     - ``"auto"`` takes the fastest for the shape and dtype, for each derivative by itself:
-      `dynamic_conv2d_algorithms` tells which.
+      `dynamic_conv2d_algorithms` tells which. On CUDA it is ``"direct"``, or ``"tf32"`` for float32
+      if PyTorch is told so (``torch.backends.cuda.matmul.fp32_precision = "tf32"``,
+      ``torch.set_float32_matmul_precision("high")``).
 
     Args:
         input: ``[B, Ci, H, W]``, float32, float64, float16 or bfloat16; any strides. B may be 0,
             the other sizes may not.
         weight: ``[B, Co, Ci, k, k]``, k odd, of the same dtype and device; under autocast the dtype
             may differ, unless one is float64.
-        algorithm: ``"auto"``, ``"direct"`` or ``"winograd"``.
+        algorithm: ``"auto"``, ``"direct"``, ``"winograd"`` (CPU) or ``"tf32"`` (CUDA).
 
     Returns:
         ``[B, Co, H, W]``, of the dtype of ``input``.
@@ -80,6 +87,8 @@ def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Te
             overflows or exceeds the memory of the machine, or the algorithm is unknown or cannot
             compute this shape and dtype here. (A function under `torch.compile` learns the last
             only when it runs, as a RuntimeError.)
+        RuntimeError: The tensors are on a GPU that the CUDA kernels were not built for, or whose
+            driver is older than they are.
 
     Example:
         >>> input = torch.randn(2, 3, 8, 8)
@@ -91,7 +100,8 @@ def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Te
     _check_algorithm(input, weight, algorithm)
     if not has_kernel(input):
         return reference.dynamic_conv2d(input, weight)
-    output: Tensor = apply(_Forward, to_kernel_dtype(input), to_kernel_dtype(weight), algorithm)
+    input_used, weight_used = to_product_dtype(input), to_product_dtype(weight)
+    output: Tensor = apply(_Forward, input_used, weight_used, _resolved(input_used, algorithm))
     return output if is_autocast(input) else output.to(input.dtype)
 
 
@@ -103,7 +113,7 @@ def dynamic_conv2d_algorithms(input: Tensor, weight: Tensor) -> dict[str, str]:
         weight: As for `dynamic_conv2d`.
 
     Returns:
-        ``"direct"`` or ``"winograd"`` for each of ``"forward"``, ``"input_grad"`` and
+        ``"direct"``, ``"winograd"`` or ``"tf32"`` for each of ``"forward"``, ``"input_grad"`` and
         ``"weight_grad"``, of which every derivative is made; ``"reference"`` for all where no
         compiled kernel runs.
 
@@ -118,8 +128,18 @@ def dynamic_conv2d_algorithms(input: Tensor, weight: Tensor) -> dict[str, str]:
     _check(input, weight)
     if not has_kernel(input):
         return dict.fromkeys(_PRIMITIVES, "reference")
+    if input.device.type == "cuda":
+        taken = _resolved(to_product_dtype(input), "auto")
+        return dict.fromkeys(_PRIMITIVES, "direct" if taken == "auto" else taken)
     chosen: dict[str, str] = _extension.module().dynamic_conv2d_algorithms(**_case(input, weight))
     return {primitive: chosen[primitive] for primitive in _PRIMITIVES}
+
+
+def _resolved(input: Tensor, algorithm: str) -> str:
+    """Let PyTorch's settings decide about tf32, once for a result and all of its derivatives."""
+    if algorithm == "auto" and input.device.type == "cuda" and input.dtype == torch.float32:
+        return "tf32" if _cuda.allows_tf32() else "direct"
+    return algorithm
 
 
 def _case(input: Tensor, weight: Tensor) -> dict[str, int]:
@@ -148,21 +168,34 @@ def _check_algorithm(input: Tensor, weight: Tensor, algorithm: object) -> None:
     if not has_kernel(input):
         needs, got = (
             ("compiled operators", "none")
-            if input.device.type == "cpu"
-            else ("tensors on the CPU, where the compiled operators run", str(input.device))
+            if input.device.type in ("cpu", "cuda")
+            else ("tensors on the CPU or CUDA, where compiled operators run", str(input.device))
         )
         raise ValueError(
             f'{_NAME}: algorithm "{algorithm}" needs {needs}, got {got}: only "auto" can'
         )
     if torch.compiler.is_compiling():  # `_C` cannot be traced; the operator checks it too
         return
-    can = _extension.module().dynamic_conv2d_runnable(**_case(input, weight))
+    can = _runnable(input, weight)
     if algorithm not in can:
-        size = weight.shape[-1]
+        needs, got = "float32 and a 3x3 kernel", f"{weight.shape[-1]}x{weight.shape[-1]}"
+        if algorithm == "tf32":
+            needs, got = "float32 on CUDA", str(input.device)
+        elif input.device.type == "cuda":
+            needs, got = "tensors on the CPU", str(input.device)
         raise ValueError(
-            f'{_NAME}: algorithm "{algorithm}" needs float32 and a 3x3 kernel, '
-            f"got {dtype_name(input)} and {size}x{size}: {_quoted(can, 'and')} can"
+            f'{_NAME}: algorithm "{algorithm}" needs {needs}, '
+            f"got {dtype_name(input)} and {got}: {_quoted(can, 'and')} can"
         )
+
+
+def _runnable(input: Tensor, weight: Tensor) -> list[str]:
+    """List the algorithms that can compute this shape and dtype on this device."""
+    if input.device.type == "cuda":
+        single = to_product_dtype(input).dtype == torch.float32
+        return ["auto", "direct", *(["tf32"] if single else [])]
+    names: list[str] = _extension.module().dynamic_conv2d_runnable(**_case(input, weight))
+    return names
 
 
 def _quoted(names: Sequence[str], word: str) -> str:
@@ -242,7 +275,8 @@ class _Forward(Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, algorithm: str) -> Tensor:
-        output: Tensor = torch.ops.mkdext.dynamic_conv2d(input, weight, algorithm)
+        ops = torch.ops.mkdext
+        output: Tensor = call(ops.dynamic_conv2d, input.device, input, weight, algorithm)
         return output
 
     @staticmethod
@@ -288,12 +322,14 @@ class _Backward(Function):
         algorithm: str,
     ) -> tuple[Tensor | None, Tensor | None]:
         ops = torch.ops.mkdext
-        return (
-            None if weight is None else ops.dynamic_conv2d_input_grad(grad, weight, algorithm),
-            None
-            if input is None
-            else ops.dynamic_conv2d_weight_grad(grad, input, kernel_size, algorithm),
-        )
+        on, of_input, of_weight = grad.device, None, None
+        if weight is not None:
+            of_input = call(ops.dynamic_conv2d_input_grad, on, grad, weight, algorithm)
+        if input is not None:
+            of_weight = call(
+                ops.dynamic_conv2d_weight_grad, on, grad, input, kernel_size, algorithm
+            )
+        return of_input, of_weight
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -355,9 +391,9 @@ class _DoubleBackward(Function):
             want_input and grad_grad_weight is not None,
             want_weight and grad_grad_input is not None,
         )
-        outputs = torch.ops.mkdext.dynamic_conv2d_double_backward(
-            grad, input, weight, grad_grad_input, grad_grad_weight, *wanted, algorithm
-        )
+        inputs = (grad, input, weight, grad_grad_input, grad_grad_weight)
+        operator = torch.ops.mkdext.dynamic_conv2d_double_backward
+        outputs = call(operator, grad.device, *inputs, *wanted, algorithm)
         return tuple(o if w else None for o, w in zip(outputs, wanted, strict=True))
 
     @staticmethod

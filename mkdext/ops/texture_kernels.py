@@ -16,6 +16,7 @@ from mkdext.ops import reference
 from mkdext.ops._checks import check_map, check_positive_int, check_size, check_tensor
 from mkdext.ops._dispatch import (
     apply,
+    call,
     fold,
     has_kernel,
     is_autocast,
@@ -37,9 +38,9 @@ def texture_kernels(features: Tensor, grid: int, kernel_size: int) -> Tensor:
     grid * kernel_size)`` rearranged. Differentiable any number of times, through `torch.autograd`
     and `torch.func`.
 
-    On a CPU, float32 and float64 are computed as they are; float16 and bfloat16 are computed in
-    float32 and rounded once, and under autocast the result is float32. Other devices use
-    `mkdext.ops.reference`.
+    float32 and float64 are computed as they are; float16 and bfloat16 are computed in float32 and
+    rounded once. Under autocast the result is float32 on a CPU, and of the dtype of ``features`` on
+    CUDA, as pooling's is. Devices without compiled kernels use `mkdext.ops.reference`.
 
     Args:
         features: ``[B, C, H, W]``, float32, float64, float16 or bfloat16; any strides. B may be 0,
@@ -84,7 +85,8 @@ class _Forward(Function):
 
     @staticmethod
     def forward(features: Tensor, grid: int, kernel_size: int) -> Tensor:
-        kernels: Tensor = torch.ops.mkdext.texture_kernels(features, grid, kernel_size)
+        operator = torch.ops.mkdext.texture_kernels
+        kernels: Tensor = call(operator, features.device, features, grid, kernel_size)
         return kernels
 
     @staticmethod
@@ -113,7 +115,8 @@ class _Transpose(Function):
 
     @staticmethod
     def forward(kernels: Tensor, grid: int, height: int, width: int) -> Tensor:
-        features: Tensor = torch.ops.mkdext.texture_kernels_transpose(kernels, grid, height, width)
+        operator = torch.ops.mkdext.texture_kernels_transpose
+        features: Tensor = call(operator, kernels.device, kernels, grid, height, width)
         return features
 
     @staticmethod

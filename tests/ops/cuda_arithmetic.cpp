@@ -1,8 +1,8 @@
 // The CUDA kernels run without a GPU: their own source, in blocks whose threads take turns.
 //
 // It is stricter than a GPU in three ways. Shared memory is full of NaN when a block begins. A copy
-// that was not awaited has not happened. And the threads of a phase run in the given order, first to
-// last or last to first, each to its end, so that a result that depends on the order shows.
+// that was not awaited has not happened. And the threads of a phase run in the given order, first
+// to last or last to first, each to its end, so that a result that depends on the order shows.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
