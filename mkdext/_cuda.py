@@ -39,6 +39,11 @@ def status() -> ExtensionStatus:
     return _status
 
 
+def is_loaded() -> bool:
+    """Tell whether ``mkdext._C_cuda`` was loaded before; a compiler can trace it."""
+    return _status is not None and _status.state == "loaded"
+
+
 def available(device: torch.device) -> bool:
     """Tell whether the CUDA operators can be used on a device; warn, once, if they are not there.
 
@@ -110,6 +115,9 @@ def runs_on(capability: tuple[int, int], architectures: str) -> bool:
 
 
 def allows_tf32() -> bool:
-    """Tell whether PyTorch's settings let float32 matrix products round their factors to tf32."""
+    """Tell whether PyTorch's settings let float32 matrix products round their factors to tf32.
+
+    `torch.compile` cannot trace the question.
+    """
     precision: str = torch.backends.cuda.matmul.fp32_precision
     return precision == "tf32"

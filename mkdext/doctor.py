@@ -186,29 +186,33 @@ def _instruction_set() -> str:
     return f"{extension.instruction_set()} (available: {', '.join(extension.cpu_features())})"
 
 
-def _trial() -> Finding:
+def _trial(device: str = "cpu") -> Finding:
     """Run the operators on known numbers: what loads may still compute nonsense."""
     import torch
 
+    name = "trial run" if device == "cpu" else f"trial run, {device}"
     # As many channels as Winograd's kernels want, which are for float32 alone.
     features = torch.linspace(-1, 1, 16 * 8 * 8, dtype=torch.float64).view(1, 16, 8, 8)
     weight = torch.linspace(-1, 1, 16 * 16 * 9, dtype=torch.float64).view(1, 16, 16, 3, 3).sin()
     convolved = torch.nn.functional.conv2d(features, weight[0], padding=1)
     pooled = features.mean((2, 3)).view(1, 1, 16, 1, 1)
     for dtype in (torch.float64, torch.float32):
-        results = (
-            torch.ops.mkdext.dynamic_conv2d(features.to(dtype), weight.to(dtype)),
-            torch.ops.mkdext.texture_kernels(features.to(dtype), 1, 1),
-        )
+        x, w = (t.to(device, dtype) for t in (features, weight))
+        try:
+            results = (
+                torch.ops.mkdext.dynamic_conv2d(x, w).cpu(),
+                torch.ops.mkdext.texture_kernels(x, 1, 1).cpu(),
+            )
+        except RuntimeError as error:
+            return Finding(name, _first_line(error), "problem", _REPORT)
         for result, expected in zip(results, (convolved, pooled), strict=True):
             if (result - expected).abs().max() > _TOLERANCE * expected.abs().max():
-                return Finding(
-                    "trial run",
-                    f"the compiled operators give wrong numbers in {dtype}",
-                    "problem",
-                    "please report it with the output of `python -m mkdext.doctor --json`",
-                )
-    return Finding("trial run", "right")
+                wrong = f"the compiled operators give wrong numbers in {dtype}"
+                return Finding(name, wrong, "problem", _REPORT)
+    return Finding(name, "right")
+
+
+_REPORT = "please report it with the output of `python -m mkdext.doctor --json`"
 
 
 def _hardware(torch: Any) -> Iterator[Finding]:
@@ -217,8 +221,51 @@ def _hardware(torch: Any) -> Iterator[Finding]:
         count = torch.cuda.device_count()
         names = (torch.cuda.get_device_name(index) for index in range(count))
         yield Finding("cuda", ", ".join(names))
+        yield from _cuda_operators(count)
+    elif torch.version.cuda:
+        yield Finding("cuda", _why_no_cuda(torch), "note")
+    elif shutil.which("nvidia-smi"):
+        yield Finding(
+            "cuda",
+            "an NVIDIA driver is installed, but this torch is a CPU build",
+            "note",
+            "install a CUDA build of torch: https://pytorch.org/get-started/locally",
+        )
     else:
         yield Finding("cuda", "no device", "note")
+
+
+def _why_no_cuda(torch: Any) -> str:
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # no driver, one that is too old, no device
+        return f"no device: {_first_line(error)}"
+    return "no device"
+
+
+def _cuda_operators(device_count: int) -> Iterator[Finding]:
+    from mkdext import _cuda
+
+    status = _cuda.status()
+    if status.state != "loaded":
+        tolerated = status.state == "missing" and not _extension.is_required()
+        fix = status.fix
+        if tolerated and shutil.which("nvcc"):
+            fix = "nvcc is here: run `MKDEXT_CUDA=1 pip install .` in the root of the clone"
+        yield Finding("cuda operators", status.reason, "note" if tolerated else "problem", fix)
+        return
+    yield Finding(
+        "cuda operators",
+        f"compiled with CUDA {status.build['toolkit']} for {status.build['architectures']}, "
+        f"{status.path}",
+    )
+    for index in range(device_count):
+        obstacle = _cuda.find_obstacle(index)
+        if obstacle is None:
+            yield _trial(f"cuda:{index}")
+        else:
+            reason, fix = obstacle
+            yield Finding(f"cuda:{index}", reason, "problem", fix)
 
 
 def _is_installed(module: str) -> bool:

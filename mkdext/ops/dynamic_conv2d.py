@@ -69,7 +69,7 @@ def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Te
     - ``"auto"`` takes the fastest for the shape and dtype, for each derivative by itself:
       `dynamic_conv2d_algorithms` tells which. On CUDA it is ``"direct"``, or ``"tf32"`` for float32
       if PyTorch is told so (``torch.backends.cuda.matmul.fp32_precision = "tf32"``,
-      ``torch.set_float32_matmul_precision("high")``).
+      ``torch.set_float32_matmul_precision("high")``); not within `torch.compile`.
 
     Args:
         input: ``[B, Ci, H, W]``, float32, float64, float16 or bfloat16; any strides. B may be 0,
@@ -137,9 +137,10 @@ def dynamic_conv2d_algorithms(input: Tensor, weight: Tensor) -> dict[str, str]:
 
 def _resolved(input: Tensor, algorithm: str) -> str:
     """Let PyTorch's settings decide about tf32, once for a result and all of its derivatives."""
-    if algorithm == "auto" and input.device.type == "cuda" and input.dtype == torch.float32:
-        return "tf32" if _cuda.allows_tf32() else "direct"
-    return algorithm
+    single = input.device.type == "cuda" and input.dtype == torch.float32
+    if algorithm != "auto" or not single or torch.compiler.is_compiling():
+        return algorithm
+    return "tf32" if _cuda.allows_tf32() else "auto"
 
 
 def _case(input: Tensor, weight: Tensor) -> dict[str, int]:

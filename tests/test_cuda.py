@@ -1,0 +1,215 @@
+"""Loading and choosing the CUDA operators, with GPUs that are pretended."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mkdext import _cuda, _extension, doctor
+from mkdext.ops import _dispatch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+import cuda_build  # noqa: E402
+
+LOADED = _extension.ExtensionStatus(
+    "loaded", None, "in use", build={"toolkit": "13.0", "architectures": "8.0 9.0+PTX"}
+)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A GPU whose capability and driver a test sets; the operators are loaded."""
+    properties: dict[str, object] = {"capability": (9, 0), "driver": 13000}
+    monkeypatch.setattr(_cuda, "_status", LOADED)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: properties["capability"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(
+        torch._C, "_cuda_getDriverVersion", lambda: properties["driver"], raising=False
+    )
+    _cuda._check_device.cache_clear()
+    return properties
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((8, 0), "8.0 9.0", True),
+        ((8, 6), "8.0 9.0", True),
+        ((8, 0), "8.6", False),
+        ((9, 0), "8.0 8.9", False),
+        ((9, 0), "8.0+PTX", True),
+        ((12, 0), "8.0 10.0+PTX", True),
+        ((12, 0), "8.0 10.0", False),
+        ((7, 5), "8.0+PTX", False),
+    ],
+)
+def test_machine_code_runs_within_its_generation_and_ptx_on_all_newer(
+    capability: tuple[int, int], architectures: str, runs: bool
+) -> None:
+    assert _cuda.runs_on(capability, architectures) is runs
+
+
+def test_a_fit_gpu_has_no_obstacle(gpu: dict[str, object]) -> None:
+    assert _cuda.find_obstacle(0) is None
+    assert _cuda.available(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "driver", "message"),
+    [
+        ((10, 0), 12080, r"supports CUDA 12\.8, but .* built with 13\.0: update the driver"),
+        ((7, 5), 13000, r"capability 7\.5, but .* need 8\.0: use `mkdext\.ops\.reference`"),
+    ],
+)
+def test_a_gpu_that_cannot_run_the_operators_is_an_error_with_the_fix(
+    gpu: dict[str, object], capability: tuple[int, int], driver: int, message: str
+) -> None:
+    gpu |= {"capability": capability, "driver": driver}
+    with pytest.raises(RuntimeError, match=f"mkdext on cuda:1: .*{message}"):
+        _cuda.available(torch.device("cuda", 1))
+
+
+def test_an_architecture_that_was_not_built_tells_how_to_build_it(
+    gpu: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = {"toolkit": "13.0", "architectures": "9.0"}
+    monkeypatch.setattr(_cuda, "_status", _extension.ExtensionStatus("loaded", None, "", "", build))
+    gpu["capability"] = (8, 6)
+    message = r'8\.6, but .* for 9\.0: run `MKDEXT_CUDA_ARCHITECTURES="8\.6" pip install \.`'
+    with pytest.raises(RuntimeError, match=message):
+        _cuda.available(torch.device("cuda"))
+
+
+def test_operators_that_are_missing_are_told_once_and_an_error_where_required(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = _extension.ExtensionStatus("missing", None, "no CUDA operators", "install nvcc")
+    monkeypatch.setattr(_cuda, "_status", missing)
+    monkeypatch.setattr(_extension, "_warned", set())
+    monkeypatch.delenv(_extension.REQUIRE_VARIABLE, raising=False)
+    with pytest.warns(_extension.ExtensionWarning, match="no CUDA operators.*install nvcc") as seen:
+        assert not _cuda.available(torch.device("cuda"))
+        assert not _cuda.available(torch.device("cuda"))
+    assert len(seen) == 1
+    monkeypatch.setenv(_extension.REQUIRE_VARIABLE, "1")
+    with pytest.raises(ImportError, match="no CUDA operators: install nvcc"):
+        _cuda.available(torch.device("cuda"))
+
+
+def test_cuda_operators_are_not_loaded_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = _extension.ExtensionStatus("broken", None, "the operators are broken", "rebuild")
+    monkeypatch.setattr(_extension, "_status", broken)
+    monkeypatch.setattr(_cuda, "_status", None)
+    assert _cuda.status() is broken
+
+
+@pytest.mark.parametrize("setting", ["tf32", "ieee"])
+def test_tf32_is_taken_only_if_pytorch_allows_it(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", setting)
+    assert _cuda.allows_tf32() is (setting == "tf32")
+
+
+def test_memory_that_runs_out_in_an_operator_is_pytorch_s_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(reason: str) -> None:
+        raise RuntimeError(f"{reason} API call failed at ops.h")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 2**31))
+    cuda = torch.device("cuda")
+    with pytest.raises(torch.OutOfMemoryError, match=r"1\.00 of 2\.00 GiB are free"):
+        _dispatch.call(fail, cuda, "aoti_torch_aten_new_empty")
+    with pytest.raises(RuntimeError, match="something else"):
+        _dispatch.call(fail, cuda, "something else")
+
+
+def test_the_doctor_explains_every_obstacle(
+    gpu: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_trial", lambda device: doctor.Finding(device, "right"))
+    operators, device = doctor._cuda_operators(1)
+    assert "CUDA 13.0 for 8.0 9.0+PTX" in operators.value and device.level == "ok"
+    gpu["capability"] = (7, 5)
+    _, device = doctor._cuda_operators(1)
+    assert device.level == "problem" and "7.5" in device.value and device.fix
+    missing = _extension.ExtensionStatus("missing", None, "no CUDA operators", "install nvcc")
+    monkeypatch.setattr(_cuda, "_status", missing)
+    monkeypatch.delenv(_extension.REQUIRE_VARIABLE, raising=False)
+    (operators,) = doctor._cuda_operators(1)
+    assert operators.level == "note" and operators.fix
+
+
+@pytest.fixture
+def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A toolkit that knows two architectures and writes down how it was called."""
+    path = tmp_path / "toolkit" / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        "  --version) echo 'Cuda compilation tools, release 12.4, V12.4.1';;\n"
+        "  --list-gpu-arch) echo compute_80; echo compute_90;;\n"
+        f'  *) echo "$@" >> {tmp_path}/calls;;\n'
+        "esac\n"
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    for name in (cuda_build.SWITCH, cuda_build.ARCHITECTURES):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
+def test_the_build_is_for_what_nvcc_knows_and_newer_gpus(
+    nvcc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cuda_build.find_nvcc() == nvcc
+    assert cuda_build.toolkit_version(nvcc) == "12.4"
+    assert cuda_build.architectures(nvcc) == ["8.0", "9.0+PTX"]
+    monkeypatch.setenv(cuda_build.ARCHITECTURES, "8.6, 8.9+PTX")
+    assert cuda_build.architectures(nvcc) == ["8.6", "8.9+PTX"]
+
+
+def test_cuda_is_built_where_torch_has_it_unless_the_user_says_otherwise(
+    nvcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_folder = tmp_path / "torch"
+    (torch_folder / "lib").mkdir(parents=True)
+    assert not cuda_build.is_wanted(torch_folder)
+    monkeypatch.setenv(cuda_build.SWITCH, "1")
+    assert cuda_build.is_wanted(torch_folder) and cuda_build.is_forced()
+    monkeypatch.delenv(cuda_build.SWITCH)
+    (torch_folder / "lib" / "libtorch_cuda.so").touch()
+    assert cuda_build.is_wanted(torch_folder)
+    monkeypatch.setenv(cuda_build.SWITCH, "0")
+    assert not cuda_build.is_wanted(torch_folder)
+
+
+def test_every_source_is_compiled_for_every_architecture(nvcc: Path, tmp_path: Path) -> None:
+    build = cuda_build.CudaBuild(
+        nvcc, tmp_path / "torch", ROOT / "csrc", [], ["8.0", "9.0+PTX"], "the hash"
+    )
+    build.build(tmp_path / "out" / "_C_cuda.so", tmp_path / "scratch")
+    *compiled, linked = (tmp_path / "calls").read_text().splitlines()
+    assert len(compiled) == 3
+    for call in compiled:
+        assert "arch=compute_80,code=[sm_80]" in call
+        assert "arch=compute_90,code=[sm_90,compute_90]" in call
+        assert "the hash" in call
+    assert "-shared" in linked and "-cudart static" in linked and "-ltorch_cpu" in linked
+
+
+def test_a_failing_nvcc_is_told_with_what_it_printed(nvcc: Path, tmp_path: Path) -> None:
+    nvcc.write_text(nvcc.read_text().replace("*) echo", "*) echo 'no such GPU'; exit 1; echo"))
+    build = cuda_build.CudaBuild(nvcc, tmp_path, ROOT / "csrc", [], ["1.0"], "")
+    with pytest.raises(RuntimeError, match="no such GPU"):
+        build.build(tmp_path / "_C_cuda.so", tmp_path)
+
+
+def test_both_sides_name_the_same_variables() -> None:
+    assert cuda_build.ARCHITECTURES == _cuda.ARCHITECTURES_VARIABLE
