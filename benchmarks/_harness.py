@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run from any directory, installed or not
     sys.path.insert(0, str(ROOT))
 
-from mkdext import _extension  # noqa: E402
+from mkdext import _cuda, _extension  # noqa: E402
 from mkdext.training.allocator import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
@@ -66,19 +66,43 @@ def time_interleaved(
     """Time every candidate once per round, after one round that is not counted.
 
     The order changes from round to round: what runs after a form that fills the caches is slower.
+    On a GPU a round holds enough calls of a candidate, one right after the other, to last
+    milliseconds between two CUDA events; a single call of tens of microseconds cannot be timed.
     """
     clock, _ = choose_clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    calls = {name: _calls_per_round(run, device) for name, run in candidates.items()}
     order = random.Random(0)
     for round_ in range(repeats + 1):
         for name, run in order.sample(list(candidates.items()), len(candidates)):
-            synchronize(device)
-            start = clock()
-            run()
-            synchronize(device)
+            if device.type == "cuda":
+                taken = _seconds_between_events(run, calls[name], device)
+            else:
+                start = clock()
+                run()
+                taken = clock() - start
             if round_ > 0:
-                seconds[name].append(clock() - start)
+                seconds[name].append(taken)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _calls_per_round(run: Callable[[], object], device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    run()  # loads kernels, and lets cuDNN choose
+    return max(1, min(200, int(4e-3 / _seconds_between_events(run, 3, device))))
+
+
+def _seconds_between_events(run: Callable[[], object], calls: int, device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
 
 
 def choose_clock(device: torch.device) -> tuple[Callable[[], float], str]:
@@ -127,18 +151,19 @@ def _status_bytes(key: str) -> int:
 def peak_gflops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     """Measure what can be computed at most, in GFLOP/s: the fastest of repeated matrix products.
 
-    The product (MKL's on a CPU) of two 512 x 512 matrices, which stay in the caches, comes within a
-    few per cent of the peak of the multiply-add units.
+    On a CPU MKL's product of two 512 x 512 matrices, which stay in the caches, comes within a few
+    per cent of the peak of the multiply-add units; a GPU needs larger ones.
     """
+    side = 8192 if device.type == "cuda" else 512
     used = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        a, b = (torch.randn(512, 512, device=device, dtype=dtype) for _ in range(2))
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         seconds = _fastest(lambda: torch.mm(a, b, out=out), device, 50)
     finally:
         torch.set_num_threads(used)
-    return 2 * 512**3 / seconds / 1e9
+    return 2 * side**3 / seconds / 1e9
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -175,7 +200,12 @@ def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[st
         described["instruction_set"] = _extension.module().instruction_set()
         described["compiler"] = status.build["compiler"]
     if device.type == "cuda":
+        described["clock"] = "CUDA events"
         described["gpu"] = torch.cuda.get_device_name(device)
+        described["cuda"] = torch.version.cuda
+        described["cudnn"] = torch.backends.cudnn.version()
+        described["cuda_extension"] = _cuda.status().state
+        described["tf32"] = _cuda.allows_tf32()
     if device.type == "cpu":
         described["peak_gflops_one_thread"] = round(peak_gflops(device, dtype, 1), 1)
     described["peak_gflops"] = round(peak_gflops(device, dtype, torch.get_num_threads()), 1)

@@ -5,6 +5,7 @@ a plain copy into new memory moves as many bytes, and `F.adaptive_avg_pool2d` wi
 that makes kernels of its result does the same (forward), or its gradient does (transpose).
 
     python benchmarks/bench_texture_kernels.py
+    python benchmarks/bench_texture_kernels.py --device cuda
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mkdext import _extension
+from mkdext.ops._dispatch import has_kernel
 
 # B, C, H, grid, k: bins of 2x2, 1x1 and 4x4, a large map, and bins that do not divide the map
 SIZES = [
@@ -36,14 +38,15 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def candidates(
-    size: tuple[int, ...], dtype: torch.dtype, transpose: bool
+    size: tuple[int, ...], dtype: torch.dtype, transpose: bool, device: torch.device
 ) -> tuple[dict[str, Callable[[], object]], int]:
     """The operator, a copy of as many bytes, the stock form if there is one; the bytes moved."""
     batch, channels, side, grid, kernel_size = size
-    features = torch.randn(batch, channels, side, side, dtype=dtype)
-    kernels = torch.randn(batch, grid**2, channels, kernel_size, kernel_size, dtype=dtype)
+    make = partial(torch.randn, dtype=dtype, device=device)
+    features = make(batch, channels, side, side)
+    kernels = make(batch, grid**2, channels, kernel_size, kernel_size)
     elements = features.numel() + kernels.numel()
-    source = torch.randn(elements // 2, dtype=dtype)
+    source = make(elements // 2)
     operators = torch.ops.mkdext
     forms: dict[str, Callable[[], object]] = {"copy": source.clone}
     divides = side % grid == 0
@@ -77,13 +80,14 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=31, help="rounds counted (%(default)s)")
     parser.add_argument("--threads", type=int, help="PyTorch's default if not given")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="%(default)s or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if not _extension.available():
+    if not has_kernel(torch.empty(0, device=arguments.device)):
         sys.exit("the compiled operators are missing: `python -m mkdext.doctor` tells the fix")
-    device = torch.device("cpu")
+    device = arguments.device
     console = Console()
     header = machine(device)
     console.print("  ".join(f"{key}: {value}" for key, value in header.items()), highlight=False)
@@ -94,7 +98,7 @@ def main() -> None:
     for size in SIZES:
         for dtype in DTYPES:
             for direction in ("forward", "transpose"):
-                forms, moved = candidates(size, dtype, direction == "transpose")
+                forms, moved = candidates(size, dtype, direction == "transpose", device)
                 timings = time_interleaved(forms, device, arguments.repeats)
                 ours = timings["mkdext"]
                 stock = f"{ours.ratio_to(timings['stock']):.2f}" if "stock" in timings else "-"
