@@ -1,8 +1,7 @@
 """Compile the CUDA operators where there is no GPU, and look at what came out.
 
 For two architectures, with warnings as errors. No kernel may keep registers in memory (spills, a
-stack frame), and the library may need no C++ symbol of torch. nvcc is the machine's; where it has
-none, `NVCC_PACKAGES` are what pip has to fetch.
+stack frame), and the library may need no C++ symbol of torch.
 """
 
 from __future__ import annotations

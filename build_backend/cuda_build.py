@@ -122,17 +122,12 @@ class CudaBuild:
     def _linking(self) -> list[str]:
         # No rpath, as for `_C`. The CUDA runtime is linked into the library, so that it is tied to
         # no version of the one that torch brings.
+        # nvcc knows where it lies in a toolkit, but not in one that pip installed.
+        folders = [f"-L{self.torch / 'lib'}", f"-L{self.nvcc.resolve().parent.parent / 'lib'}"]
         libraries = ["-ltorch_cpu"]
         if (self.torch / "lib" / "libtorch_cuda.so").exists():
             libraries += ["-Xlinker", "--no-as-needed", "-ltorch_cuda"]
-        return [
-            str(self.nvcc),
-            "-shared",
-            "-cudart",
-            "static",
-            f"-L{self.torch / 'lib'}",
-            *libraries,
-        ]
+        return [str(self.nvcc), "-shared", "-cudart", "static", *folders, *libraries]
 
 
 def _digits(architecture: str) -> str:

@@ -241,11 +241,8 @@ struct FmaWeightGradient {
       const int o = tile.out_channel + thread / kIn * kOutPerThread;
       const int c = tile.in_channel + thread % kIn;
       MKDEXT_UNROLL for (int m = 0; m < kOutPerThread; ++m) {
-        MKDEXT_UNROLL for (int i = 0; i < kTaps; ++i) {
-          MKDEXT_UNROLL for (int j = 0; j < kTaps; ++j) {
-            store_weight(arguments, tile, taps, o + m, c, i, j, registers.sums[m][i * kTaps + j]);
-          }
-        }
+        store_taps(arguments, tile, taps, o + m, c,
+                   [&](int i, int j) { return registers.sums[m][i * kTaps + j]; });
       }
     });
   }

@@ -213,23 +213,26 @@ struct PixelTiles {
   MKDEXT_DEVICE int column(int tile) const { return tile % across * kColumns; }
 };
 
-// Writes one element of the weight gradient, or of its part.
-template <typename T, typename Sum>
-MKDEXT_DEVICE void store_weight(const WeightGradientArguments<T, Sum>& arguments,
-                                const WeightGradientTile& tile, const TapSquare& taps, int o, int c,
-                                int i, int j, Sum value) {
+// Writes the taps value(i, j) of a square of one kernel of the weight gradient, or of its part.
+template <typename T, typename Sum, typename Value>
+MKDEXT_DEVICE void store_taps(const WeightGradientArguments<T, Sum>& arguments,
+                              const WeightGradientTile& tile, const TapSquare& taps, int o, int c,
+                              const Value& value) {
+  if (o >= arguments.out_channels || c >= arguments.in_channels) return;
   const int size = arguments.maps.kernel_size;
-  if (o >= arguments.out_channels || c >= arguments.in_channels || i >= taps.rows ||
-      j >= taps.columns)
-    return;
   const int64_t part = arguments.partial == nullptr ? 0 : tile.split * arguments.maps.batch;
   const int64_t kernel =
       ((part + tile.sample) * arguments.out_channels + o) * arguments.in_channels + c;
-  const int64_t at = kernel * (size * size) + tap_offset(size, taps, i, j, false);
-  if (arguments.partial == nullptr) {
-    arguments.output[at] = static_cast<T>(value);
-  } else {
-    arguments.partial[at] = value;
+  const int64_t first = kernel * (size * size) + tap_offset(size, taps, 0, 0, false);
+  MKDEXT_UNROLL for (int i = 0; i < kTaps; ++i) {
+    MKDEXT_UNROLL for (int j = 0; j < kTaps; ++j) {
+      if (i >= taps.rows || j >= taps.columns) continue;
+      if (arguments.partial == nullptr) {
+        arguments.output[first + i * size + j] = static_cast<T>(value(i, j));
+      } else {
+        arguments.partial[first + i * size + j] = value(i, j);
+      }
+    }
   }
 }
 

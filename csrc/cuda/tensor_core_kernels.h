@@ -459,10 +459,8 @@ struct TensorCoreWeightGradient {
           MKDEXT_UNROLL for (int q = 0; q < 4; ++q) {
             const int o = tile.out_channel + at.out + f * kFragmentRows + at.group + q / 2 * 8;
             const int c = tile.in_channel + at.in + n * kFragmentColumns + at.member * 2 + q % 2;
-            MKDEXT_UNROLL for (int t = 0; t < kTaps * kTaps; ++t) {
-              store_weight(arguments, tile, taps, o, c, t / kTaps, t % kTaps,
-                           registers.sums[f][n][t][q]);
-            }
+            store_taps(arguments, tile, taps, o, c,
+                       [&](int i, int j) { return registers.sums[f][n][i * kTaps + j][q]; });
           }
         }
       }
