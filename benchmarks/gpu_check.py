@@ -82,7 +82,7 @@ def parts(out: Path) -> list[Part]:
     setup += ["--build-temp", str(out / "objects")]
     tests = [PYTHON, "-m", "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider"]
     tests += ["tests/ops/test_on_gpu.py", "tests/test_cuda.py"]
-    training_tests = [*tests[:-2], "tests/training/test_on_gpu.py"]
+    training_tests = [*tests[:-2], "tests/training/test_transfer.py"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1"]
     small = [PYTHON, "-c", SANITIZED]
 

@@ -28,6 +28,7 @@ from mkdext.training.signals import StopSignals, TrainingStopped
 from mkdext.training.steps import NonFiniteError
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.tensorboard import tensorboard
+from mkdext.training.transfer import transferred
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
 
 Summary = dict[str, Any]
@@ -189,10 +190,10 @@ def _run_steps(
 
         if first and validation_is_due(first) and not run.has_validation(first):
             validate(first)
-        for step, (lr, hr) in enumerate(sampler.batches(first, options.iterations), first):
-            lr, hr = (
-                side.to(options.device, memory_format=torch.channels_last) for side in (lr, hr)
-            )
+        batches = transferred(
+            sampler.batches(first, options.iterations), torch.device(options.device)
+        )
+        for step, (lr, hr) in enumerate(batches, first):
             hints = cache.maps(step, lr) if cache else None
             try:
                 values = plan.step(step, lr, hr, hints)

@@ -1,0 +1,55 @@
+"""Batches on their way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, ...]
+
+
+def transferred(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield the batches on a device, in channels-last.
+
+    For a GPU a thread makes the next batch and copies it, from pinned memory and on a stream of its
+    own, while the GPU computes with this one: it waits for neither. The batches and their order are
+    the same.
+
+    Args:
+        batches: Tensors `[B, C, H, W]` in the memory of the processor.
+        device: Where to.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield tuple(side.to(device, memory_format=torch.channels_last) for side in batch)
+        return
+    yield from _prefetched(iter(batches), device)
+
+
+def _prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def send() -> tuple[Batch, torch.cuda.Event] | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(stream):
+            pinned = (
+                side.contiguous(memory_format=torch.channels_last).pin_memory() for side in batch
+            )
+            sent = tuple(side.to(device, non_blocking=True) for side in pinned)
+            return sent, stream.record_event()
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(send)
+        while (arrival := coming.result()) is not None:
+            coming = pool.submit(send)
+            batch, copied = arrival
+            current = torch.cuda.current_stream(device)
+            current.wait_event(copied)
+            for side in batch:
+                side.record_stream(current)  # its memory is not given away before `current` is done
+            yield batch
