@@ -151,8 +151,8 @@ def test_threads_that_ask_at_once_load_once_and_warn_once(
 ) -> None:
     loader = loader_of(clone)
     loads = []
-    load = loader._load
-    monkeypatch.setattr(loader, "_load", lambda: (loads.append(1), load())[1])
+    load = loader.load
+    monkeypatch.setattr(loader, "load", lambda: (loads.append(1), load())[1])
     threads = 8
     barrier = threading.Barrier(threads)
 
