@@ -108,11 +108,14 @@ def test_cuda_operators_are_not_loaded_without_the_others(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("setting", ["tf32", "ieee"])
-def test_tf32_is_taken_only_if_pytorch_allows_it(
-    monkeypatch: pytest.MonkeyPatch, setting: str
-) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", setting)
-    assert _cuda.allows_tf32() is (setting == "tf32")
+def test_tf32_is_taken_only_if_pytorch_allows_it(setting: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = setting
+        assert _cuda.allows_tf32() is (setting == "tf32")
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_memory_that_runs_out_in_an_operator_is_pytorch_s_error(

@@ -190,14 +190,17 @@ def test_autocast_computes_in_its_dtype():
     assert torch.equal(output, dynamic_conv2d(x.bfloat16(), w.bfloat16()))
 
 
-def test_tf32_is_taken_when_pytorch_allows_it(monkeypatch):
+@pytest.mark.parametrize(("setting", "taken"), [("tf32", "tf32"), ("ieee", "direct")])
+def test_tf32_is_taken_only_when_pytorch_allows_it(setting, taken):
     x, w = _tensors((2, 16, 16, 24, 24, 3))[:2]
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-    assert dynamic_conv2d_algorithms(x, w)["forward"] == "tf32"
-    assert torch.equal(dynamic_conv2d(x, w), dynamic_conv2d(x, w, "tf32"))
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee")
-    assert dynamic_conv2d_algorithms(x, w)["forward"] == "direct"
-    assert torch.equal(dynamic_conv2d(x, w), dynamic_conv2d(x, w, "direct"))
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = setting
+        assert dynamic_conv2d_algorithms(x, w)["forward"] == taken
+        assert torch.equal(dynamic_conv2d(x, w), dynamic_conv2d(x, w, taken))
+    finally:
+        matmul.fp32_precision = before
 
 
 @pytest.mark.parametrize("algorithm", ["winograd", "tf32"])
