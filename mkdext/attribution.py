@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional
 
 import mkdext
-from mkdext._files import atomic_write, write_text
+from mkdext._files import atomic_write, write_csv, write_text
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -33,6 +30,7 @@ from mkdext.data import (
     read_image,
 )
 from mkdext.inference import Network, load_network, load_networks
+from mkdext.inference.contact_sheet import strongest_window
 from mkdext.metrics import (
     Window,
     attribution_map,
@@ -43,6 +41,7 @@ from mkdext.metrics import (
     to_uint8,
 )
 from mkdext.metrics.attribution import SIDE_MIN, STEPS, detail
+from mkdext.models import SRNetwork
 from mkdext.models.builtin import BUILTIN_SCALE
 from mkdext.models.own import copy_with_tensors
 from mkdext.training.memory import LiveBytes, available_bytes
@@ -68,7 +67,8 @@ class AttributionCommand:
     weights: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
     """Weights of the networks to compare."""
     model: str | None = None
-    """Network that the weights must be of; none: whatever they are of."""
+    """Network that the weights must be of, or what makes a network of yours,
+    package.module:factory or file.py:factory; none: whatever they are of."""
     scale: int | None = None
     """Enlargement factor; none: that of the weights."""
     image: Path | None = None
@@ -257,10 +257,8 @@ def most_detailed(photograph: Tensor, size: int) -> tuple[int, int]:
         >>> most_detailed(photograph, 9)
         (7, 11)
     """
-    magnitudes = detail(photograph.double()).sum(dim=0)
-    sums = functional.avg_pool2d(magnitudes[None], size, stride=1)[0]
-    best = int(sums.argmax())
-    return best % sums.shape[1], best // sums.shape[1]
+    window, _ = strongest_window(detail(photograph.double()).sum(dim=0), size, stride=1)
+    return window.left, window.top
 
 
 def _check_memory(command: AttributionCommand, networks: Sequence[Network], scene: Scene) -> None:
@@ -268,10 +266,15 @@ def _check_memory(command: AttributionCommand, networks: Sequence[Network], scen
     for network in networks:
         if network.device.type != "cpu" or available is None:
             return
-        meta = copy_with_tensors(network.model, lambda tensor: tensor.to("meta"))
         lr = torch.empty(command.batch_size, *scene.lr.shape, device="meta", requires_grad=True)
-        with LiveBytes() as memory:
-            torch.autograd.grad(meta(lr).sum(), lr)
+        try:
+            meta = copy_with_tensors(network.model, lambda tensor: tensor.to("meta"))
+            with LiveBytes() as memory:
+                torch.autograd.grad(meta(lr).sum(), lr)
+        except Exception:
+            if isinstance(network.model, SRNetwork):
+                raise
+            continue  # A user's code need not run on tensors without numbers.
         if memory.peak > available:
             raise ValueError(
                 f"{network.name} needs about {memory.peak / 1e9:.1f} GB of memory, "
@@ -293,15 +296,7 @@ def attribute(
         *(Way(n.name, n.model, n.parameters, n.device) for n in networks),
     ]
     attributions = []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=command.steps * len(ways))
 
         def advancing(batches: range) -> Iterator[int]:
@@ -349,12 +344,7 @@ def save(
         OSError: One cannot be written.
     """
     rows = [attribution.numbers() for attribution in attributions]
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(command.out / "attribution.csv") as unfinished:
-        unfinished.write_bytes(table.getvalue().encode())
+    write_csv(command.out / "attribution.csv", rows)
     height, width = scene.hr.shape[1:]
     window = scene.window
     report: dict[str, Any] = {

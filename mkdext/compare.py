@@ -24,10 +24,11 @@ class CompareCommand(TrainOptions):
     """Train students by several methods and compare what they reach.
 
     Every method gets the same initial weights, the same patches in the same order and as many
-    student steps; each training is one of python -m mkdext.train in a folder below --out, and the
-    options that are explained there hold for all. Stopped or interrupted, the same command goes on;
-    with more methods, students or seeds it trains what is missing. Without --train-dir it trains on
-    the photographs that come with scikit-image, with short defaults.
+    student steps (pisr trains a teacher from these weights first); each training is one of
+    python -m mkdext.train in a folder below --out, and the options that are explained there hold
+    for all. Stopped or interrupted, the same command goes on; with more methods, students or seeds
+    it trains what is missing. Without --train-dir it trains on the photographs that come with
+    scikit-image, with short defaults.
     """
 
     student: tyro.conf.Suppress[str] = TrainOptions.student
@@ -136,7 +137,10 @@ def _flags_of_file(path: Path) -> list[str]:
         if one in config:
             config.setdefault(several, [config.pop(one)])
     flags = []
-    for method, options in (config.pop("method_options", None) or {}).items():
+    methods = config.pop("method_options", None) or {}
+    if not isinstance(methods, dict) or not all(isinstance(o, dict) for o in methods.values()):
+        raise ValueError(f"--config {path}: method_options must hold names and values by method")
+    for method, options in methods.items():
         values = (f"{name}={json.dumps(value)}" for name, value in options.items())
         flags += ["--method-options", method, *values]
     return flags_of(config, CompareCommand(), f"--config {path}") + flags
@@ -149,7 +153,9 @@ def _split(names: Iterable[str]) -> list[str]:
 def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]:
     """Nested values by method, from `(method, "name=value", "group.name=value", ...)`."""
     methods: dict[str, dict[str, Any]] = {}
-    for method, *settings in given:
+    for method, *settings in filter(None, given):
+        if not settings:
+            raise ValueError(f"--method-options {method} takes name=value, got nothing")
         for setting in settings:
             name, equals, value = setting.partition("=")
             if not equals:
@@ -158,7 +164,13 @@ def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]
             options = methods.setdefault(method, {})
             for group in groups:
                 options = options.setdefault(group, {})
-            options[last] = yaml.safe_load(value)
+            try:
+                options[last] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ValueError(
+                    f"--method-options {method} takes name=value, the value as in YAML, got "
+                    f"{setting!r}"
+                ) from None
     return methods
 
 

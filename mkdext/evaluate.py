@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -22,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mkdext
-from mkdext._files import atomic_write, write_text
+from mkdext._files import write_csv, write_text
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -373,12 +371,7 @@ def save_scores(
     scores: Sequence[Score],
 ) -> None:
     """Write scores.csv, a line for each photograph and way, and scores.json, with the means too."""
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(Score)])
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(score) for score in scores)
-    with atomic_write(command.out / "scores.csv") as unfinished:
-        unfinished.write_bytes(table.getvalue().encode())
+    write_csv(command.out / "scores.csv", [dataclasses.asdict(score) for score in scores])
     scale = networks[0].scale
     report: dict[str, Any] = {
         "version": mkdext.__version__,

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from mkdext._files import atomic_write
 from mkdext.data import BadImage, BadImageError, bad_images_message, find_images, imresize
@@ -165,15 +165,7 @@ def upscale(command: UpscaleCommand, jobs: dict[Path, Path], console: Console) -
     network = load_network(command.weights, command.scale, command.model, command.device)
     overlap = network.overlap if command.overlap is None else command.overlap
     failed = []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for number, (source, target) in enumerate(jobs.items(), 1):
             begin = time.monotonic()
             try:

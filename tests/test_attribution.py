@@ -12,6 +12,7 @@ from PIL import Image
 
 from mkdext.attribution import main
 from mkdext.data import builtin_photographs, imresize, read_image
+from mkdext.inference import load_network
 from mkdext.metrics import (
     Window,
     attribution_map,
@@ -109,6 +110,48 @@ def test_the_window_is_put_where_the_most_detail_is(tmp_path: Path) -> None:
     assert 19 <= window["left"] <= 21 and 28 <= window["top"] <= 30
     # The built-in network is for another scale.
     assert [row["network"] for row in report(tmp_path)["networks"]] == ["bicubic", "edsr"]
+
+
+def test_a_network_of_the_users_is_shown(
+    photograph: Path, own_network: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = own_network
+    flags = ["--model", name, "--weights", str(weights), "--image", str(photograph)]
+    flags += ["--window", "10", "8", "--size", "24", "--steps", "2", "--out", str(tmp_path)]
+    assert main(flags) == 0
+    part = report(tmp_path)["part"]
+    top, left = part["top"], part["left"]
+    lr = imresize(read_image(photograph)[:, top : top + 24, left : left + 24], 1 / 4) / 255
+    network = load_network(weights, name=name).model
+    pixels = attribution_map(path_attribution(network, lr, Window(10 - left, 8 - top, 16), steps=2))
+    rows = {row["network"]: row for row in report(tmp_path)["networks"]}
+    assert rows["espcn"]["diffusion_index"] == pytest.approx(diffusion_index(pixels), rel=1e-4)
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Own(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4))
+{forward}
+"""
+NUMBERS_ONLY = "    def forward(self, lr): return super().forward(lr) * float(lr.max().item() > 0)"
+NO_GRADIENT = "    @torch.no_grad()\n    def forward(self, lr): return super().forward(lr)"
+
+
+@pytest.mark.parametrize("forward", [NUMBERS_ONLY, NO_GRADIENT])
+def test_code_of_the_users_need_not_run_without_numbers_but_must_pass_a_gradient(
+    forward: str, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "own.py").write_text(NETWORK.format(forward=forward))
+    flags = ["--model", f"{tmp_path / 'own.py'}:Own", "--scale", "4", "--image", str(photograph)]
+    flags += ["--size", "24", "--steps", "1", "--out", str(tmp_path)]
+    passes = forward == NUMBERS_ONLY
+    assert main(flags) == (0 if passes else 2)
+    told = "Own: path_attribution: the network passes no gradient to its input"
+    assert (told in capsys.readouterr().err) != passes
 
 
 def broken(case: str, folder: Path, photograph: Path) -> list[str]:

@@ -33,6 +33,7 @@ _OF_A_CELL = ("student", "method", "seed")
 _EQUAL_FOR_ALL = (
     *("out", "scale", "train_dir", "val_dir", "bad_images"),
     *("iterations", "batch_size", "patch_size", "device"),
+    *("teacher_cache", "teacher_cache_crops"),  # With a cache there are fewer crops.
 )
 
 
@@ -144,7 +145,7 @@ class Comparison:
             options = dataclasses.replace(
                 options, teacher=None, teacher_weights=None, teacher_points=()
             )
-        own = self.method_options.get(method)
+        own = self.method_options.get(method, {})
         if own:
             name = f"--method-options {method}"
             flags = flags_of(own, options, name)
@@ -153,6 +154,8 @@ class Comparison:
             # Another seed has other crops, another student may want maps of another size.
             what: str = "features" if method == REFERENCE else method_class(method).compares
             what += "-and-pictures" if options.imitation else ""
+            if any("teacher" in name or "points" in name for name in own):
+                what += f"-of-{method}"
             folder = options.teacher_cache / as_folder(student) / f"seed-{seed}" / what
             options = dataclasses.replace(options, teacher_cache=folder)
         return options.resolved()

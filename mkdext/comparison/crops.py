@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import Result
 from mkdext.data import ImagePairs
-from mkdext.inference.contact_sheet import ContactSheet, Window, strongest_window
-from mkdext.metrics import psnr_y
+from mkdext.inference.contact_sheet import ContactSheet, strongest_window
+from mkdext.metrics import Window, psnr_y
 from mkdext.models import load_weights, read_weights, resolve_student
 from mkdext.models.own import unwrapped
 from mkdext.training import TrainOptions

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import mkdext
-from mkdext._files import atomic_write, write_text
+from mkdext._files import write_csv, write_text
 from mkdext.comparison.cells import REFERENCE
 from mkdext.comparison.crops import save_crops
 from mkdext.comparison.figures import COST, CURVES, save_cost, save_curves
@@ -228,12 +226,7 @@ def _save_csv(path: Path, results: Sequence[Result]) -> None:
         for result in results
         for data, ways in result.validation.items()
     ]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(lines[0]))
-    writer.writeheader()
-    writer.writerows(lines)
-    with atomic_write(path) as unfinished:
-        unfinished.write_bytes(text.getvalue().encode())
+    write_csv(path, lines)
 
 
 def _save_json(

@@ -19,7 +19,8 @@ class FAKD(DistillationMethod):
 
     With the columns of a map over its channels scaled to length 1, `F~` of `[C, h*w]`, its affinity
     is `A = F~^T F~`, `[h*w, h*w]`, which `mkdext.ops.spatial_affinity_gap` never holds. It has no
-    parameters and takes any channels. Published weight: that of the authors' code.
+    parameters and takes any channels. Published weight: 10 in the authors' code, whose
+    reconstruction loss is in levels from 0 to 255.
 
     Example:
         >>> fakd = FAKD([16], [32])
@@ -27,7 +28,7 @@ class FAKD(DistillationMethod):
         torch.Size([])
     """
 
-    published_weight = 10.0
+    published_weight = 10 / 255
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """`sum over points of mean |A_s - A_t|`."""

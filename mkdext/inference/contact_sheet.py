@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
 from mkdext._files import atomic_write
+from mkdext.metrics import Window
 
 SIDE = 96
 """Width and height of a cutting in high-resolution pixels."""
 
 _INCHES = 1.6  # of a cutting on the sheet
 _DPI = 120
-
-
-class Window(NamedTuple):
-    """A square part of a picture, in pixels."""
-
-    top: int
-    left: int
-    side: int
 
 
 class ContactSheet:
@@ -53,8 +45,8 @@ class ContactSheet:
         if window is None:
             first = pictures[self._columns[1]][0]
             window, _ = strongest_window((first.float() - hr.float()).square().mean(dim=0))
-        top, left, side = window
-        cut = (slice(None), slice(top, top + side), slice(left, left + side))
+        left, top, size = window
+        cut = (slice(None), slice(top, top + size), slice(left, left + size))
         cells = [(hr[cut].clone(), "")]
         for column in self._columns[1:]:
             picture, psnr = pictures[column]
@@ -77,11 +69,15 @@ class ContactSheet:
             figure.savefig(file, format="png", dpi=_DPI)
 
 
-def strongest_window(values: Tensor) -> tuple[Window, float]:
-    """The square of side `SIDE`, or of what there is, with the largest mean.
+def strongest_window(
+    values: Tensor, size: int = SIDE, stride: int | None = None
+) -> tuple[Window, float]:
+    """The square with the largest mean.
 
     Args:
         values: `[H, W]`, float.
+        size: Width and height of the square; where there is less, as much as there is.
+        stride: Pixels from one square that is looked at to the next; none: a quarter of its width.
 
     Returns:
         The square, and its mean.
@@ -89,10 +85,10 @@ def strongest_window(values: Tensor) -> tuple[Window, float]:
     Example:
         >>> import torch
         >>> strongest_window(torch.ones(192, 192).tril(-96))[0]
-        Window(top=96, left=0, side=96)
+        Window(left=0, top=96, size=96)
     """
-    side = min(SIDE, *values.shape)
-    step = max(side // 4, 1)
-    means = functional.avg_pool2d(values[None, None], side, stride=step)[0, 0]
+    size = min(size, *values.shape)
+    stride = stride or max(size // 4, 1)
+    means = functional.avg_pool2d(values[None], size, stride)[0]
     row, column = divmod(int(means.argmax()), means.shape[1])
-    return Window(row * step, column * step, side), float(means.max())
+    return Window(column * stride, row * stride, size), float(means.max())

@@ -25,7 +25,7 @@ _KERNEL_SIZE = 9  # pixels
 
 
 class Window(NamedTuple):
-    """A square of a super-resolved image, in its pixels."""
+    """A square part of a picture, in its pixels."""
 
     left: int
     top: int
@@ -140,7 +140,7 @@ def path_attribution(
     Raises:
         TypeError: `lr` is not floating point.
         ValueError: `lr` is not `[3, h, w]` or too small, the window is not inside the result, a
-            number is below 1, or the network's derivatives are not finite.
+            number is below 1, or the network's derivatives are not finite or there are none.
 
     Example:
         >>> enlarge = torch.nn.Upsample(scale_factor=2, mode="bicubic")
@@ -157,7 +157,11 @@ def path_attribution(
         images, derivatives = blur_path(lr, steps, slice(first, first + batch_size))
         with torch.enable_grad():
             made = window_detail(network(images.requires_grad_()), window).sum()
-            (gradients,) = torch.autograd.grad(made, images)
+            if not made.requires_grad:
+                raise ValueError("path_attribution: the network passes no gradient to its input")
+            (gradients,) = torch.autograd.grad(
+                made, images, allow_unused=True, materialize_grads=True
+            )
         total += (gradients * derivatives).sum(dim=0)
     if not total.isfinite().all():
         raise ValueError("path_attribution: the network's derivatives are not finite")

@@ -29,3 +29,7 @@ def test_maps_that_differ_have_caches_that_differ():
     }
     assert len(folders) == 4
     assert cells("mkd")["mkd"].teacher_cache == cells("fitnet")["fitnet"].teacher_cache
+    own = {"at": {"teacher_points": ["body.1"]}, "vid": {"kd_weight": 2.0}}
+    comparison = Comparison(BASE, ["rcan-a"], ["mkd", "at", "vid"], [3], own)
+    mkd, at, vid = (cell.options.teacher_cache for cell in comparison.cells())
+    assert mkd == vid != at

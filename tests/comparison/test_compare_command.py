@@ -232,7 +232,10 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--method-options", "fitnet", "kd-weight"], "takes name=value, got 'kd-weight'"),
         (["--method-options", "fitnet", "kd-wait=1"], "did you mean 'kd_weight'"),
         (["--method-options", "fitnett", "kd-weight=1"], "fitnett is unknown"),
+        (["--method-options", "fitnet"], "--method-options fitnet takes name=value, got nothing"),
+        (["--method-options", "fitnet", "kd-weight=[1"], r"as in YAML, got 'kd-weight=\[1'"),
         (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
+        (["--method-options", "fitnet", "teacher-cache=c"], "teacher-cache must be the same for a"),
         (["--val-dir", "nowhere"], "nowhere does not exist"),
         (["--batch-size", "1000000"], "of memory"),
         (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
@@ -302,12 +305,22 @@ def test_a_configuration_file_holds_options_of_methods(tmp_path):
     assert comparison.cells()[0].options.kd_fade
 
 
+@pytest.mark.parametrize("given", ["[mkd]", "{mkd: 3}"])
+def test_options_of_methods_in_a_file_need_names(given, tmp_path, capsys):
+    file = tmp_path / "compare.yaml"
+    file.write_text(f"method_options: {given}\n")
+    assert main(["--config", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "method_options must hold names and values by method" in capsys.readouterr().err
+
+
 def test_two_that_fill_one_cache_do_not_start_together(flags, tmp_path):
     cache = ["--teacher-cache", str(tmp_path / "cache")]
-    command = parse([*flags, *cache, "--methods", "fitnet,at,vanilla", "--out", str(tmp_path)])
-    fitnet, at, vanilla, other_seed, *_ = command.comparison().cells()
+    methods = ["--methods", "fitnet,at,vanilla,pisr"]
+    command = parse([*flags, *cache, *methods, "--out", str(tmp_path)])
+    fitnet, at, vanilla, pisr, other_seed, *_ = command.comparison().cells()
     running = type("Running", (), {"cell": fitnet})
     assert processes._startable([at, vanilla], [running]) is vanilla
+    assert processes._startable([at, pisr], [running]) is pisr
     assert processes._startable([at, other_seed], [running]) is other_seed
     assert processes._startable([at], [running]) is None
     fitnet.run.root.mkdir(parents=True)

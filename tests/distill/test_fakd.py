@@ -69,6 +69,6 @@ def test_statistics_are_means_over_the_points(fakd, maps):
     }
 
 
-def test_it_has_the_published_weight_and_nothing_to_learn(fakd):
-    assert fakd.published_weight == 10
+def test_it_has_the_weight_published_for_levels_to_255_and_nothing_to_learn(fakd):
+    assert 255 * fakd.published_weight == pytest.approx(10)
     assert not list(fakd.parameters())

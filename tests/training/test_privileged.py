@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
@@ -19,8 +20,11 @@ from mkdext.distill.pisr import privileged_loss
 from mkdext.models import adapt, builtin_teacher, features_at
 from mkdext.train import main, parse
 from mkdext.training import NonFiniteError, TrainOptions, distill
+from mkdext.training.loop import _crops
+from mkdext.training.photographs import training_photographs
 from mkdext.training.plan import Networks, estimate_memory, make_networks, prepare
 from mkdext.training.privileged import PrivilegedNetwork, PrivilegedStep
+from mkdext.training.progress import track
 from mkdext.training.steps import TrainingStep
 
 STEPS = {PrivilegedStep: PrivilegedStep.__call__, TrainingStep: TrainingStep.__call__}
@@ -102,6 +106,21 @@ def test_the_teacher_learns_from_the_batches_of_the_student(reference, seen):
         for name in ("network", "student")
     ]
     assert all(torch.equal(batches[0][step], batches[1][step]) for step in range(4))
+
+
+def test_with_a_cache_it_learns_from_the_crops_of_all_others_and_keeps_nothing(options, tmp_path):
+    folder, console = tmp_path / "cache", Console(quiet=True)
+    options = dataclasses.replace(options, teacher_cache=folder, teacher_cache_crops=2)
+    pairs, _ = training_photographs(options, track(console))
+    batches = []
+    for method in ("pisr", "vanilla"):
+        sampler, cache = _crops(
+            prepare(dataclasses.replace(options, method=method)), pairs, console
+        )
+        assert cache is None
+        batches.append(sampler.batch(3))
+    torch.testing.assert_close(*batches, rtol=0, atol=0)
+    assert not folder.exists()
 
 
 def test_a_run_tells_of_the_teacher_by_names_of_its_own(reference):
