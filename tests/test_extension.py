@@ -152,7 +152,7 @@ def test_threads_that_ask_at_once_load_once_and_warn_once(
     loader = loader_of(clone)
     loads = []
     load = loader.load
-    monkeypatch.setattr(loader, "load", lambda: (loads.append(1), load())[1])
+    monkeypatch.setattr(loader, "load", lambda library: (loads.append(1), load(library))[1])
     threads = 8
     barrier = threading.Barrier(threads)
 
@@ -228,7 +228,7 @@ def test_operators_without_a_library_can_be_compiled_as_a_whole(
 ) -> None:
     missing = _extension.ExtensionStatus("missing", None, "not there", "install it")
     monkeypatch.setattr(_extension, "_status", missing)
-    monkeypatch.setattr(_extension, "_warned", False)
+    monkeypatch.setattr(_extension, "_warned", set())
     monkeypatch.delenv(_extension.REQUIRE_VARIABLE, raising=False)
     features = torch.rand(1, 2, 6, 6)
     compiled = torch.compile(lambda f: texture_kernels(f, 2, 3), backend="eager", fullgraph=True)
