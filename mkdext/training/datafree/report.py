@@ -75,10 +75,13 @@ def _draw_samples(axes: Axes, run: RunDirectory, scale: int) -> None:
     for path in chosen:
         with Image.open(path) as sheet:
             levels = np.asarray(sheet)
-        rows.append(levels[: len(levels) // 3])
+        # Below the images are those of student and teacher; a white line sets the steps apart.
+        rows.append(
+            np.pad(levels[: len(levels) // 3], ((0, 4), (0, 0), (0, 0)), constant_values=255)
+        )
         names.append(f"step {int(path.stem.split('_')[1])}")
     side = len(rows[0])
-    axes.imshow(np.concatenate(rows), interpolation="nearest", aspect="equal")
+    axes.imshow(np.concatenate(rows), interpolation="nearest")
     axes.set(title="made images over time", xticks=[])
     axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], names)
 
