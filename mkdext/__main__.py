@@ -10,6 +10,7 @@ import mkdext
 
 COMMANDS = {
     "train": "distil a super-resolution network",
+    "datafree": "distil one without a photograph to train on",
     "compare": "train students by several methods under one protocol",
     "data": "prepare, check and list photographs to train and test on",
     "evaluate": "measure networks on photographs",

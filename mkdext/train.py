@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from mkdext.data import find_photographs
-from mkdext.training import (
-    BUILTIN_DEMO,
-    NonFiniteError,
-    TrainingStopped,
-    TrainOptions,
-    train,
-)
+from mkdext.training import BUILTIN_DEMO, TrainOptions, train
 from mkdext.training.allocator import keep_freed_memory
-from mkdext.training.config_files import config_of, defaults_for, read_config, value_of
+from mkdext.training.command import exit_status
+from mkdext.training.config_files import config_of, defaults_for, with_config
 from mkdext.training.plan import count_parameters, prepare
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
@@ -62,35 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the signal for one that was stopped.
     """
     console = Console()
-    try:
+
+    def run() -> None:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
         options = command.options()
         if command.dry_run:
             show_plan(options, console)
-            return 0
+            return
         keep_freed_memory()
         train(options, console)
-    except ValueError as error:
-        return _fail(error, 2)
-    except NonFiniteError as error:
-        return _fail(error, 1)
-    except torch.OutOfMemoryError as error:
-        return _fail(f"{error}\nlower --batch-size or --patch-size", 1)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; make room, then the same command goes on" if full else ""
-        return _fail(f"{error}{advice}", 1)
-    except TrainingStopped as stopped:
-        return _fail(stopped, 128 + stopped.signal_number)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command begins again or goes on", 130)
-    if not options.train_dir:
-        console.print(
-            "\nTry it on photographs of yours:\n"
-            "  python -m mkdext.train --train-dir FOLDER --val-dir FOLDER --out runs/mine",
-            highlight=False,
-        )
-    return 0
+        if not options.train_dir:
+            console.print(
+                "\nTry it on photographs of yours:\n"
+                "  python -m mkdext.train --train-dir FOLDER --val-dir FOLDER --out runs/mine",
+                highlight=False,
+            )
+
+    return exit_status("mkdext.train", run)
 
 
 def parse(arguments: list[str]) -> TrainCommand:
@@ -100,18 +81,7 @@ def parse(arguments: list[str]) -> TrainCommand:
         ValueError: A configuration file is not usable, or a number is out of range.
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
-    given = arguments
-    config = value_of("--config", given)
-    if "--resume" in given:
-        if config is not None:
-            raise ValueError("--resume takes the options of the run; leave --config out")
-        run = RunDirectory(Path(value_of("--out", given) or BUILTIN_DEMO.out))
-        if not run.config.exists():
-            raise ValueError(f"--resume: there is no run in --out {run.root}")
-        config = str(run.config)
-        given = [*given, "--out", str(run.root)]
-    if config is not None:
-        given = read_config(Path(config)) + given
+    given = with_config(arguments, BUILTIN_DEMO)
     base = defaults_for(given)
     default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
     command = tyro.cli(TrainCommand, args=given, default=default, prog="python -m mkdext.train")
@@ -154,11 +124,6 @@ def show_plan(options: TrainOptions, console: Console) -> None:
             highlight=False,
         )
     console.print(f"would write to {options.out}", highlight=False)
-
-
-def _fail(error: object, status: int) -> int:
-    print(f"mkdext.train: {error}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

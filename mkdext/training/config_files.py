@@ -11,14 +11,39 @@ from typing import Any, get_type_hints
 import yaml
 
 from mkdext.models.own import absolute
-from mkdext.training.options import BUILTIN_DEMO, TrainOptions
+from mkdext.training.options import BUILTIN_DEMO, SharedOptions, TrainOptions
+from mkdext.training.run_directory import RunDirectory
 
 
-def read_config(path: Path) -> list[str]:
+def with_config(arguments: Sequence[str], options: SharedOptions) -> list[str]:
+    """Command-line arguments after those of the file that --config or --resume means.
+
+    Args:
+        arguments: Those of the user.
+        options: Defaults, of which `out` counts where --resume names no other run.
+
+    Raises:
+        ValueError: The file is not usable, or there is no run to resume.
+    """
+    given = list(arguments)
+    config = value_of("--config", given)
+    if "--resume" in given:
+        if config is not None:
+            raise ValueError("--resume takes the options of the run; leave --config out")
+        run = RunDirectory(Path(value_of("--out", given) or options.out))
+        if not run.config.exists():
+            raise ValueError(f"--resume: there is no run in --out {run.root}")
+        config = str(run.config)
+        given = [*given, "--out", str(run.root)]
+    return given if config is None else read_config(Path(config), options) + given
+
+
+def read_config(path: Path, options: SharedOptions) -> list[str]:
     """Read a configuration file as command-line arguments.
 
     Args:
         path: YAML file, such as the `config.yaml` of a run.
+        options: Options that have all fields there are.
 
     Returns:
         Arguments that come before those of the user.
@@ -26,7 +51,7 @@ def read_config(path: Path) -> list[str]:
     Raises:
         ValueError: The file is missing or not YAML of names and values, or has an unknown name.
     """
-    return flags_of(load_config(path), TrainOptions(), f"--config {path}")
+    return flags_of(load_config(path), options, f"--config {path}")
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -85,7 +110,7 @@ def flags_of(config: Mapping[str, Any], options: object, source: str) -> list[st
     return list(_arguments(config, options, source, prefix=""))
 
 
-def config_of(options: TrainOptions) -> dict[str, Any]:
+def config_of(options: SharedOptions) -> dict[str, Any]:
     """Everything that decides the result, as plain values with absolute paths."""
 
     def plain(value: Any) -> Any:
@@ -104,7 +129,7 @@ def config_of(options: TrainOptions) -> dict[str, Any]:
     return config
 
 
-def changed_flags(options: TrainOptions, base: TrainOptions) -> list[str]:
+def changed_flags(options: SharedOptions, base: SharedOptions) -> list[str]:
     """The command-line arguments that make `options` from `base`, except for `out`.
 
     Example:

@@ -25,7 +25,7 @@ from mkdext.training.progress import TrainingProgress, track
 from mkdext.training.report import save_curves, save_strip, score_table
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.signals import StopSignals, TrainingStopped
-from mkdext.training.steps import NonFiniteError
+from mkdext.training.steps import NonFiniteError, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.tensorboard import tensorboard
 from mkdext.training.transfer import transferred
@@ -180,7 +180,7 @@ def _run_steps(
             with evaluation_mode(plan.student):
                 scores = {name: measure(plan.student, p, options.scale) for name, p in sets.items()}
             record({"step": step, "validation": scores})
-            progress.say(f"step {step}: {_in_words(scores)}")
+            progress.say(f"step {step}: {in_words(scores)}")
             _save_sample(plan, run, sets, step)
             # Whole photographs take more than a step does.
             memory.start()
@@ -208,7 +208,7 @@ def _run_steps(
             if done % options.log_every == 0 or last:
                 speed, peak = round(progress.patches_per_second, 1), memory.bytes()
                 costs = {"patches_per_second": speed, "peak_bytes": peak}
-                statistics = _method_statistics(plan, lr, hr, hints)
+                statistics = method_statistics(plan.step, lr, hr, hints)
                 record({"step": done, **latest, **costs, **statistics})
             if done % options.checkpoint_every == 0 or last or stop.received:
                 save_checkpoint(run, plan, Done(done, time.monotonic() - begin, latest))
@@ -260,14 +260,15 @@ def _explained(error: NonFiniteError, step: int, plan: Plan, run: RunDirectory) 
     return f"step {step}: {error}{kept}. Lower {rates} and give another --out"
 
 
-def _method_statistics(
-    plan: Plan, lr: torch.Tensor, hr: torch.Tensor, hints: list[torch.Tensor] | None
+def method_statistics(
+    step: TrainingStep, lr: torch.Tensor, hr: torch.Tensor, hints: list[torch.Tensor] | None
 ) -> dict[str, float]:
-    distillation = plan.step.distillation
+    """What the method tells of itself on a batch; nothing where there is none."""
+    distillation = step.distillation
     if distillation is None:
         return {}
     with torch.no_grad():
-        features = features_at(plan.student, distillation.student_points, lr)
+        features = features_at(step.student, distillation.student_points, lr)
         hints = hints or distillation.teacher(lr, hr)
     return distillation.method.statistics(features, hints[: len(features)])
 
@@ -281,7 +282,8 @@ def _save_sample(plan: Plan, run: RunDirectory, sets: dict[str, ImagePairs], don
     save_strip(run.samples / f"step_{done:07d}.png", pictures | {"hr": hr})
 
 
-def _in_words(scores: dict[str, Scores]) -> str:
+def in_words(scores: dict[str, Scores]) -> str:
+    """Scores of several sets on one line."""
     return ", ".join(
         f"{name} {score['psnr_y']:.2f} dB / {score['ssim_y']:.4f}" for name, score in scores.items()
     )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from mkdext._near_names import did_you_mean
 from mkdext.distill import MKDOptions, method_class, method_names
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 METHOD_NAMES = ("vanilla", *method_names())
+MethodName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHOD_NAMES)}}}")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +50,14 @@ class MetaOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _at_least(1, self, "steps", "every", prefix="meta.")
-        _positive(self, "inner_lr", "lr", prefix="meta.")
-        _at_least(0, self, "keep", "weight_decay", prefix="meta.")
+        at_least(1, self, "steps", "every", prefix="meta.")
+        positive(self, "inner_lr", "lr", prefix="meta.")
+        at_least(0, self, "keep", "weight_decay", prefix="meta.")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """What to train, on what, how long. Defaults are those of the MKD paper, section 4.1."""
+class SharedOptions:
+    """What every training has. Defaults are those of the MKD paper, section 4.1."""
 
     student: str = "rcan-a"
     """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
@@ -74,31 +78,11 @@ class TrainOptions:
     teacher_points: tuple[str, ...] = ()
     """Sub-modules of the teacher, as many as of the student. Maps of another size are brought to
     that of the student's by bilinear interpolation."""
-    teacher_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the teacher computes in, and what its cache holds. bfloat16 halves the cache, and is
-    fast only where the hardware has it."""
-    teacher_compile: bool = False
-    """Compile the teacher by torch.compile, which takes a minute or more before the first step."""
-    teacher_cache: Path | None = None
-    """Folder for the teacher's feature maps of a fixed set of crops, computed once and read in
-    every later step and training; none: new crops in every step."""
-    teacher_cache_crops: int = 4096
-    """Number of crops in --teacher-cache; more can be added later."""
-    scale: int = 4
-    """Enlargement factor: 2, 3, 4 or 8."""
-    method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHOD_NAMES)}}}")] = "mkd"
+    method: MethodName = "mkd"
     """Way of training: 'mkd' is meta knowledge distillation, 'vanilla' has no teacher."""
     method_training: Literal["published", "plain", "meta"] = "published"
     """How the method's own parameters are trained: 'plain', together with the student; 'meta', by
     the meta-gradient; 'published', each as where the method was published."""
-
-    train_dir: tuple[Path, ...] = ()
-    """Folders of photographs to train on; none: the built-in photographs."""
-    val_dir: tuple[Path, ...] = ()
-    """Folders of photographs to measure on, each reported by its name; none: the held-out built-in
-    ones."""
-    bad_images: Literal["refuse", "skip"] = "refuse"
-    """What to do with broken or too small training photographs, once all are named."""
 
     iterations: int = 300_000
     """Student steps."""
@@ -122,14 +106,6 @@ class TrainOptions:
     """Share of the steps on the distillation loss alone, before those on reconstruction alone, each
     with its own cosine (FitNet's stage-wise training); 0: both losses together."""
 
-    imitation: float = 0.0
-    """Share of the reconstruction loss that is taken against the teacher's picture instead of the
-    photograph, with any method."""
-
-    privileged_iterations: int | None = None
-    """Steps before those of the student in which --method pisr trains its teacher, which sees the
-    high-resolution patches; none: as many as the student's."""
-
     mkd: MKDOptions = dataclasses.field(default_factory=MKDOptions)
     """The knowledge representation networks."""
     meta: MetaOptions = dataclasses.field(default_factory=MetaOptions)
@@ -150,30 +126,20 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _at_least(
+        at_least(
             1,
             self,
-            "scale",
             "iterations",
             "batch_size",
             "patch_size",
             "validate_every",
             "checkpoint_every",
             "log_every",
-            "teacher_cache_crops",
-            "privileged_iterations",
         )
-        _positive(self, "lr")
-        _at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")
+        positive(self, "lr")
+        at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")
         if self.lr_min > self.lr:
             raise ValueError(f"--lr-min must be at most --lr {self.lr}, got {self.lr_min}")
-        if not 0 <= self.imitation <= 1:
-            raise ValueError(f"--imitation must be from 0 to 1, got {self.imitation}")
-        if self.imitation and self.method == "vanilla":
-            raise ValueError(
-                f"--imitation must be 0 with --method vanilla, which has no teacher, got "
-                f"{self.imitation}"
-            )
         if not 0 <= self.hint_share < 1:
             raise ValueError(f"--hint-share must be at least 0 and below 1, got {self.hint_share}")
         if self.method not in METHOD_NAMES:
@@ -192,7 +158,7 @@ class TrainOptions:
         """Whether the method trains a teacher of its own, which sees high resolution."""
         return self.method != "vanilla" and method_class(self.method).privileged
 
-    def resolved(self) -> TrainOptions:
+    def resolved(self) -> Self:
         """The same options, with the method's own values where none were given."""
         if self.method == "vanilla":
             return self
@@ -200,23 +166,82 @@ class TrainOptions:
         defaults = method.published_meta._asdict()
         meta = {name: v for name, v in defaults.items() if getattr(self.meta, name) is None}
         weight = method.published_weight if self.kd_weight is None else self.kd_weight
-        steps = self.privileged_iterations
         return dataclasses.replace(
-            self,
-            kd_weight=weight,
-            privileged_iterations=self.iterations if self.privileged and steps is None else steps,
-            meta=dataclasses.replace(self.meta, **meta),
+            self, kd_weight=weight, meta=dataclasses.replace(self.meta, **meta)
         )
 
 
-def _at_least(least: float, options: object, *names: str, prefix: str = "") -> None:
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(SharedOptions):
+    """What to train, on what, how long. Defaults are those of the MKD paper, section 4.1."""
+
+    scale: int = 4
+    """Enlargement factor: 2, 3, 4 or 8."""
+    train_dir: tuple[Path, ...] = ()
+    """Folders of photographs to train on; none: the built-in photographs."""
+    val_dir: tuple[Path, ...] = ()
+    """Folders of photographs to measure on, each reported by its name; none: the held-out built-in
+    ones."""
+    bad_images: Literal["refuse", "skip"] = "refuse"
+    """What to do with broken or too small training photographs, once all are named."""
+
+    teacher_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the teacher computes in, and what its cache holds. bfloat16 halves the cache, and is
+    fast only where the hardware has it."""
+    teacher_compile: bool = False
+    """Compile the teacher by torch.compile, which takes a minute or more before the first step."""
+    teacher_cache: Path | None = None
+    """Folder for the teacher's feature maps of a fixed set of crops, computed once and read in
+    every later step and training; none: new crops in every step."""
+    teacher_cache_crops: int = 4096
+    """Number of crops in --teacher-cache; more can be added later."""
+
+    imitation: float = 0.0
+    """Share of the reconstruction loss that is taken against the teacher's picture instead of the
+    photograph, with any method."""
+
+    privileged_iterations: int | None = None
+    """Steps before those of the student in which --method pisr trains its teacher, which sees the
+    high-resolution patches; none: as many as the student's."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        at_least(1, self, "scale", "teacher_cache_crops", "privileged_iterations")
+        if not 0 <= self.imitation <= 1:
+            raise ValueError(f"--imitation must be from 0 to 1, got {self.imitation}")
+        if self.imitation and self.method == "vanilla":
+            raise ValueError(
+                f"--imitation must be 0 with --method vanilla, which has no teacher, got "
+                f"{self.imitation}"
+            )
+
+    def resolved(self) -> Self:
+        """The same options, with the method's own values where none were given."""
+        options = super().resolved()
+        if self.privileged and self.privileged_iterations is None:
+            options = dataclasses.replace(options, privileged_iterations=self.iterations)
+        return options
+
+
+def at_least(least: float, options: object, *names: str, prefix: str = "") -> None:
+    """Check that options, where they are given, are finite and not smaller than `least`.
+
+    Raises:
+        ValueError: One is not.
+    """
     for name in names:
         value = getattr(options, name)
         if value is not None and not (value >= least and math.isfinite(value)):
             raise ValueError(f"{_flag(prefix + name)} must be at least {least}, got {value}")
 
 
-def _positive(options: object, *names: str, prefix: str = "") -> None:
+def positive(options: object, *names: str, prefix: str = "") -> None:
+    """Check that options are positive and finite.
+
+    Raises:
+        ValueError: One is not.
+    """
     for name in names:
         value = getattr(options, name)
         if not (value > 0 and math.isfinite(value)):

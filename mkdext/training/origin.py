@@ -17,7 +17,7 @@ def origin(options: TrainOptions, steps: int) -> dict[str, Any]:
     Example:
         >>> from pathlib import Path
         >>> origin(TrainOptions(train_dir=(Path("DIV2K"),), lr=2e-4), steps=500)["command"]
-        'python -m mkdext.train --train-dir DIV2K --lr 0.0002'
+        'python -m mkdext.train --lr 0.0002 --train-dir DIV2K'
     """
     base = TrainOptions() if options.train_dir else BUILTIN_DEMO
     teacher = options.teacher_weights or options.teacher or "builtin"

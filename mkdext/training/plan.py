@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -84,19 +84,14 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
     checked_device(options.device)
     networks = networks or make_networks(options)
     memory = estimate_memory(options, networks)
-    available = available_bytes()
-    if options.device == "cpu" and memory and available and memory > available:
-        raise ValueError(
-            f"a step needs about {memory / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
-            "available: lower --batch-size or --patch-size, or take a smaller --student"
-        )
     device = torch.device(options.device)
-    if _is_own(networks.student):
+    require_memory(memory, device)
+    if is_own(networks.student):
         if networks.teacher is not None or options.privileged:
             check_twice_differentiable(networks.student)
         if options.privileged:
             check_passes_gradient(networks.student)
-    step = _make_step(options, networks, device)
+    step = make_step(options, networks, device)
     return Plan(options, step.student, step, memory)
 
 
@@ -106,7 +101,7 @@ def make_networks(options: TrainOptions) -> Networks:
     Raises:
         ValueError: A name or weights are not usable.
     """
-    with _seeded(options.seed, torch.device("cpu")):
+    with seeded(options.seed, torch.device("cpu")):
         student = resolve_student(options.student, options.scale)
     if options.privileged:
         refuse_teacher_options(options)
@@ -132,7 +127,7 @@ def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
     low, high = options.patch_size, options.patch_size * options.scale
     try:
         with LiveBytes() as memory:
-            step = _make_step(options, _without_numbers(networks), meta)
+            step = make_step(options, _without_numbers(networks), meta)
             held: int = memory.live
             lr = torch.empty(samples, 3, low, low, device=meta)
             hr = torch.empty(samples, 3, high, high, device=meta)
@@ -141,7 +136,7 @@ def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
                 PrivilegedStep(options, teacher.network)(0, lr, hr)
             step(0, lr, hr)
     except Exception as error:
-        if any(_is_own(network) for network in networks):
+        if any(is_own(network) for network in networks):
             return None
         if not isinstance(error, RuntimeError):
             raise
@@ -150,37 +145,85 @@ def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
     return held + work * options.batch_size // samples
 
 
+def require_memory(needed: int | None, device: torch.device) -> None:
+    """Check that a step fits into memory, where it is known what it needs and what there is.
+
+    Raises:
+        ValueError: It does not.
+    """
+    available = available_bytes()
+    if device.type == "cpu" and needed and available and needed > available:
+        raise ValueError(
+            f"a step needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
+            "available: lower --batch-size or --patch-size, or take a smaller --student"
+        )
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of trained parameters of a network."""
     return sum(p.numel() for p in model.parameters())
 
 
-def _without_numbers(networks: Networks) -> Networks:
-    def on_meta(network: nn.Module) -> nn.Module:
-        return copy_with_tensors(network, lambda tensor: tensor.to("meta"))
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy of a network whose tensors have shapes but no memory."""
+    return copy_with_tensors(network, lambda tensor: tensor.to("meta"))
 
+
+def _without_numbers(networks: Networks) -> Networks:
     student, teacher = networks
     return Networks(on_meta(student), None if teacher is None else on_meta(teacher))
 
 
-def _is_own(network: nn.Module | None) -> bool:
+def is_own(network: nn.Module | None) -> bool:
+    """Whether there is a network and it is the user's."""
     return network is not None and not isinstance(network, SRNetwork)
 
 
-def _make_step(options: TrainOptions, networks: Networks, device: torch.device) -> TrainingStep:
+Points = tuple[list[str], list[str]]
+"""Distillation points of the student, and as many of the teacher."""
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+"""From parameters and a learning rate to an optimizer."""
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """The optimizer of the MKD paper, section 4.1."""
+    return torch.optim.Adam(parameters, lr, betas=(0.9, 0.999))
+
+
+def make_step(
+    options: TrainOptions,
+    networks: Networks,
+    device: torch.device,
+    points: Points | None = None,
+    make_optimizer: MakeOptimizer = adam,
+) -> TrainingStep:
+    """The step of a training.
+
+    Args:
+        options: How.
+        networks: Who learns from whom; they are moved to the device.
+        device: Where to compute.
+        points: What is compared; none: what the options say.
+        make_optimizer: For the student.
+
+    Raises:
+        ValueError: The networks do not go together.
+    """
     student = _placed(networks.student, device)
     network, kind, side = networks.teacher, Teacher, options.patch_size
     if options.privileged:
-        with _seeded(options.seed, device):
+        with seeded(options.seed, device):
             network = PrivilegedNetwork(student, options.scale)
         kind, side = PrivilegedTeacher, side * options.scale
     if network is None:
-        return TrainingStep(options, student, _adam(student.parameters(), options), None)
+        optimizer = make_optimizer(student.parameters(), options.lr)
+        return TrainingStep(options, student, optimizer, None)
     network = _placed(network, device)
-    student_points, teacher_points = _points(options, student, network)
+    student_points, teacher_points = points or choose_points(options, student, network)
     maps = check_points(student, student_points, options.patch_size)
     teacher_maps = check_points(network, teacher_points, side)
-    with _seeded(options.seed, device):
+    with seeded(options.seed, device):
         channels = [m.channels for m in maps], [m.channels for m in teacher_maps]
         method = _make_method(options, *channels).to(device)
     meta = {
@@ -197,11 +240,7 @@ def _make_step(options: TrainOptions, networks: Networks, device: torch.device) 
     teacher = kind(network, teacher_points, sizes, getattr(torch, options.teacher_dtype))
     distillation = Distillation(teacher, student_points, method, meta_optimizer)
     trained = (*student.parameters(), *distillation.adapters.values())
-    return TrainingStep(options, student, _adam(trained, options), distillation)
-
-
-def _adam(parameters: Iterable[nn.Parameter], options: TrainOptions) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, options.lr, betas=(0.9, 0.999))
+    return TrainingStep(options, student, make_optimizer(trained, options.lr), distillation)
 
 
 def _make_method(
@@ -213,10 +252,12 @@ def _make_method(
     return method(student_channels, teacher_channels)
 
 
-def _points(
-    options: TrainOptions, student: nn.Module, teacher: nn.Module
-) -> tuple[list[str], list[str]]:
-    """The distillation points of both networks, as many of one as of the other."""
+def choose_points(options: TrainOptions, student: nn.Module, teacher: nn.Module) -> Points:
+    """The distillation points of both networks, as many of one as of the other.
+
+    Raises:
+        ValueError: Points that were named do not exist, or are not as many.
+    """
     if method_class(options.method).compares == "pictures":
         for flag, patterns in (
             ("--student-points", options.student_points),
@@ -230,7 +271,7 @@ def _points(
         return [WHOLE], [WHOLE]
     if isinstance(teacher, PrivilegedNetwork):
         same = dataclasses.replace(options, teacher_points=options.student_points)
-        points, _ = _points(same, student, student)
+        points, _ = choose_points(same, student, student)
         return points, [f"decoder.{name}" for name in points]
     chosen: dict[str, list[str]] = {}
     for flag, network, patterns in (
@@ -258,7 +299,8 @@ def _points(
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw weights from a seed, without a trace in torch's own random numbers."""
     # Weights are drawn on the CPU, so that they are the same on every device; on the meta device
     # there are none.
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +19,9 @@ from mkdext.training.schedule import phase
 from mkdext.training.teacher import Teacher
 
 _T = TypeVar("_T")
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""A distance of two batches of pictures, a scalar."""
 
 
 class Distillation(NamedTuple):
@@ -51,12 +55,25 @@ class TrainingStep:
         student: nn.Module,
         optimizer: torch.optim.Optimizer,
         distillation: Distillation | None,
+        criterion: Criterion = functional.l1_loss,
+        largest_gradient: float = math.inf,
     ) -> None:
-        """Take what is trained; `distillation` is none for vanilla training."""
+        """Take what is trained.
+
+        Args:
+            options: How.
+            student: Who.
+            optimizer: Of the student's parameters and the method's adapters.
+            distillation: None for vanilla training.
+            criterion: How far pictures are apart.
+            largest_gradient: Norm to which the student's gradient is cut.
+        """
         self.options = options.resolved()
         self.student = student
         self.optimizer = optimizer
         self.distillation = distillation
+        self.criterion = criterion
+        self.largest_gradient = largest_gradient
 
     def __call__(
         self, step: int, lr: Tensor, hr: Tensor, hints: Sequence[Tensor] | None = None
@@ -113,14 +130,17 @@ class TrainingStep:
         gradients = torch.autograd.grad(
             outputs, parameters, slopes, allow_unused=True, materialize_grads=True
         )
-        values["student_gradient"] = gradient_norm(gradients)
+        norm = values["student_gradient"] = gradient_norm(gradients)
+        if self.largest_gradient < math.inf:
+            shorter = (self.largest_gradient / norm).clamp(max=1)
+            gradients = tuple(gradient * shorter for gradient in gradients)
         values = {name: value.detach() for name, value in values.items()}
         require_finite(values)
         apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
         return values
 
     def reconstruction(self, hr: Tensor, hints: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
-        """The loss of a super-resolved batch: L1 to the photograph, the teacher's picture, or both.
+        """The loss of a super-resolved batch: to the photograph, the teacher's picture, or both.
 
         Args:
             hr: `[B, 3, scale*p, scale*p]` in [0, 1].
@@ -130,9 +150,9 @@ class TrainingStep:
 
         def loss(sr: Tensor) -> Tensor:
             if not share:
-                return functional.l1_loss(sr, hr)
-            imitated = functional.l1_loss(sr, hints[-1])
-            return (1 - share) * functional.l1_loss(sr, hr) + share * imitated
+                return self.criterion(sr, hr)
+            imitated = self.criterion(sr, hints[-1])
+            return (1 - share) * self.criterion(sr, hr) + share * imitated
 
         return loss
 
@@ -264,7 +284,11 @@ class _Caller(nn.Module):
         return function()
 
 
-class NonFiniteError(ArithmeticError):
+class TrainingFailed(ArithmeticError):
+    """Going on would lead nowhere."""
+
+
+class NonFiniteError(TrainingFailed):
     """A loss or a gradient is NaN or infinite."""
 
 

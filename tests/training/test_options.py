@@ -79,12 +79,12 @@ def test_a_wrong_configuration_file_is_refused(tmp_path, text, message):
     file = tmp_path / "config.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_config(file)
+        read_config(file, TrainOptions())
 
 
 def test_a_missing_configuration_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read: No such file"):
-        read_config(tmp_path / "none.yaml")
+        read_config(tmp_path / "none.yaml", TrainOptions())
 
 
 def test_defaults_are_short_only_for_the_built_in_photographs(tmp_path):

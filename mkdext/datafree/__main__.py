@@ -1,0 +1,115 @@
+"""``python -m mkdext.datafree``: distil a super-resolution network without photographs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mkdext.training.allocator import keep_freed_memory
+from mkdext.training.command import exit_status
+from mkdext.training.config_files import config_of, with_config
+from mkdext.training.datafree import DataFreeOptions, train_without_data
+from mkdext.training.datafree.plan import prepare
+from mkdext.training.plan import count_parameters
+from mkdext.training.run_directory import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFreeCommand(DataFreeOptions):
+    """Distil a super-resolution network without one photograph to train on.
+
+    A teacher and random numbers are all it takes: images are made by rules and by a generator that
+    learns where the student fails. Without flags this is a training of minutes from the built-in
+    teacher. Photographs only serve to measure the student.
+    """
+
+    config: Path | None = None
+    """YAML file of options, such as the config.yaml of another run; flags given count more."""
+    resume: bool = False
+    """Go on with the run in --out, with the options that it was begun with."""
+    dry_run: bool = False
+    """Show the resolved options, sizes and the memory that a step needs, and stop."""
+
+    def options(self) -> DataFreeOptions:
+        """What is trained, without how the command was called."""
+        names = [field.name for field in dataclasses.fields(DataFreeOptions)]
+        return DataFreeOptions(**{name: getattr(self, name) for name in names})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Flags; none: those of the process.
+
+    Returns:
+        The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
+        the signal for one that was stopped.
+    """
+    console = Console()
+
+    def run() -> None:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        options = command.options()
+        if command.dry_run:
+            show_plan(options, console)
+            return
+        keep_freed_memory()
+        train_without_data(options, console)
+
+    return exit_status("mkdext.datafree", run)
+
+
+def parse(arguments: Sequence[str]) -> DataFreeCommand:
+    """Options from flags, over those of a configuration file, over the defaults.
+
+    Raises:
+        ValueError: A configuration file is not usable, or a number is out of range.
+        SystemExit: A flag is unknown or malformed, or help was asked for.
+    """
+    given = with_config(arguments, DataFreeOptions())
+    return tyro.cli(DataFreeCommand, args=given, prog="python -m mkdext.datafree")
+
+
+def show_plan(options: DataFreeOptions, console: Console) -> None:
+    """Print what a training would do."""
+    options = options.resolved()
+    config = config_of(options)
+    RunDirectory(options.out).check(config)
+    plan = prepare(options)
+    console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)
+    table = Table("", "parameters", title="sizes")
+    for index, parts in enumerate(plan.schedule.parts):
+        stage = plan.begin_stage(index)
+        name = f"student {options.student}"
+        if len(plan.schedule.parts) > 1:
+            name += f", {parts} parts, from step {stage.first}"
+        table.add_row(name, f"{count_parameters(stage.student):,}")
+    table.add_row("teacher", f"{count_parameters(next(iter(plan.networks.teachers.values()))):,}")
+    for scale, maker in plan.makers.items():
+        if maker.generator:
+            table.add_row(f"generator x{scale}", f"{count_parameters(maker.generator):,}")
+        if maker.discriminator:
+            table.add_row(f"discriminator x{scale}", f"{count_parameters(maker.discriminator):,}")
+    console.print(table)
+    for scale, maker in plan.makers.items():
+        if maker.discriminator:
+            console.print(
+                f"memory bank x{scale}: {maker.bank.capacity} images of {4 * maker.bank.width} "
+                f"bytes, {maker.bank.nbytes:,} bytes",
+                highlight=False,
+            )
+    memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
+    console.print(f"memory of a step: {memory}", highlight=False)
+    console.print(f"would write to {options.out}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The images of one scale that a student learns from, and the generator that learns to make them.
+
+Algorithm 1 of the data-free paper has two alternating stages. Imitation, the student's steps on
+images as they are, needs `images`; generation, a step of the generator, is `improve`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mkdext.datafree import (
+    FeatureStatistics,
+    Generator,
+    InstanceDiscriminator,
+    MemoryBank,
+    adversarial_loss,
+    global_views,
+    local_views,
+    mean_pairwise_distance,
+    procedural_images,
+    reconstruction_loss,
+)
+from mkdext.datafree.contrastive import discrimination_loss, pooled
+from mkdext.datafree.generator import LATENT
+from mkdext.models import check_points, features_at, forward_with_features
+from mkdext.training.datafree.options import DataFreeOptions
+from mkdext.training.datafree.randomness import Draw, random_for
+from mkdext.training.schedule import cosine
+from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
+
+_LEAST_DIFFERENCE = 1 / 255  # of images and within them, below which a student learns nothing
+
+_USUAL = 64  # images that tell the scale of features
+
+
+class CollapseError(TrainingFailed):
+    """The generator makes images that are constant or all the same."""
+
+
+class ImageMaker:
+    """What makes the images of one scale."""
+
+    def __init__(
+        self,
+        options: DataFreeOptions,
+        scale: int,
+        teacher: nn.Module,
+        points: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        """Make generator and discriminator, with weights from torch's global generator.
+
+        Args:
+            options: What to make.
+            scale: Enlargement factor that the images are for.
+            teacher: Network of that scale.
+            points: Its sub-modules whose features the discriminator sees.
+            device: Where to compute.
+
+        Raises:
+            ValueError: The bank is smaller than a batch.
+        """
+        self.options = options
+        self.size = options.size(scale)
+        self.teacher = teacher
+        self.points = list(points)
+        self.device = device
+        self.generator: Generator | None = None
+        self.discriminator: InstanceDiscriminator | None = None
+        self.noise: Tensor | None = None
+        if not options.has_generator:
+            return
+        self.generator = Generator(self.size, options.generator.channels).to(device)
+        self.trained: list[Tensor] = [*self.generator.parameters()]
+        if options.generator.noise == "persistent":
+            self.noise = torch.randn(options.batch_size, LATENT).to(device).requires_grad_()
+            self.trained.append(self.noise)
+        if options.is_contrastive:
+            features = sum(m.channels for m in check_points(teacher, points, self.size))
+            self.discriminator = InstanceDiscriminator(features).to(device)
+            if device.type != "meta":
+                self.discriminator.standardise(self._usual_features())
+            self.trained += self.discriminator.parameters()
+            self.bank = make_bank(options, features, device)
+            self._waiting = torch.empty(0, 2 * features)
+        self.optimizer = torch.optim.Adam(self.trained, options.generator.lr)
+
+    @torch.no_grad()
+    def _usual_features(self) -> Tensor:
+        """Features of images that vary about as much as photographs do, `[B, F]`."""
+        random = random_for(self.options.seed, Draw.USUAL)
+        images = procedural_images(_USUAL, self.size, self.size, random).to(self.device)
+        return pooled(features_at(self.teacher, self.points, images))
+
+    @torch.no_grad()
+    def images(self, step: int) -> Tensor:
+        """The batch of a student step, the same whenever it is asked for with the same generator.
+
+        Args:
+            step: Which one.
+
+        Returns:
+            `[B, 3, h, w]` in [0, 1].
+        """
+        options = self.options
+        random = random_for(options.seed, Draw.IMAGES, step)
+        procedural = {
+            "generator": 0,
+            "procedural": options.batch_size,
+            "mixed": round(options.procedural_share * options.batch_size),
+        }[options.source]
+        return self._made(procedural, options.batch_size - procedural, random)
+
+    @torch.no_grad()
+    def samples(self, count: int) -> Tensor:
+        """Images to look at, `[count, 3, h, w]`, of the generator if there is one.
+
+        They are made of the same noise whenever they are asked for.
+        """
+        random = random_for(self.options.seed, Draw.SAMPLES)
+        return self._made(0, count, random) if self.generator else self._made(count, 0, random)
+
+    def _made(self, procedural: int, generated: int, random: torch.Generator) -> Tensor:
+        parts = []
+        if procedural:
+            parts.append(procedural_images(procedural, self.size, self.size, random))
+        if self.generator and generated:
+            noise = torch.randn(generated, LATENT, generator=random)
+            parts.append(self.generator(noise.to(self.device)))
+        images = torch.cat([part.to(self.device) for part in parts])
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def improve(self, step: int, student: nn.Module) -> dict[str, Tensor]:
+        """Take one step of generator and discriminator (eq. 13; lines 17 to 22 of Algorithm 1).
+
+        Args:
+            step: The student step before it.
+            student: The network that is to fail on what is made.
+
+        Returns:
+            Losses, gradient norm and diversity by name, scalars.
+
+        Raises:
+            NonFiniteError: One of them is NaN or infinite; nothing was changed by it.
+            CollapseError: The images are constant or all the same.
+        """
+        assert self.generator is not None
+        options = self.options
+        random = random_for(options.seed, Draw.GENERATION, step)
+        noise = self.noise
+        if noise is None:
+            noise = torch.randn(options.batch_size, LATENT, generator=random).to(self.device)
+        images = self.generator(noise)
+        values = measured(images)
+        # As in the code of CMI, the other losses are of the views that serve as positives.
+        seen = global_views(images, random) if self.discriminator else images
+        seen = seen.contiguous(memory_format=torch.channels_last)
+        with FeatureStatistics(self.teacher) as statistics:
+            enlarged, maps = forward_with_features(self.teacher, self.points, seen)
+        values["adversarial"] = adversarial_loss(enlarged, student(seen), options.criterion)
+        values["consistency"] = reconstruction_loss(seen, enlarged, options.criterion)
+        if self.discriminator:
+            whole = pooled(maps).detach()
+            values |= self._contrastive(self.discriminator, images, whole, random)
+        if statistics.layers:
+            values["statistics"] = statistics.loss()
+        loss = options.weights.total(
+            values["adversarial"],
+            values["consistency"],
+            values.get("contrastive"),
+            values.get("statistics"),
+        )
+        gradients = torch.autograd.grad(loss, self.trained)
+        values["generator_gradient"] = gradient_norm(gradients)
+        values = {name: value.detach() for name, value in values.items()}
+        require_finite(values)
+        rate = cosine(step, options.iterations, options.lr, options.lr_min) / options.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.generator.lr * rate
+        apply(self.optimizer, self.trained, gradients)
+        if self.discriminator and options.contrastive.bank_every == "round":
+            self.bank.add(self._waiting)
+        return values
+
+    def end_stage(self) -> None:
+        """Put the last batch into the bank, where that is done once in a stage."""
+        if self.discriminator and self.options.contrastive.bank_every == "stage":
+            self.bank.add(self._waiting)
+
+    def _contrastive(
+        self,
+        discriminator: InstanceDiscriminator,
+        images: Tensor,
+        whole: Tensor,
+        random: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """The contrastive loss of images, given the features of their global views."""
+        options = self.options.contrastive
+        views = local_views(images, random).contiguous(memory_format=torch.channels_last)
+        local = pooled(features_at(self.teacher, self.points, views))
+        loss = discrimination_loss(
+            discriminator,
+            local,
+            whole,
+            self.bank.sample(options.negatives, random),
+            options.temperature,
+            options.positive_in_denominator,
+        )
+        with torch.no_grad():
+            embeddings = discriminator(whole)
+            distance = mean_pairwise_distance(embeddings) * math.sqrt(embeddings.shape[1])
+        self._waiting = torch.cat((local, whole), dim=1).detach()
+        return {"contrastive": loss, "embedding_diversity": distance}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs."""
+        if self.generator is None:
+            return {}
+        state: dict[str, Any] = {
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.noise is not None:
+            state["noise"] = self.noise.detach()
+        if self.discriminator is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["bank"] = self.bank.state_dict()
+            state["waiting"] = self._waiting
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put everything back to what it was."""
+        if self.generator is None:
+            return
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.noise is not None:
+            with torch.no_grad():
+                self.noise.copy_(state["noise"])
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.bank.load_state_dict(state["bank"])
+            self._waiting = state["waiting"].to(self.device)
+
+
+def make_bank(options: DataFreeOptions, features: int, device: torch.device) -> MemoryBank:
+    """An empty memory bank for two views of `features` numbers each.
+
+    Raises:
+        ValueError: It would be smaller than a batch.
+    """
+    least, given = options.batch_size * 2 * features * 4, options.contrastive.bank_bytes
+    if given < least:
+        raise ValueError(
+            f"--contrastive.bank-bytes must be at least {least}, {8 * features} bytes for each of "
+            f"the {options.batch_size} images of a batch, got {given}"
+        )
+    return MemoryBank(2 * features, given, device)
+
+
+@torch.no_grad()
+def measured(images: Tensor) -> dict[str, Tensor]:
+    """How different images are from each other, and how much contrast they have.
+
+    Raises:
+        CollapseError: Hardly any.
+    """
+    values = {
+        "image_diversity": mean_pairwise_distance(images),
+        "image_contrast": images.flatten(2).std(dim=2).mean(),
+    }
+    if images.is_meta:
+        return values
+    for name, what in (
+        ("image_contrast", "every image is of one colour, the standard deviation within it is"),
+        ("image_diversity", "all images are the same, their mean distance is"),
+    ):
+        if values[name] < _LEAST_DIFFERENCE:
+            raise CollapseError(
+                f"the generator has collapsed: {what} {values[name]:.1e}, less than one 8-bit level"
+            )
+    return values

@@ -1,0 +1,323 @@
+"""A data-free training from its options to its summary."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from mkdext._files import write_text
+from mkdext._memory import PeakMemory
+from mkdext.datafree import procedural_images
+from mkdext.metrics import to_uint8
+from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.training.config_files import changed_flags, config_of
+from mkdext.training.datafree.image_maker import CollapseError
+from mkdext.training.datafree.options import DataFreeOptions
+from mkdext.training.datafree.plan import Plan, prepare
+from mkdext.training.datafree.randomness import Draw, drawn, random_for
+from mkdext.training.datafree.report import save_sheet, save_summary
+from mkdext.training.datafree.stages import Stage
+from mkdext.training.loop import Done, Summary, finished, in_words
+from mkdext.training.photographs import validation_photographs
+from mkdext.training.plan import count_parameters
+from mkdext.training.progress import TrainingProgress, track
+from mkdext.training.report import score_table
+from mkdext.training.run_directory import RunDirectory
+from mkdext.training.signals import StopSignals, TrainingStopped
+from mkdext.training.steps import NonFiniteError
+from mkdext.training.tensorboard import tensorboard
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+
+HELD_OUT = "made images"
+"""Name of the images on which a student is compared with its teacher meanwhile."""
+
+_HELD_OUT_COUNT, _HELD_OUT_SIDE = 8, 96  # high-resolution pixels
+_SHOWN = ("reconstruction", "adversarial", "image_diversity", "lr")
+_SAMPLES = 8
+
+
+class ToMeasure(NamedTuple):
+    """Pictures to measure a student on."""
+
+    scale: int
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    """`(lr, hr)` each, uint8."""
+
+
+def train_without_data(options: DataFreeOptions, console: Console | None = None) -> Summary:
+    """Distil a student on images that are made, or go on with a training that was interrupted.
+
+    No photograph is opened but those of `val_dir`, or the built-in ones at the end, to measure on.
+    On a CPU a resumed training ends with the same weights, bit for bit, as one never stopped.
+
+    Args:
+        options: What to do.
+        console: Where progress is shown; none: the standard output.
+
+    Returns:
+        What `summary.json` in the run directory holds: as `mkdext.training.train` gives it, and
+        `source` and `stages`, a list of first step and parts of the student each. With several
+        scales the names of sets end with the scale.
+
+    Raises:
+        ValueError: Options, files or folders are not usable; nothing was done.
+        NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
+        CollapseError: The generator makes constant images; likewise.
+        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+    """
+    console = console or Console()
+    options = options.resolved()
+    config = config_of(options)
+    run = RunDirectory(options.out)
+    run.check(config)
+    if run.summary.exists():
+        return finished(run, console)
+    plan = prepare(options)
+    sets = photographs(options, console) if options.val_dir else {}
+    sets |= held_out(plan)
+    with run.opened(config):
+        stage, done = load_checkpoint(run, plan)
+        if done.step:
+            console.print(f"going on after step {done.step} of {options.iterations}")
+        stage, seconds = _run_steps(plan, run, stage, sets, done, console)
+        return _finish(plan, run, stage, seconds, console)
+
+
+def photographs(options: DataFreeOptions, console: Console) -> dict[str, ToMeasure]:
+    """The photographs to measure on, by name."""
+    sets: dict[str, ToMeasure] = {}
+    for scale in options.scale:
+        found = validation_photographs(options.for_scale(scale, 1), track(console))
+        sets |= {_named(name, scale, options): ToMeasure(scale, p) for name, p in found.items()}
+    return sets
+
+
+def held_out(plan: Plan) -> dict[str, ToMeasure]:
+    """Procedural images that no student is trained on, with the teacher's pictures of them."""
+    options = plan.options
+    sets: dict[str, ToMeasure] = {}
+    for scale, teacher in plan.networks.teachers.items():
+        side = _HELD_OUT_SIDE // scale
+        random = random_for(0, Draw.HELD_OUT)
+        images = [to_uint8(i) for i in procedural_images(_HELD_OUT_COUNT, side, side, random)]
+        pairs = [(lr, picture(teacher, lr)) for lr in images]
+        sets[_named(HELD_OUT, scale, options)] = ToMeasure(scale, pairs)
+    return sets
+
+
+def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[Stage, Done]:
+    """Begin a training, or put it back to its checkpoint."""
+    if not run.state.exists():
+        return plan.begin_stage(0), Done(0, 0.0, {})
+    state = run.checkpoint.load()
+    stage = plan.begin_stage(state["stage"])
+    stage.load_state_dict(state)
+    for scale, maker in plan.makers.items():
+        maker.load_state_dict(state["makers"][scale])
+    run.keep_metrics_until(state["step"])
+    return stage, Done(state["step"], state["seconds"], state["values"])
+
+
+def save_checkpoint(run: RunDirectory, plan: Plan, stage: Stage, done: Done) -> None:
+    """Write all that `load_checkpoint` needs."""
+    state = {
+        **done._asdict(),
+        **stage.state_dict(),
+        "stage": stage.index,
+        "makers": {scale: maker.state_dict() for scale, maker in plan.makers.items()},
+    }
+    run.checkpoint.save(state, unwrapped(stage.student), origin(plan.options, done.step))
+
+
+def origin(options: DataFreeOptions, steps: int) -> dict[str, Any]:
+    """What made a student, after `steps` steps, to be kept with its weights.
+
+    Example:
+        >>> origin(DataFreeOptions(stages=2), steps=500)["command"]
+        'python -m mkdext.datafree --stages 2'
+    """
+    flags = changed_flags(options, DataFreeOptions().resolved())
+    return {
+        "command": shlex.join(["python", "-m", "mkdext.datafree", *flags]),
+        "method": options.method,
+        "teacher": str(options.teacher_weights or options.teacher or "builtin"),
+        "data": [f"made images ({options.source})"],
+        "steps": steps,
+    }
+
+
+def _run_steps(
+    plan: Plan,
+    run: RunDirectory,
+    stage: Stage,
+    sets: Mapping[str, ToMeasure],
+    before: Done,
+    console: Console,
+) -> tuple[Stage, float]:
+    options, first = plan.options, before.step
+    # A generator's step is not due at every step; what is logged is the last one's.
+    latest = dict(before.values)
+    memory = PeakMemory(torch.device(options.device))
+    memory.start()
+    begin = time.monotonic() - before.seconds
+    with (
+        StopSignals() as stop,
+        tensorboard(run.root / "tensorboard", first) as add_events,
+        TrainingProgress(console, first, options.iterations, options.batch_size) as progress,
+    ):
+
+        def record(values: dict[str, Any]) -> None:
+            run.add_metrics(values)
+            add_events(values)
+
+        def validate(step: int) -> None:
+            scores = scores_of(stage, sets)
+            record({"step": step, "validation": scores})
+            progress.say(f"step {step}: {in_words(scores)}")
+            save_samples(plan, run, stage, step)
+            # Whole pictures take more than a step does.
+            memory.start()
+
+        def validation_is_due(step: int) -> bool:
+            return step % options.validate_every == 0 or step == options.iterations
+
+        if not first:
+            save_samples(plan, run, stage, 0)
+        elif validation_is_due(first) and not run.has_validation(first):
+            validate(first)
+        for step in range(first, options.iterations):
+            if plan.schedule.stage_at(step) > stage.index:
+                stage = _grow(plan, stage, progress.say)
+            try:
+                scale = drawn(options.scale, options.seed, Draw.SCALE, step)
+                lr = plan.makers[scale].images(step)
+                values = stage.imitate(step, scale, lr)
+                if options.has_generator and (step + 1) % options.generator.every == 0:
+                    chosen = drawn(options.scale, options.seed, Draw.GENERATION_SCALE, step)
+                    values |= plan.makers[chosen].improve(step, stage.students[chosen])
+            except (NonFiniteError, CollapseError) as error:
+                raise type(error)(explained(error, step + 1, options, run)) from None
+            latest |= {name: value.item() for name, value in values.items()}
+            latest["lr"] = stage.step.optimizer.param_groups[0]["lr"]
+            done = step + 1
+            last = done == options.iterations
+            progress.update(done, {name: latest[name] for name in _SHOWN if name in latest})
+            if done % options.log_every == 0 or last:
+                speed, peak = round(progress.patches_per_second, 1), memory.bytes()
+                costs = {"patches_per_second": speed, "peak_bytes": peak}
+                statistics = stage.statistics(scale, lr)
+                record({"step": done, "stage": stage.index, **latest, **costs, **statistics})
+            if done % options.checkpoint_every == 0 or last or stop.received:
+                now = Done(done, time.monotonic() - begin, latest)
+                save_checkpoint(run, plan, stage, now)
+            if stop.received:
+                raise TrainingStopped(stop.received, f"step {done}", run.root)
+            if validation_is_due(done):
+                validate(done)
+    return stage, time.monotonic() - begin
+
+
+def _grow(plan: Plan, stage: Stage, say: Callable[[str], None]) -> Stage:
+    for maker in plan.makers.values():
+        maker.end_stage()
+    grown = plan.begin_stage(stage.index + 1, stage)
+    parts = plan.schedule.parts
+    say(
+        f"step {grown.first}: the student grows from {parts[stage.index]} to {parts[grown.index]} "
+        f"parts, {count_parameters(grown.student):,} parameters"
+    )
+    return grown
+
+
+def explained(
+    error: NonFiniteError | CollapseError, step: int, options: DataFreeOptions, run: RunDirectory
+) -> str:
+    """An error with the step and what to change."""
+    kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+    rate = f"--generator.lr (now {options.generator.lr:g})"
+    if isinstance(error, NonFiniteError):
+        advice = f"Lower --lr (now {options.lr:g}) or {rate}"
+    else:
+        weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
+        advice = f"Lower {rate}, raise {weight}, or take --source procedural"
+    return f"step {step}: {error}{kept}. {advice}, and give another --out"
+
+
+def scores_of(stage: Stage, sets: Mapping[str, ToMeasure]) -> dict[str, Scores]:
+    """PSNR and SSIM of a student by set."""
+    with evaluation_mode(stage.student):
+        return {
+            name: measure(stage.students[scale], pairs, scale)
+            for name, (scale, pairs) in sets.items()
+        }
+
+
+@torch.no_grad()
+def save_samples(plan: Plan, run: RunDirectory, stage: Stage, step: int) -> None:
+    """Write, for each scale, made images as the student and as the teacher enlarge them."""
+    with evaluation_mode(stage.student):
+        for scale, maker in plan.makers.items():
+            images = maker.samples(_SAMPLES)
+            pictures = [images, stage.students[scale](images), maker.teacher(images)]
+            save_sheet(run.samples / f"x{scale}_{step:07d}.png", [to_uint8(p) for p in pictures])
+
+
+def _named(name: str, scale: int, options: DataFreeOptions) -> str:
+    return name if len(options.scale) == 1 else f"{name} x{scale}"
+
+
+def _finish(
+    plan: Plan, run: RunDirectory, stage: Stage, seconds: float, console: Console
+) -> Summary:
+    options = plan.options
+    validation: dict[str, dict[str, Scores]] = {}
+    sets = photographs(options, console)
+    with evaluation_mode(stage.student):
+        for name, (scale, pairs) in sets.items():
+            ways: dict[str, Upscaler] = {
+                "bicubic": bicubic(scale),
+                "student": stage.students[scale],
+                "teacher": plan.networks.teachers[scale],
+            }
+            validation[name] = {way: measure(up, pairs, scale) for way, up in ways.items()}
+        lr, hr = next(iter(sets.values())).pairs[0]
+        scale = options.scale[0]
+        shown = {
+            "bicubic": picture(bicubic(scale), lr),
+            "student": picture(stage.students[scale], lr),
+            "teacher": picture(plan.networks.teachers[scale], lr),
+            "photograph": hr,
+        }
+    schedule = plan.schedule
+    summary: Summary = {
+        "method": options.method,
+        "student": options.student,
+        "source": options.source,
+        "scale": scale if len(options.scale) == 1 else list(options.scale),
+        "seed": options.seed,
+        "iterations": options.iterations,
+        "stages": [[schedule.first(i), parts] for i, parts in enumerate(schedule.parts)],
+        "seconds": round(seconds, 1),
+        "parameters": count_parameters(stage.student),
+        "validation": validation,
+    }
+    save_summary(run, summary, shown, scale)
+    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+    console.print(score_table(validation))
+    console.print(
+        f"{options.iterations} steps in {seconds:.0f} s; written to {run.root}:", soft_wrap=True
+    )
+    for path, what in (
+        (run.student, "the student's weights"),
+        (run.summary, "the numbers above"),
+        (run.picture, "made images over time, learning curves, the student at work"),
+        (run.samples, "made images: low resolution, student and teacher below each other"),
+    ):
+        console.print(f"  {path.relative_to(run.root)}: {what}", highlight=False)
+    return summary

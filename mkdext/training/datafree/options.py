@@ -1,0 +1,205 @@
+"""The options of a data-free training; each docstring is the help of the flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+from mkdext.datafree import Criterion
+from mkdext.datafree.losses import LossWeights
+from mkdext.distill import MKDOptions
+from mkdext.training.options import (
+    MetaOptions,
+    MethodName,
+    SharedOptions,
+    TrainOptions,
+    at_least,
+    positive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorOptions:
+    """How the generators are trained."""
+
+    every: int = 10
+    """Student steps from one step of a generator to the next (k of Algorithm 1; 50 in the code of
+    DFSR)."""
+    lr: float = 1e-4
+    """Learning rate of Adam for generator, discriminator and persistent noise at the beginning; it
+    falls like the student's (1e-5 in the data-free paper, 1e-3 in the code of CMI)."""
+    channels: Literal[1, 3] = 3
+    """3: images in colour; 1: grey ones, as for networks that see Y alone."""
+    noise: Literal["fresh", "persistent"] = "fresh"
+    """Noise that a generator is trained on: new in every step; or one batch for good that is
+    trained with it, as Algorithm 1 has it."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        at_least(1, self, "every", prefix="generator.")
+        positive(self, "lr", prefix="generator.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveOptions:
+    """Contrastive model inversion."""
+
+    temperature: float = 0.1
+    """tau of eq. 12."""
+    positive_in_denominator: bool = True
+    """Count the other view of the same image below the line too, as the code of CMI does and eq. 12
+    does not."""
+    bank_bytes: int = 4 << 20
+    """Memory for the features of earlier images, for each scale."""
+    bank_every: Literal["round", "stage"] = "round"
+    """When images are put into the bank: after each step of the generator, as the code of CMI does;
+    or once at the end of each stage, as Algorithm 1 is printed."""
+    negatives: int = 256
+    """Earlier images that a batch is told apart from, at most (4096 in the code of CMI)."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive(self, "temperature", prefix="contrastive.")
+        at_least(1, self, "bank_bytes", prefix="contrastive.")
+        at_least(0, self, "negatives", prefix="contrastive.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFreeOptions(SharedOptions):
+    """What to train without photographs, how long. Defaults make a training of minutes."""
+
+    scale: tuple[int, ...] = (4,)
+    """Enlargement factors: 2, 3, 4 or 8. Of several, one is drawn at random in each step; student
+    and teacher must then be networks whose weights serve for every scale, such as vdsr."""
+    source: Literal["generator", "procedural", "mixed"] = "mixed"
+    """Where images come from: generators that are trained meanwhile; random shapes and textures
+    that follow rules; or both."""
+    procedural_share: float = 0.5
+    """Share of procedural images in each batch of --source mixed."""
+    val_dir: tuple[Path, ...] = ()
+    """Folders of photographs to measure on meanwhile and at the end, each reported by its name;
+    none: the held-out built-in ones, at the end alone."""
+    stages: int = 1
+    """Stages P in which the student grows: it begins with the first of P parts of its body, and
+    each stage adds one."""
+    error: Literal["l1", "squared"] = "l1"
+    """Distance of pictures: of absolute errors, as the papers print it, or of squared ones, as in
+    the code of DFSR."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """How the errors of all pixels of a batch become one number; the code of DFSR sums."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Of the student. 'sgd' is that of the code of DFSR: momentum 0.9, weight decay 1e-4, gradients
+    cut to the norm 0.4; its --lr is 0.1."""
+    weights: LossWeights = dataclasses.field(default_factory=LossWeights)
+    """What the generators descend."""
+    generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)
+    """The generators."""
+    contrastive: ContrastiveOptions = dataclasses.field(default_factory=ContrastiveOptions)
+    """Contrastive model inversion."""
+
+    method: MethodName = "vanilla"
+    """Way of training: 'vanilla' compares the enlarged pictures of student and teacher; every other
+    name is a method of mkdext.train, beside that."""
+    iterations: int = 2000
+    """Student steps in all stages together."""
+    batch_size: int = 8
+    """Images a step."""
+    patch_size: int = 24
+    """Width and height of an image in low-resolution pixels, a multiple of 4; of several scales at
+    the smallest, and at the others such that the enlarged pictures have one size."""
+    lr: float = 1e-3
+    """Learning rate of the student at the beginning of each stage."""
+    lr_min: float = 1e-5
+    """Learning rate at the end of the cosine of each stage."""
+    warmup: int = 20
+    """Steps of each stage over which the learning rate first rises to its value."""
+    mkd: MKDOptions = dataclasses.field(default_factory=lambda: MKDOptions(grid=4))
+    """The knowledge representation networks."""
+    meta: MetaOptions = dataclasses.field(default_factory=lambda: MetaOptions(every=4, lr=2e-3))
+    """The meta-gradient."""
+    validate_every: int = 500
+    """Steps from one validation and one sheet of made images to the next."""
+    checkpoint_every: int = 100
+    """Steps from one checkpoint to the next."""
+    log_every: int = 20
+    """Steps from one line of metrics to the next."""
+    out: Path = Path("runs/data-free")
+    """Run directory; the same command goes on with the run that it finds there."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if self.privileged:
+            raise ValueError(
+                f"--method {self.method} trains a teacher of its own on high-resolution "
+                "photographs; take another --method, or mkdext.train"
+            )
+        at_least(1, self, "stages")
+        at_least(0, self.weights, "reconstruction", "contrastive", "statistics", prefix="weights.")
+        if not self.scale or len(set(self.scale)) < len(self.scale):
+            raise ValueError(f"--scale must name scales, each once, got {self.scale}")
+        if not 0 < self.procedural_share < 1:
+            raise ValueError(
+                f"--procedural-share must be between 0 and 1, got {self.procedural_share}; for all "
+                "or nothing there is --source"
+            )
+        if self.stages > self.iterations:
+            raise ValueError(
+                f"--stages must be at most --iterations {self.iterations}, got {self.stages}"
+            )
+        unit = self._unit()
+        least = math.ceil(8 * max(self.scale) / min(self.scale) / unit) * unit
+        if self.patch_size % unit or (self.has_generator and self.patch_size < least):
+            raise ValueError(
+                f"--patch-size must be a multiple of {unit}, {least} or more with a generator, for "
+                f"--scale {' '.join(map(str, self.scale))}, got {self.patch_size}"
+            )
+        if self.optimizer == "sgd" and self.meta.inner_optimizer == "adam":
+            raise ValueError(
+                "--meta.inner-optimizer adam begins with the student's own moments, which "
+                "--optimizer sgd has not; take --meta.inner-optimizer sgd"
+            )
+        if self.has_generator and self.batch_size < 2:
+            raise ValueError(
+                "--batch-size must be at least 2, or there is nothing to tell an image apart from; "
+                "or take --source procedural"
+            )
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether generators are trained."""
+        return self.source != "procedural"
+
+    @property
+    def is_contrastive(self) -> bool:
+        """Whether there are discriminators and memory banks."""
+        return self.has_generator and self.weights.contrastive > 0
+
+    @property
+    def criterion(self) -> Criterion:
+        """The distance of pictures."""
+        return Criterion(self.error, self.reduction)
+
+    def size(self, scale: int) -> int:
+        """Width and height of the images for a scale, in low-resolution pixels."""
+        return self.patch_size * min(self.scale) // scale
+
+    def for_scale(self, scale: int, iterations: int) -> TrainOptions:
+        """The options of the student's steps at one scale, in a stage of `iterations` steps."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(SharedOptions)}
+        own = {
+            "scale": scale,
+            "patch_size": self.size(scale),
+            "iterations": iterations,
+            "val_dir": self.val_dir,
+        }
+        return TrainOptions(**shared | own)
+
+    def _unit(self) -> int:
+        """What the patch size must be a multiple of, so that a generator has its sizes."""
+        multiple = 4 if self.has_generator else 1
+        return math.lcm(
+            *(s * multiple // math.gcd(s * multiple, min(self.scale)) for s in self.scale)
+        )

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from mkdext.data import imresize
+from mkdext.datafree.losses import LossWeights
+from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
+from mkdext.training.datafree.image_maker import CollapseError, ImageMaker, measured
+from mkdext.training.datafree.plan import Plan, prepare
+from mkdext.training.datafree.randomness import Draw, drawn
+
+
+@pytest.fixture
+def options(teachers) -> DataFreeOptions:
+    return DataFreeOptions(
+        teacher_weights=teachers["rcan"],
+        scale=(2,),
+        patch_size=8,
+        batch_size=3,
+        source="generator",
+        contrastive=ContrastiveOptions(bank_bytes=2000),
+    )
+
+
+def changed(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[bool]:
+    return [not torch.equal(b, a) for b, a in zip(before, after, strict=True)]
+
+
+def numbers(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def begun(options: DataFreeOptions) -> tuple[Plan, ImageMaker, torch.nn.Module]:
+    plan = prepare(options)
+    return plan, plan.makers[2], plan.begin_stage(0).student
+
+
+def test_a_step_of_the_generator_changes_what_makes_images_and_nothing_else(options):
+    _, maker, student = begun(options)
+    fixed = [*numbers(student), *numbers(maker.teacher)]
+    trained = [p.detach().clone() for p in maker.trained]
+    maker.improve(0, student)
+    assert not any(changed(fixed, [*numbers(student), *numbers(maker.teacher)]))
+    assert all(p.grad is None for p in student.parameters())
+    assert all(changed(trained, maker.trained))
+    assert len(maker.bank) == 3
+
+
+def test_without_contrast_the_losses_are_those_of_dfsr(options):
+    options = dataclasses.replace(options, weights=LossWeights(contrastive=0))
+    _, maker, student = begun(options)
+    seen: list[torch.Tensor] = []
+    maker.generator.register_forward_hook(lambda module, inputs, images: seen.append(images))
+    values = maker.improve(0, student)
+    images = seen[0].detach()
+    enlarged, guess = maker.teacher(images), student(images)
+    gap = (enlarged - guess).abs().mean()
+    torch.testing.assert_close(values["adversarial"], -(1 + gap).log())
+    expected = (imresize(enlarged, 1 / 2) - images).abs().mean()
+    torch.testing.assert_close(values["consistency"], expected)
+    assert "contrastive" not in values
+
+
+def test_the_generator_learns_where_the_student_fails(options):
+    options = dataclasses.replace(
+        options,
+        weights=LossWeights(reconstruction=0, contrastive=0),
+        generator=GeneratorOptions(lr=1e-2),
+    )
+    _, maker, student = begun(options)
+    losses = [maker.improve(0, student)["adversarial"].item() for _ in range(15)]
+    assert losses[-1] < losses[0]
+
+
+def test_persistent_noise_is_trained_and_fresh_noise_is_not_kept(options):
+    for noise in ("fresh", "persistent"):
+        generator = GeneratorOptions(noise=noise)
+        _, maker, student = begun(dataclasses.replace(options, generator=generator))
+        before = None if maker.noise is None else maker.noise.detach().clone()
+        maker.improve(0, student)
+        if noise == "fresh":
+            assert maker.noise is None
+        else:
+            assert (maker.noise != before).any(dim=1).all()
+
+
+@pytest.mark.parametrize("every", ["round", "stage"])
+def test_the_bank_is_filled_after_rounds_or_stages(every, options):
+    contrastive = ContrastiveOptions(bank_every=every, bank_bytes=2000)
+    _, maker, student = begun(dataclasses.replace(options, contrastive=contrastive))
+    for step in range(2):
+        maker.improve(step, student)
+    assert len(maker.bank) == (6 if every == "round" else 0)
+    maker.end_stage()
+    assert len(maker.bank) == (6 if every == "round" else 3)
+
+
+def test_a_teacher_with_normalisation_layers_counts_their_statistics(options, tmp_path):
+    file = tmp_path / "network.py"
+    file.write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential("
+        "nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))\n"
+    )
+    options = dataclasses.replace(
+        options, teacher=f"{file}:net", teacher_weights=None, teacher_points=("0",)
+    )
+    _, maker, student = begun(options)
+    assert maker.improve(0, student)["statistics"] > 0
+
+
+@pytest.mark.parametrize("source", ["generator", "procedural", "mixed"])
+def test_images_of_a_step_are_the_same_whenever_asked_for(source, options):
+    options = dataclasses.replace(options, source=source)
+    _, maker, _ = begun(options)
+    images = maker.images(7)
+    assert images.shape == (3, 3, 8, 8) and images.min() >= 0 and images.max() <= 1
+    assert torch.equal(images, maker.images(7))
+    assert not torch.equal(images, maker.images(8))
+    other = prepare(dataclasses.replace(options, seed=1)).makers[2]
+    assert not torch.equal(images, other.images(7))
+
+
+def test_a_mixed_batch_has_its_share_of_procedural_images(options):
+    options = dataclasses.replace(options, source="mixed", batch_size=8, procedural_share=0.25)
+    _, maker, _ = begun(options)
+    counts = []
+    maker.generator.register_forward_hook(lambda module, noise, images: counts.append(len(images)))
+    assert len(maker.images(0)) == 8
+    assert counts == [6]
+
+
+def test_constant_and_equal_images_are_a_collapse():
+    grey = torch.full((4, 3, 8, 8), 0.5)
+    with pytest.raises(CollapseError, match="every image is of one colour"):
+        measured(grey + torch.linspace(-0.2, 0.2, 4).view(4, 1, 1, 1))
+    with pytest.raises(CollapseError, match="all images are the same"):
+        measured(torch.rand(1, 3, 8, 8).expand(4, 3, 8, 8))
+    assert measured(torch.rand(4, 3, 8, 8))["image_diversity"] > 0.3
+
+
+def test_scales_are_drawn_evenly_and_by_the_seed():
+    scales = (2, 3, 4)
+    sequence = [drawn(scales, 0, Draw.SCALE, step) for step in range(600)]
+    assert all(150 < sequence.count(scale) < 250 for scale in scales)
+    assert sequence == [drawn(scales, 0, Draw.SCALE, step) for step in range(600)]
+    assert sequence != [drawn(scales, 0, Draw.GENERATION_SCALE, step) for step in range(600)]
