@@ -61,7 +61,7 @@ def make_step(
     device, batch, side = arguments.device, arguments.batch, arguments.patch
     kind = {"device": device, "dtype": dtype}
     meta = MetaOptions(steps=arguments.inner_steps)
-    options = TrainOptions(batch_size=batch, patch_size=side, meta=meta)
+    options = TrainOptions(batch_size=batch, patch_size=side, meta=meta).resolved()
     student = create_model("rcan-a", scale=4).to(**kind).to(memory_format=torch.channels_last)
     method = MKD([16] * POINTS, [arguments.channels] * POINTS, MKDOptions(grid=arguments.grid))
     method.to(**kind)

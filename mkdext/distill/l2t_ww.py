@@ -29,7 +29,7 @@ class L2Tww(DistillationMethod):
     """
 
     published_weight = 0.5
-    published_meta = MetaDefaults(steps=2, inner_optimizer="adam", closing_step=True)
+    published_meta = MetaDefaults(steps=2, inner_optimizer="adam", inner_lr=None, closing_step=True)
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
         """Make the weights, which are equal at first, and the convolutions."""

@@ -255,7 +255,7 @@ def _explained(error: NonFiniteError, step: int, plan: Plan, run: RunDirectory) 
     options = plan.options
     kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
     rates = f"--lr (now {options.lr:g})"
-    if plan.teacher:
+    if plan.teacher and options.meta.inner_lr:
         rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
     return f"step {step}: {error}{kept}. Lower {rates} and give another --out"
 

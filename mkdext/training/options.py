@@ -30,8 +30,8 @@ class MetaOptions:
     inner_optimizer: Literal["sgd", "adam"] | None = None
     """Update rule of the inner loop; adam begins with the student's own moments; none: that of the
     method."""
-    inner_lr: float = 1e-3
-    """Step length of the inner loop."""
+    inner_lr: float | None = None
+    """Step length of the inner loop; none: 0.001, or with l2t-ww the student's own."""
     mode: Literal["unrolled", "replayed"] = "unrolled"
     """Keep the graph of all inner steps, or compute each again: the memory of one step."""
     rollback: bool = True
@@ -244,7 +244,7 @@ def positive(options: object, *names: str, prefix: str = "") -> None:
     """
     for name in names:
         value = getattr(options, name)
-        if not (value > 0 and math.isfinite(value)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{_flag(prefix + name)} must be positive, got {value}")
 
 

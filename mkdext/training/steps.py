@@ -245,14 +245,15 @@ class TrainingStep:
     ) -> tuple[InnerOptimizer, tuple[Tensor, ...] | None]:
         """The update rule of the inner loop and its state, Adam's being the student's own."""
         options = self.options.meta
+        rate = options.inner_lr or self.optimizer.param_groups[0]["lr"]
         if options.inner_optimizer != "adam":
-            return InnerSGD(options.inner_lr), None
+            return InnerSGD(rate), None
         states = [self.optimizer.state[parameter] for parameter in theta.values()]
         if not all(states):
-            return InnerAdam(options.inner_lr), None
+            return InnerAdam(rate), None
         count = states[0]["step"].double()
         moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
-        return InnerAdam(options.inner_lr), (count, *moments[0], *moments[1])
+        return InnerAdam(rate), (count, *moments[0], *moments[1])
 
 
 def split(parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

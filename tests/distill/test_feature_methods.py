@@ -84,7 +84,7 @@ def test_l2t_weights_channels_by_the_teachers_means():
 def test_l2t_gives_its_weights_to_the_meta_gradient_and_its_convolutions_to_the_student():
     method = made("l2t-ww")
     assert set(method.meta_parameters()) == set(method.weights.parameters())
-    assert method.published_meta == (2, "adam", True, 0.0)
+    assert method.published_meta == (2, "adam", None, True, 0.0)
 
 
 @pytest.mark.parametrize(("name", "width"), [("mkd-case1", 1), ("mkd-case2", 3)])

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from mkdext.distill import DistillationMethod, MKDOptions
 from mkdext.distill.registry import _METHODS
+from mkdext.meta import InnerAdam
 from mkdext.models import forward_with_features
 from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError
 from mkdext.training.plan import prepare
@@ -154,6 +155,16 @@ def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     objective(1.0)
     around = [float(objective(1 + sign * 1e-4)["meta_objective"]) for sign in (1, -1)]
     assert taken[0] == pytest.approx((around[0] - around[1]) / 2e-4, rel=1e-4)
+
+
+def test_an_inner_loop_with_the_students_own_optimizer_has_its_rate():
+    step = prepare(dataclasses.replace(TINY, method="l2t-ww", lr=3e-3, lr_min=1e-3, warmup=0)).step
+    step(0, *patches())
+    step(1, *patches())
+    inner, state = step.inner_optimizer(dict(step.student.named_parameters()))
+    assert inner == InnerAdam(step.optimizer.param_groups[0]["lr"])
+    assert 1e-3 < inner.lr < 3e-3
+    assert state is not None
 
 
 def test_a_method_of_pictures_compares_what_the_networks_give():
