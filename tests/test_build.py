@@ -43,7 +43,7 @@ def call_backend(
     out.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in {"CC", "CXX"}}
     environment.pop(_extension.REQUIRE_VARIABLE, None)
-    environment |= {"PYTHONPATH": str(folder / "build_backend"), **variables}
+    environment |= {"PYTHONPATH": str(folder / "build_backend"), "MKDEXT_CUDA": "0", **variables}
     script = f"import mkdext_backend; print(mkdext_backend.{hook}({str(out)!r}))"
     return subprocess.run(
         [sys.executable, "-c", script],
