@@ -28,6 +28,7 @@ REQUIRED_PACKAGES = {
     "numpy": "numpy",
     "pillow": "PIL",
     "scikit-image": "skimage",
+    "scipy": "scipy",
     "safetensors": "safetensors",
     "rich": "rich",
     "tyro": "tyro",
