@@ -153,7 +153,7 @@ def test_resume_goes_on_where_the_run_is(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mkdext.train.BUILTIN_DEMO", TrainOptions(out=Path("runs/short")))
     run = tmp_path / "runs" / "short"
-    with RunDirectory(run).opened(config_of(parse(flags).options())):
+    with RunDirectory(run).opened(config_of(parse(flags).options().resolved())):
         pass
     assert main(["--resume"]) == 0
     assert (run / "summary.json").exists()
@@ -163,7 +163,7 @@ def test_resume_goes_on_where_the_run_is(flags, tmp_path, monkeypatch, capsys):
 
 def test_two_trainings_in_one_folder_are_refused(flags, tmp_path, capsys):
     run = tmp_path / "run"
-    with RunDirectory(run).opened(config_of(parse(flags).options())):
+    with RunDirectory(run).opened(config_of(parse(flags).options().resolved())):
         assert main([*flags, "--out", str(run)]) == 2
     assert "is in use by another training" in capsys.readouterr().err
 
@@ -219,7 +219,7 @@ def test_vanilla_and_distilled_students_begin_alike_and_see_the_same_patches(fla
     [
         ["--meta.mode", "replayed", "--meta.steps", "2"],
         ["--meta.inner-optimizer", "adam", "--meta.steps", "2"],
-        ["--meta.no-rollback", "--meta.closing-step", "--meta.keep", "0"],
+        ["--meta.no-rollback", "--meta.closing-step", "True", "--meta.keep", "0"],
         ["--hint-share", "0.5", "--mkd.no-detach-kernels", "--mkd.no-relative"],
         ["--mkd.correlation", "raw", "--mkd.softmax-over", "teacher", "--no-kd-fade"],
     ],
