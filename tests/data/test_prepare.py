@@ -117,11 +117,13 @@ def test_a_stopped_command_leaves_no_process_and_is_gone_on_with(tmp_path, numbe
     folder, store = tmp_path / "photographs", tmp_path / "store"
     folder.mkdir()
     levels = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
-    for i in range(100):
+    for i in range(60):
         Image.fromarray(np.roll(levels, i)).save(folder / f"{i}.png", compress_level=1)
     process = subprocess.Popen(
         [sys.executable, "-m", "mkdext.data", "prepare", folder, "--out", store, "--workers", "2"],
         start_new_session=True,
+        # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -135,14 +137,14 @@ def test_a_stopped_command_leaves_no_process_and_is_gone_on_with(tmp_path, numbe
     _, errors = process.communicate()
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in errors
-    assert 0 < len(_lines(journal)) < 100
+    assert 0 < len(_lines(journal)) < 60
     deadline = time.monotonic() + 30
     while _is_alive(process.pid):
         assert time.monotonic() < deadline, "a process that decodes has outlived its parent"
         time.sleep(0.05)
     resumed = prepare_store(folder, store, scale=4, workers=1)
-    assert resumed.photographs == 100
-    assert resumed.written < 100
+    assert resumed.photographs == 60
+    assert resumed.written < 60
 
 
 def _lines(path):
