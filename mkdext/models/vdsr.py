@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from mkdext.data import imresize
@@ -16,6 +17,7 @@ from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3
 from mkdext.models.weight_shapes import count_numbers, is_conv, out_channels
 
 _WHITE, _BLACK = 235, 16  # levels of Y
+_NOISE, _NEAR_ZERO = 0.2, 0.05  # of new weights, beside those of He et al., "Delving Deep", 2015
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,11 @@ class LumaVDSR(nn.Module):
     """
 
     def __init__(self, config: VDSRConfig) -> None:
-        """Make a network with random weights."""
+        """Make a network with random weights.
+
+        Convolutions between the first and the last begin as the identity and a little noise, the
+        last one near zero, so that a deep or growing network can be trained at once.
+        """
         super().__init__()
         self.input = conv3x3(1, config.features, bias=False)
         self.relu = nn.ReLU(inplace=True)
@@ -65,6 +71,12 @@ class LumaVDSR(nn.Module):
             *(ConvReLU(config.features) for _ in range(config.blocks))
         )
         self.output = conv3x3(config.features, 1, bias=False)
+        for weight in self.parameters():
+            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+        with torch.no_grad():
+            for weight in self.residual_layer.parameters():
+                weight.copy_(nn.init.dirac_(torch.empty_like(weight)) + _NOISE * weight)
+            self.output.weight.mul_(_NEAR_ZERO)
 
     def forward(self, y: Tensor) -> Tensor:
         """Map `[B, 1, H, W]`, MATLAB's Y (16-235) divided by 255, to the same shape."""

@@ -46,6 +46,17 @@ def test_vdsr_changes_luma_alone(scale: int) -> None:
     torch.testing.assert_close(model(lr), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_gradients_reach_every_convolution_of_a_new_vdsr() -> None:
+    model = create_model("vdsr-half", scale=2)
+    lr = torch.rand(2, 3, 12, 12)
+    added = model(lr) - imresize(lr, 2)
+    assert 1e-3 < added.std() < 0.5
+    (added - 0.1).square().mean().backward()
+    gradients = [weight.grad.norm() for weight in model.parameters() if weight.grad is not None]
+    assert len(gradients) == 20
+    assert all(1e-4 < gradient < 10 for gradient in gradients)
+
+
 def official_weights(features: int, blocks: int) -> dict[str, Tensor]:
     """A state dict with the names and shapes of pytorch-vdsr."""
     weights = {
