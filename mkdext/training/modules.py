@@ -19,10 +19,10 @@ from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode
 from mkdext.training.config_files import config_of
-from mkdext.training.loop import Summary, finished, run_plan
 from mkdext.training.options import TrainOptions
 from mkdext.training.plan import Networks, prepare
 from mkdext.training.run_directory import RunDirectory
+from mkdext.training.student import Summary, finished, run_plan
 from mkdext.training.teacher_cache import digest_of
 
 Image = Tensor | npt.NDArray[np.uint8]

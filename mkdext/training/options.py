@@ -188,6 +188,9 @@ class TrainOptions(SharedOptions):
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the teacher computes in, and what its cache holds. bfloat16 halves the cache, and is
     fast only where the hardware has it."""
+    student_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the student computes in, in its own steps; weights, losses and the whole meta-gradient
+    are float32. bfloat16 is fast only where the hardware has it."""
     teacher_compile: bool = False
     """Compile the teacher by torch.compile, which takes a minute or more before the first step."""
     teacher_cache: Path | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,15 +13,14 @@ from torch import Tensor, nn
 from mkdext.data import PatchSampler
 from mkdext.distill.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.own import copy_with_tensors
+from mkdext.training.loop import Done, Loop
 from mkdext.training.options import TrainOptions
 from mkdext.training.origin import origin
-from mkdext.training.progress import TrainingProgress
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.schedule import cosine
-from mkdext.training.signals import StopSignals, TrainingStopped
-from mkdext.training.steps import NonFiniteError, apply, gradient_norm, require_finite
+from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
 from mkdext.training.teacher import Teacher
-from mkdext.training.tensorboard import tensorboard
+from mkdext.training.transfer import transferred
 
 _REFUSED = {
     "teacher": "made of an encoder and the student's network",
@@ -142,71 +143,74 @@ def train_privileged_teacher(
         TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
     """
     step = PrivilegedStep(options, network)
-    first, seconds = 0, 0.0
+    done = Done(0, 0.0, {})
     if run.privileged_checkpoint.state.exists():
         state = run.privileged_checkpoint.load()
         network.load_state_dict(state["network"])
         step.optimizer.load_state_dict(state["optimizer"])
-        first, seconds = state["step"], state["seconds"]
-    if first < step.steps:
-        run.keep_metrics_until(first, of="privileged_step")
-        if first:
-            console.print(f"going on after step {first} of {step.steps} of the privileged teacher")
-        seconds = _run_steps(step, run, sampler, first, seconds, console)
+        done = Done(state["step"], state["seconds"], state["values"])
+    seconds = done.seconds
+    if done.step < step.steps:
+        run.keep_metrics_until(done.step, of="privileged_step")
+        if done.step:
+            after = f"step {done.step} of {step.steps} of the privileged teacher"
+            console.print(f"going on after {after}")
+        seconds = _Loop(step, run, sampler, done, console).run()
     network.eval()
     student.load_state_dict(network.decoder.state_dict())
     return seconds
 
 
-def _run_steps(
-    step: PrivilegedStep,
-    run: RunDirectory,
-    sampler: PatchSampler,
-    first: int,
-    before: float,
-    console: Console,
-) -> float:
-    options, title = step.options, "privileged teacher"
-    begin = time.monotonic() - before
+class _Loop(Loop):
+    """The steps of the teacher."""
 
-    def save(done: int) -> None:
-        state = {
-            "step": done,
-            "seconds": time.monotonic() - begin,
-            "network": step.network.state_dict(),
-            "optimizer": step.optimizer.state_dict(),
-        }
-        run.privileged_checkpoint.save(state, step.network, origin(options, done))
+    title = "privileged teacher"
+    whose = " of the privileged teacher"
+    shown = ("privileged_reconstruction", "privileged_imitation", "lr")
 
-    with (
-        StopSignals() as stop,
+    def __init__(
+        self,
+        step: PrivilegedStep,
+        run: RunDirectory,
+        sampler: PatchSampler,
+        done: Done,
+        console: Console,
+    ) -> None:
+        super().__init__(step.options, step.steps, run, done, console)
+        self.step = step
+        self.run_directory = run
+        device = torch.device(step.options.device)
+        self.batches = transferred(sampler.batches(done.step, step.steps), device)
+
+    @property
+    def events(self) -> Path:
         # Not among the student's: its events are purged when it begins or goes on.
-        tensorboard(run.root / "tensorboard" / "privileged_teacher", first) as add_events,
-        TrainingProgress(console, first, step.steps, options.batch_size, title) as progress,
-    ):
-        for index, pair in enumerate(sampler.batches(first, step.steps), first):
-            lr, hr = (side.to(options.device, memory_format=torch.channels_last) for side in pair)
-            try:
-                results = step(index, lr, hr)
-            except NonFiniteError as error:
-                raise NonFiniteError(
-                    f"step {index + 1} of the privileged teacher: {error}. "
-                    f"Lower --lr (now {options.lr:g}) and give another --out"
-                ) from None
-            values = {name: value.item() for name, value in results.items()}
-            values["privileged_lr"] = step.optimizer.param_groups[0]["lr"]
-            done = index + 1
-            last = done == step.steps
-            shown = ("reconstruction", "imitation", "lr")
-            progress.update(done, {name: values[f"privileged_{name}"] for name in shown})
-            if done % options.log_every == 0 or last:
-                values["patches_per_second"] = round(progress.patches_per_second, 1)
-                # All before the student's first step.
-                run.add_metrics({"step": 0, "privileged_step": done, **values})
-                add_events({"step": done, **values})
-            if done % options.checkpoint_every == 0 or last or stop.received:
-                save(done)
-            if stop.received:
-                after = f"step {done} of the privileged teacher"
-                raise TrainingStopped(stop.received, after, run.root)
-    return time.monotonic() - begin
+        return super().events / "privileged_teacher"
+
+    @property
+    def lr(self) -> float:
+        rate: float = self.step.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def compute(self, step: int) -> dict[str, Tensor]:
+        return self.step(step, *next(self.batches))
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        own = {"privileged_lr" if name == "lr" else name: v for name, v in values.items()}
+        # All before the student's first step.
+        super().record({**own, "step": 0, "privileged_step": values["step"]})
+
+    def save(self, done: Done) -> None:
+        state = {
+            **done._asdict(),
+            "network": self.step.network.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
+        }
+        made_by = origin(self.step.options, done.step)
+        self.run_directory.privileged_checkpoint.save(state, self.step.network, made_by)
+
+    def explained(self, error: TrainingFailed, step: int) -> str:
+        return (
+            f"step {step}{self.whose}: {error}. Lower --lr (now {self.step.options.lr:g}) and give "
+            "another --out"
+        )

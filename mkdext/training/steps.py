@@ -15,6 +15,7 @@ from mkdext.distill import DistillationMethod
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.models import forward_with_features
 from mkdext.training.options import TrainOptions
+from mkdext.training.precision import computing_in
 from mkdext.training.schedule import phase
 from mkdext.training.teacher import Teacher
 
@@ -74,6 +75,7 @@ class TrainingStep:
         self.distillation = distillation
         self.criterion = criterion
         self.largest_gradient = largest_gradient
+        self.dtype: torch.dtype = getattr(torch, self.options.student_dtype)
 
     def __call__(
         self, step: int, lr: Tensor, hr: Tensor, hints: Sequence[Tensor] | None = None
@@ -90,7 +92,8 @@ class TrainingStep:
             Losses and gradient norms by name, scalars.
 
         Raises:
-            NonFiniteError: One of them is NaN or infinite; no parameter was changed by it.
+            NonFiniteError: One of them is NaN or infinite; no parameter was changed by it. On a GPU
+                nothing waits for them here, see `mkdext.training.readings`.
         """
         now = phase(step, self.options)
         if step and step == self.options.hint_steps:
@@ -104,13 +107,14 @@ class TrainingStep:
             hints = taught.teacher(lr, hr) if taught else []
         reconstruction = self.reconstruction(hr, hints)
         points = distillation.student_points if distillation else []
-        sr, features = forward_with_features(self.student, points, lr)
+        sr, features = self.forward(points, lr)
         values: dict[str, Tensor] = {}
         meta_due = step % self.options.meta.every == 0
         if distillation and distillation.optimizer and meta_due:
-            values |= self.meta_step(distillation, lr, reconstruction, hints, features)
+            shared = features if self.dtype == torch.float32 else None
+            values |= self.meta_step(distillation, lr, reconstruction, hints, shared)
             if not self.options.meta.rollback:
-                sr, features = forward_with_features(self.student, points, lr)
+                sr, features = self.forward(points, lr)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         outputs, slopes, adapters = [], [], []
         adapter_gradients: tuple[Tensor, ...] = ()
@@ -139,6 +143,17 @@ class TrainingStep:
         apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
         return values
 
+    def forward(self, points: Sequence[str], lr: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The student's picture and its feature maps, float32 whatever they are computed in.
+
+        Args:
+            points: Names of sub-modules.
+            lr: `[B, 3, p, p]` in [0, 1].
+        """
+        with computing_in(self.dtype, lr):
+            sr, features = forward_with_features(self.student, points, lr)
+        return sr.float(), [f.float() for f in features]
+
     def reconstruction(self, hr: Tensor, hints: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
         """The loss of a super-resolved batch: to the photograph, the teacher's picture, or both.
 
@@ -162,16 +177,17 @@ class TrainingStep:
         lr: Tensor,
         loss: Callable[[Tensor], Tensor],
         hints: Sequence[Tensor],
-        features: Sequence[Tensor],
+        features: Sequence[Tensor] | None,
     ) -> dict[str, Tensor]:
-        """Improve the method by the meta-gradient (MKD eq. 3).
+        """Improve the method by the meta-gradient (MKD eq. 3), in float32.
 
         Args:
             distillation: The method, and where it looks.
             lr: `[B, 3, p, p]` in [0, 1].
             loss: Of what the student makes of them, `[B, 3, scale*p, scale*p]`.
             hints: The teacher's feature maps.
-            features: The student's, with their graph, from which the inner loop begins.
+            features: The student's in float32, with their graph, from which the inner loop begins;
+                none: they are computed.
         """
         options = self.options.meta
         method, points = distillation.method, distillation.student_points
@@ -182,8 +198,9 @@ class TrainingStep:
 
         def inner(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
             student, adapters = split(parameters)
-            maps = features
-            if any(parameters[name] is not parameter for name, parameter in theta.items()):
+            at_first = all(parameters[name] is parameter for name, parameter in theta.items())
+            maps = features if at_first else None
+            if maps is None:
                 _, maps = forward_with_features(self.student, points, lr, student)
             own = list(adapters.values())
             descent = with_parameters(
@@ -294,10 +311,12 @@ class NonFiniteError(TrainingFailed):
 
 
 def require_finite(values: dict[str, Tensor]) -> None:
-    """Raise `NonFiniteError` naming the first value that is NaN or infinite."""
+    """Raise `NonFiniteError` naming the first value that is NaN or infinite.
+
+    Only on a CPU: a meta tensor has no value, and a GPU's are looked at by `Readings` later.
+    """
     together = torch.stack(list(values.values()))
-    # A meta tensor has no value; it serves to estimate the memory.
-    if together.is_meta or bool(torch.isfinite(together).all()):
+    if together.device.type != "cpu" or bool(torch.isfinite(together).all()):
         return
     name, value = next((n, v) for n, v in values.items() if not torch.isfinite(v))
     raise NonFiniteError(f"{name.replace('_', ' ')} is {value.item()}")

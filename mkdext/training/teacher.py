@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from mkdext.models import features_at, resized
 from mkdext.models.own import copy_with_tensors, in_words
+from mkdext.training.precision import computing_in
 
 
 class Teacher:
@@ -66,9 +66,7 @@ class Teacher:
     @torch.no_grad()
     def own_maps(self, image: Tensor) -> list[Tensor]:
         """Feature maps of the sizes that the network gives them, as computed."""
-        # Meta tensors have no autocast.
-        half = self.dtype != torch.float32 and not image.is_meta
-        with torch.autocast(image.device.type, self.dtype) if half else contextlib.nullcontext():
+        with computing_in(self.dtype, image):
             return self._maps(image)
 
     def fitted(self, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -20,12 +20,12 @@ from mkdext.distill.pisr import privileged_loss
 from mkdext.models import adapt, builtin_teacher, features_at
 from mkdext.train import main, parse
 from mkdext.training import NonFiniteError, TrainOptions, distill
-from mkdext.training.loop import _crops
 from mkdext.training.photographs import training_photographs
 from mkdext.training.plan import Networks, estimate_memory, make_networks, prepare
 from mkdext.training.privileged import PrivilegedNetwork, PrivilegedStep
 from mkdext.training.progress import track
 from mkdext.training.steps import TrainingStep
+from mkdext.training.student import _crops
 
 STEPS = {PrivilegedStep: PrivilegedStep.__call__, TrainingStep: TrainingStep.__call__}
 TEACHER = "checkpoints/privileged_teacher.safetensors"

@@ -57,6 +57,24 @@ def test_a_value_that_is_not_finite_changes_no_parameter():
     assert all(torch.equal(p, b) for p, b in zip(step.student.parameters(), before, strict=True))
 
 
+def test_in_bfloat16_the_student_is_nearly_the_same_and_the_meta_gradient_exactly():
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        step = prepare(dataclasses.replace(TINY, student_dtype=dtype)).step
+        before = [p.clone() for p in step.student.parameters()]
+        values = step(0, *patches())
+        moved = [p - b for p, b in zip(step.student.parameters(), before, strict=True)]
+        assert all(p.dtype == torch.float32 and p.grad is None for p in step.student.parameters())
+        results.append((values, torch.cat([m.flatten() for m in moved])))
+    (exact, moved), (half, moved_half) = results
+    for name in ("meta_objective", "meta_gradient", "inner_first", "inner_last"):
+        torch.testing.assert_close(half[name], exact[name])
+    for name in ("reconstruction", "distillation", "student_gradient"):
+        assert half[name] != exact[name]
+        torch.testing.assert_close(half[name], exact[name], rtol=0.05, atol=0)
+    assert functional.cosine_similarity(moved, moved_half, dim=0) > 0.9
+
+
 @pytest.mark.parametrize("rollback", [True, False])
 @pytest.mark.parametrize("mode", ["unrolled", "replayed"])
 @pytest.mark.parametrize("steps", [1, 2])

@@ -1,6 +1,6 @@
-"""Data-free training: options, stages, the loop."""
+"""Data-free training: options, stages, the training."""
 
-from mkdext.training.datafree.loop import train_without_data
 from mkdext.training.datafree.options import ContrastiveOptions, DataFreeOptions, GeneratorOptions
+from mkdext.training.datafree.student import train_without_data
 
 __all__ = ["ContrastiveOptions", "DataFreeOptions", "GeneratorOptions", "train_without_data"]

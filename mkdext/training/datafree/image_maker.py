@@ -7,7 +7,7 @@ images as they are, needs `images`; generation, a step of the generator, is `imp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,7 +147,6 @@ class ImageMaker:
 
         Raises:
             NonFiniteError: One of them is NaN or infinite; nothing was changed by it.
-            CollapseError: The images are constant or all the same.
         """
         assert self.generator is not None
         options = self.options
@@ -265,23 +264,24 @@ def make_bank(options: DataFreeOptions, features: int, device: torch.device) -> 
 
 @torch.no_grad()
 def measured(images: Tensor) -> dict[str, Tensor]:
-    """How different images are from each other, and how much contrast they have.
-
-    Raises:
-        CollapseError: Hardly any.
-    """
-    values = {
+    """How different images are from each other, and how much contrast they have."""
+    return {
         "image_diversity": mean_pairwise_distance(images),
         "image_contrast": images.flatten(2).std(dim=2).mean(),
     }
-    if images.is_meta:
-        return values
+
+
+def require_different(values: Mapping[str, float]) -> None:
+    """Check what was `measured`, if it was.
+
+    Raises:
+        CollapseError: Images have hardly any contrast, or differ hardly at all.
+    """
     for name, what in (
         ("image_contrast", "every image is of one colour, the standard deviation within it is"),
         ("image_diversity", "all images are the same, their mean distance is"),
     ):
-        if values[name] < _LEAST_DIFFERENCE:
+        if values.get(name, math.inf) < _LEAST_DIFFERENCE:
             raise CollapseError(
                 f"the generator has collapsed: {what} {values[name]:.1e}, less than one 8-bit level"
             )
-    return values

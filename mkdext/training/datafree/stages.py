@@ -16,9 +16,9 @@ from mkdext.models import SRNetwork, forward_with_features
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.randomness import Draw, seed_of
 from mkdext.training.datafree.scales import at_scales
-from mkdext.training.loop import method_statistics
 from mkdext.training.plan import Networks, Points, adam, make_step, seeded
 from mkdext.training.steps import Distillation, TrainingStep
+from mkdext.training.student import method_statistics
 from mkdext.training.teacher import Teacher
 
 _DFSR_GRADIENT = 0.4  # norm to which the code of DFSR cuts the gradient of its SGD

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from mkdext.datafree.__main__ import main, parse
 from mkdext.models import create_model, load_model
-from mkdext.training.datafree import loop
+from mkdext.training.datafree import student
 from mkdext.training.datafree.plan import estimate_memory, prepare
 from mkdext.training.run_directory import RunDirectory
 
@@ -133,13 +133,13 @@ def test_no_photograph_is_opened_before_the_training_is_done(
     monkeypatch.setattr("mkdext.training.photographs.builtin_photographs", lambda split: held_out)
     opened = Opened()
     measured = []
-    photographs_of = loop.photographs
+    photographs_of = student.photographs
 
     def measure(*arguments):
         measured.append(list(opened.paths))
         return photographs_of(*arguments)
 
-    monkeypatch.setattr(loop, "photographs", measure)
+    monkeypatch.setattr(student, "photographs", measure)
     opened.paths = []
     try:
         assert main([*flags, "--out", str(tmp_path / "run")]) == 0

@@ -6,7 +6,7 @@ from mkdext.datafree.__main__ import parse
 from mkdext.datafree.losses import LossWeights
 from mkdext.training import MetaOptions
 from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
-from mkdext.training.datafree.loop import origin
+from mkdext.training.datafree.student import origin
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,12 @@ import torch
 from mkdext.data import imresize
 from mkdext.datafree.losses import LossWeights
 from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
-from mkdext.training.datafree.image_maker import CollapseError, ImageMaker, measured
+from mkdext.training.datafree.image_maker import (
+    CollapseError,
+    ImageMaker,
+    measured,
+    require_different,
+)
 from mkdext.training.datafree.plan import Plan, prepare
 from mkdext.training.datafree.randomness import Draw, drawn
 
@@ -132,12 +137,16 @@ def test_a_mixed_batch_has_its_share_of_procedural_images(options):
     assert counts == [6]
 
 
+def require_different_images(images):
+    require_different({name: value.item() for name, value in measured(images).items()})
+
+
 def test_constant_and_equal_images_are_a_collapse():
     grey = torch.full((4, 3, 8, 8), 0.5)
     with pytest.raises(CollapseError, match="every image is of one colour"):
-        measured(grey + torch.linspace(-0.2, 0.2, 4).view(4, 1, 1, 1))
+        require_different_images(grey + torch.linspace(-0.2, 0.2, 4).view(4, 1, 1, 1))
     with pytest.raises(CollapseError, match="all images are the same"):
-        measured(torch.rand(1, 3, 8, 8).expand(4, 3, 8, 8))
+        require_different_images(torch.rand(1, 3, 8, 8).expand(4, 3, 8, 8))
     assert measured(torch.rand(4, 3, 8, 8))["image_diversity"] > 0.3
 
 

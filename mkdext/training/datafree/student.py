@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from mkdext._files import write_text
-from mkdext._memory import PeakMemory
 from mkdext.datafree import procedural_images
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.training.config_files import changed_flags, config_of
-from mkdext.training.datafree.image_maker import CollapseError
+from mkdext.training.datafree.image_maker import CollapseError, require_different
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.plan import Plan, prepare
 from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.report import save_sheet, save_summary
 from mkdext.training.datafree.stages import Stage
-from mkdext.training.loop import Done, Summary, finished, in_words
+from mkdext.training.loop import Done, Loop
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
-from mkdext.training.progress import TrainingProgress, track
+from mkdext.training.progress import track
 from mkdext.training.report import score_table
 from mkdext.training.run_directory import RunDirectory
-from mkdext.training.signals import StopSignals, TrainingStopped
-from mkdext.training.steps import NonFiniteError
-from mkdext.training.tensorboard import tensorboard
+from mkdext.training.steps import TrainingFailed
+from mkdext.training.student import Summary, finished, in_words
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
 
 HELD_OUT = "made images"
 """Name of the images on which a student is compared with its teacher meanwhile."""
 
 _HELD_OUT_COUNT, _HELD_OUT_SIDE = 8, 96  # high-resolution pixels
-_SHOWN = ("reconstruction", "adversarial", "image_diversity", "lr")
 _SAMPLES = 8
 
 
@@ -46,7 +43,7 @@ class ToMeasure(NamedTuple):
     """Pictures to measure a student on."""
 
     scale: int
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    pairs: Sequence[tuple[Tensor, Tensor]]
     """`(lr, hr)` each, uint8."""
 
 
@@ -85,8 +82,11 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
         stage, done = load_checkpoint(run, plan)
         if done.step:
             console.print(f"going on after step {done.step} of {options.iterations}")
-        stage, seconds = _run_steps(plan, run, stage, sets, done, console)
-        return _finish(plan, run, stage, seconds, console)
+        if not done.step:
+            save_samples(plan, run, stage, 0)
+        loop = DataFreeLoop(plan, run, stage, sets, done, console)
+        seconds = loop.run()
+        return _finish(plan, run, loop.stage, seconds, console)
 
 
 def photographs(options: DataFreeOptions, console: Console) -> dict[str, ToMeasure]:
@@ -124,17 +124,6 @@ def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[Stage, Done]:
     return stage, Done(state["step"], state["seconds"], state["values"])
 
 
-def save_checkpoint(run: RunDirectory, plan: Plan, stage: Stage, done: Done) -> None:
-    """Write all that `load_checkpoint` needs."""
-    state = {
-        **done._asdict(),
-        **stage.state_dict(),
-        "stage": stage.index,
-        "makers": {scale: maker.state_dict() for scale, maker in plan.makers.items()},
-    }
-    run.checkpoint.save(state, unwrapped(stage.student), origin(plan.options, done.step))
-
-
 def origin(options: DataFreeOptions, steps: int) -> dict[str, Any]:
     """What made a student, after `steps` steps, to be kept with its weights.
 
@@ -152,101 +141,98 @@ def origin(options: DataFreeOptions, steps: int) -> dict[str, Any]:
     }
 
 
-def _run_steps(
-    plan: Plan,
-    run: RunDirectory,
-    stage: Stage,
-    sets: Mapping[str, ToMeasure],
-    before: Done,
-    console: Console,
-) -> tuple[Stage, float]:
-    options, first = plan.options, before.step
-    # A generator's step is not due at every step; what is logged is the last one's.
-    latest = dict(before.values)
-    memory = PeakMemory(torch.device(options.device))
-    memory.start()
-    begin = time.monotonic() - before.seconds
-    with (
-        StopSignals() as stop,
-        tensorboard(run.root / "tensorboard", first) as add_events,
-        TrainingProgress(console, first, options.iterations, options.batch_size) as progress,
-    ):
+class DataFreeLoop(Loop):
+    """The steps of a student and of the generators between them (Algorithm 1)."""
 
-        def record(values: dict[str, Any]) -> None:
-            run.add_metrics(values)
-            add_events(values)
+    shown = ("reconstruction", "adversarial", "image_diversity", "lr")
 
-        def validate(step: int) -> None:
-            scores = scores_of(stage, sets)
-            record({"step": step, "validation": scores})
-            progress.say(f"step {step}: {in_words(scores)}")
-            save_samples(plan, run, stage, step)
-            # Whole pictures take more than a step does.
-            memory.start()
+    def __init__(
+        self,
+        plan: Plan,
+        run: RunDirectory,
+        stage: Stage,
+        sets: Mapping[str, ToMeasure],
+        done: Done,
+        console: Console,
+    ) -> None:
+        """Take what was planned, and where the training stands."""
+        super().__init__(plan.options, plan.options.iterations, run, done, console)
+        self.plan = plan
+        self.run_directory = run
+        self.stage = stage
+        self.sets = sets
 
-        def validation_is_due(step: int) -> bool:
-            return step % options.validate_every == 0 or step == options.iterations
+    @property
+    def lr(self) -> float:
+        """Of the student."""
+        rate: float = self.stage.step.optimizer.param_groups[0]["lr"]
+        return rate
 
-        if not first:
-            save_samples(plan, run, stage, 0)
-        elif validation_is_due(first) and not run.has_validation(first):
-            validate(first)
-        for step in range(first, options.iterations):
-            if plan.schedule.stage_at(step) > stage.index:
-                stage = _grow(plan, stage, progress.say)
-            try:
-                scale = drawn(options.scale, options.seed, Draw.SCALE, step)
-                lr = plan.makers[scale].images(step)
-                values = stage.imitate(step, scale, lr)
-                if options.has_generator and (step + 1) % options.generator.every == 0:
-                    chosen = drawn(options.scale, options.seed, Draw.GENERATION_SCALE, step)
-                    values |= plan.makers[chosen].improve(step, stage.students[chosen])
-            except (NonFiniteError, CollapseError) as error:
-                raise type(error)(explained(error, step + 1, options, run)) from None
-            latest |= {name: value.item() for name, value in values.items()}
-            latest["lr"] = stage.step.optimizer.param_groups[0]["lr"]
-            done = step + 1
-            last = done == options.iterations
-            progress.update(done, {name: latest[name] for name in _SHOWN if name in latest})
-            if done % options.log_every == 0 or last:
-                speed, peak = round(progress.patches_per_second, 1), memory.bytes()
-                costs = {"patches_per_second": speed, "peak_bytes": peak}
-                statistics = stage.statistics(scale, lr)
-                record({"step": done, "stage": stage.index, **latest, **costs, **statistics})
-            if done % options.checkpoint_every == 0 or last or stop.received:
-                now = Done(done, time.monotonic() - begin, latest)
-                save_checkpoint(run, plan, stage, now)
-            if stop.received:
-                raise TrainingStopped(stop.received, f"step {done}", run.root)
-            if validation_is_due(done):
-                validate(done)
-    return stage, time.monotonic() - begin
+    def compute(self, step: int) -> dict[str, Tensor]:
+        """Let the student imitate and, when it is due, a generator improve."""
+        plan, options = self.plan, self.plan.options
+        if plan.schedule.stage_at(step) > self.stage.index:
+            self._grow()
+        scale = drawn(options.scale, options.seed, Draw.SCALE, step)
+        lr = plan.makers[scale].images(step)
+        self._batch = scale, lr
+        values = self.stage.imitate(step, scale, lr)
+        if options.has_generator and (step + 1) % options.generator.every == 0:
+            chosen = drawn(options.scale, options.seed, Draw.GENERATION_SCALE, step)
+            values |= plan.makers[chosen].improve(step, self.stage.students[chosen])
+        return values
 
+    def _grow(self) -> None:
+        plan, before = self.plan, self.stage
+        for maker in plan.makers.values():
+            maker.end_stage()
+        self.stage = plan.begin_stage(before.index + 1, before)
+        parts = plan.schedule.parts
+        self.console.print(
+            f"step {self.stage.first}: the student grows from {parts[before.index]} to "
+            f"{parts[self.stage.index]} parts, {count_parameters(self.stage.student):,} parameters",
+            highlight=False,
+        )
 
-def _grow(plan: Plan, stage: Stage, say: Callable[[str], None]) -> Stage:
-    for maker in plan.makers.values():
-        maker.end_stage()
-    grown = plan.begin_stage(stage.index + 1, stage)
-    parts = plan.schedule.parts
-    say(
-        f"step {grown.first}: the student grows from {parts[stage.index]} to {parts[grown.index]} "
-        f"parts, {count_parameters(grown.student):,} parameters"
-    )
-    return grown
+    def check(self, values: Mapping[str, float]) -> None:
+        """Look also whether a generator has collapsed."""
+        super().check(values)
+        require_different(values)
 
+    def statistics(self) -> dict[str, float]:
+        """The stage, and what the method tells of itself."""
+        return {"stage": self.stage.index, **self.stage.statistics(*self._batch)}
 
-def explained(
-    error: NonFiniteError | CollapseError, step: int, options: DataFreeOptions, run: RunDirectory
-) -> str:
-    """An error with the step and what to change."""
-    kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
-    rate = f"--generator.lr (now {options.generator.lr:g})"
-    if isinstance(error, NonFiniteError):
-        advice = f"Lower --lr (now {options.lr:g}) or {rate}"
-    else:
-        weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
-        advice = f"Lower {rate}, raise {weight}, or take --source procedural"
-    return f"step {step}: {error}{kept}. {advice}, and give another --out"
+    def save(self, done: Done) -> None:
+        """Write all that `load_checkpoint` needs."""
+        plan, stage = self.plan, self.stage
+        state = {
+            **done._asdict(),
+            **stage.state_dict(),
+            "stage": stage.index,
+            "makers": {scale: maker.state_dict() for scale, maker in plan.makers.items()},
+        }
+        made_by = origin(plan.options, done.step)
+        self.run_directory.checkpoint.save(state, unwrapped(stage.student), made_by)
+
+    def validate(self, step: int) -> dict[str, Any]:
+        """Measure the student on every set, and keep a sheet of made images."""
+        scores = scores_of(self.stage, self.sets)
+        self.console.print(f"step {step}: {in_words(scores)}", highlight=False)
+        save_samples(self.plan, self.run_directory, self.stage, step)
+        return {"validation": scores}
+
+    def explained(self, error: TrainingFailed, step: int) -> str:
+        """Name the learning rates and weights."""
+        options, run = self.plan.options, self.run_directory
+        kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+        rate = f"--generator.lr (now {options.generator.lr:g})"
+        if isinstance(error, CollapseError):
+            weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
+            advice = f"Lower {rate}, raise {weight}, or take --source procedural"
+        else:
+            advice = f"Lower --lr (now {options.lr:g}) or {rate}"
+        return f"step {step}: {error}{kept}. {advice}, and give another --out"
 
 
 def scores_of(stage: Stage, sets: Mapping[str, ToMeasure]) -> dict[str, Scores]:

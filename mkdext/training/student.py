@@ -1,0 +1,313 @@
+"""A training from its options to its summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track as rich_track
+from torch import Tensor
+
+from mkdext._files import write_text
+from mkdext.data import ImagePairs, PatchSampler
+from mkdext.models import features_at
+from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.training.config_files import config_of
+from mkdext.training.loop import Done, Loop
+from mkdext.training.options import TrainOptions
+from mkdext.training.origin import origin
+from mkdext.training.photographs import training_photographs, validation_photographs
+from mkdext.training.plan import Plan, count_parameters, prepare
+from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teacher
+from mkdext.training.progress import track
+from mkdext.training.report import save_curves, save_strip, score_table
+from mkdext.training.run_directory import RunDirectory
+from mkdext.training.steps import TrainingFailed, TrainingStep
+from mkdext.training.teacher_cache import FixedCrops, TeacherCache
+from mkdext.training.transfer import transferred
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+
+Summary = dict[str, Any]
+
+
+def train(options: TrainOptions, console: Console | None = None) -> Summary:
+    """Train a student, or go on with a training that was interrupted.
+
+    On a CPU a resumed training ends with the same weights, bit for bit, as one never stopped.
+
+    Args:
+        options: What to do.
+        console: Where progress is shown; none: the standard output.
+
+    Returns:
+        What `summary.json` in the run directory holds: `method`, `scale`, `seed`, `iterations`,
+        `seconds`, `parameters`, and `validation`: `psnr_y` and `ssim_y` by set and by way of
+        enlarging (`bicubic`, `student`, `teacher`). A teacher that the method has trained is called
+        `privileged_teacher` instead, for it sees high resolution, and `privileged_teacher` holds
+        its `iterations`, `seconds` and `parameters`.
+
+    Raises:
+        ValueError: Options, files or folders are not usable; nothing was done.
+        NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
+        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+    """
+    console = console or Console()
+    options = options.resolved()
+    config = config_of(options)
+    run = RunDirectory(options.out)
+    run.check(config)
+    if run.summary.exists():
+        return finished(run, console)
+    plan = prepare(options)
+    return run_plan(plan, run, config, None, console)
+
+
+def finished(run: RunDirectory, console: Console) -> Summary:
+    """What a training that came to its end has left."""
+    console.print(f"{run.root} is finished; give another --out to train again", soft_wrap=True)
+    summary: Summary = json.loads(run.summary.read_text())
+    return summary
+
+
+def run_plan(
+    plan: Plan,
+    run: RunDirectory,
+    config: dict[str, Any],
+    pairs: ImagePairs | None,
+    console: Console,
+) -> Summary:
+    """Train as planned, or go on with it, on the photographs given.
+
+    Args:
+        plan: What `prepare` made.
+        run: Where to write.
+        config: What the run is known by, for a resume.
+        pairs: Photographs to train on; none: those that the options name.
+        console: Where progress is shown.
+    """
+    sets = validation_photographs(plan.options, track(console))
+    if pairs is None:
+        pairs, bad = training_photographs(plan.options, track(console))
+        for image in bad:
+            console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
+    if plan.step.distillation and plan.options.teacher_compile:
+        console.print("compiling the teacher")
+        teacher = plan.step.distillation.teacher
+        with evaluation_mode(teacher.network):
+            teacher.compile(*_batch_like(plan))
+    sampler, cache = _crops(plan, pairs, console)
+    with run.opened(config):
+        teaching = 0.0
+        if isinstance(plan.teacher, PrivilegedTeacher):
+            teaching = train_privileged_teacher(
+                plan.options, plan.teacher.network, plan.student, run, sampler, console
+            )
+        progress = load_checkpoint(run, plan) if run.state.exists() else Done(0, 0.0, {})
+        run.keep_metrics_until(progress.step)
+        if progress.step:
+            console.print(f"going on after step {progress.step} of {plan.options.iterations}")
+        seconds = StudentLoop(plan, run, sampler, cache, sets, progress, console).run()
+        return _finish(plan, run, sets, seconds, teaching, console)
+
+
+def load_checkpoint(run: RunDirectory, plan: Plan) -> Done:
+    """Put a training back to its checkpoint."""
+    state = run.checkpoint.load()
+    plan.student.load_state_dict(state["student"])
+    plan.step.optimizer.load_state_dict(state["optimizer"])
+    if plan.step.distillation:
+        plan.step.distillation.method.load_state_dict(state["method"])
+        if plan.step.distillation.optimizer:
+            plan.step.distillation.optimizer.load_state_dict(state["method_optimizer"])
+    return Done(state["step"], state["seconds"], state["values"])
+
+
+class StudentLoop(Loop):
+    """The steps of a student."""
+
+    shown = ("reconstruction", "distillation", "lr")
+
+    def __init__(
+        self,
+        plan: Plan,
+        run: RunDirectory,
+        sampler: PatchSampler,
+        cache: TeacherCache | None,
+        sets: Mapping[str, ImagePairs],
+        done: Done,
+        console: Console,
+    ) -> None:
+        """Take what was planned, what it is trained on and measured on."""
+        super().__init__(plan.options, plan.options.iterations, run, done, console)
+        self.plan = plan
+        self.run_directory = run
+        self.cache = cache
+        self.sets = sets
+        device = torch.device(plan.options.device)
+        self.batches = transferred(sampler.batches(done.step, plan.options.iterations), device)
+
+    @property
+    def lr(self) -> float:
+        """Of the student."""
+        rate: float = self.plan.step.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def compute(self, step: int) -> dict[str, Tensor]:
+        """Take a step on the next batch."""
+        low, high = self._batch = next(self.batches)
+        self._hints = self.cache.maps(step, low) if self.cache else None
+        return self.plan.step(step, low, high, self._hints)
+
+    def statistics(self) -> dict[str, float]:
+        """What the method tells of itself."""
+        low, high = self._batch
+        return method_statistics(self.plan.step, low, high, self._hints)
+
+    def save(self, done: Done) -> None:
+        """Write all that `load_checkpoint` needs."""
+        step, student = self.plan.step, self.plan.student
+        state = {
+            **done._asdict(),
+            "student": student.state_dict(),
+            "optimizer": step.optimizer.state_dict(),
+        }
+        if step.distillation:
+            state["method"] = step.distillation.method.state_dict()
+            if step.distillation.optimizer:
+                state["method_optimizer"] = step.distillation.optimizer.state_dict()
+        made_by = origin(self.plan.options, done.step)
+        self.run_directory.checkpoint.save(state, unwrapped(student), made_by)
+
+    def validate(self, step: int) -> dict[str, Any]:
+        """Measure the student on every set, and keep a sample."""
+        student, scale = self.plan.student, self.plan.options.scale
+        with evaluation_mode(student):
+            scores = {name: measure(student, pairs, scale) for name, pairs in self.sets.items()}
+        self.console.print(f"step {step}: {in_words(scores)}", highlight=False)
+        self._save_sample(step)
+        return {"validation": scores}
+
+    def _save_sample(self, step: int) -> None:
+        plan = self.plan
+        lr, hr = next(iter(self.sets.values()))[0]
+        with evaluation_mode(plan.student):
+            pictures = {"lr": lr, "student": picture(plan.student, lr)}
+        if plan.teacher:
+            pictures["teacher"] = picture(plan.teacher.network, plan.teacher.source(lr, hr))
+        path = self.run_directory.samples / f"step_{step:07d}.png"
+        save_strip(path, pictures | {"hr": hr})
+
+    def explained(self, error: TrainingFailed, step: int) -> str:
+        """Name the learning rates."""
+        options, run = self.plan.options, self.run_directory
+        kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+        rates = f"--lr (now {options.lr:g})"
+        if self.plan.teacher and options.meta.inner_lr:
+            rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
+        return f"step {step}: {error}{kept}. Lower {rates} and give another --out"
+
+
+def _batch_like(plan: Plan) -> list[torch.Tensor]:
+    options = plan.options
+    sides = options.patch_size, options.patch_size * options.scale
+    batches = [torch.zeros(options.batch_size, 3, s, s, device=options.device) for s in sides]
+    return [batch.to(memory_format=torch.channels_last) for batch in batches]
+
+
+def _crops(
+    plan: Plan, pairs: ImagePairs, console: Console
+) -> tuple[PatchSampler, TeacherCache | None]:
+    """What the batches are made of, and the teacher's maps of it where they are kept."""
+    options, distillation = plan.options, plan.step.distillation
+    sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
+    if options.teacher_cache is None:
+        return PatchSampler(pairs, *sizes), None
+    crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
+    if distillation is None or options.privileged:
+        # Nothing can be kept, but trainings that are compared must see the same patches.
+        return crops, None
+    device = torch.device(options.device)
+    cache = TeacherCache(options.teacher_cache, distillation.teacher, crops, device)
+    cache.fill(
+        lambda batches: rich_track(
+            batches,
+            "the teacher's feature maps",
+            console=console,
+            disable=not console.is_terminal,
+        )
+    )
+    return crops, cache
+
+
+def method_statistics(
+    step: TrainingStep, lr: torch.Tensor, hr: torch.Tensor, hints: list[torch.Tensor] | None
+) -> dict[str, float]:
+    """What the method tells of itself on a batch; nothing where there is none."""
+    distillation = step.distillation
+    if distillation is None:
+        return {}
+    with torch.no_grad():
+        features = features_at(step.student, distillation.student_points, lr)
+        hints = hints or distillation.teacher(lr, hr)
+    return distillation.method.statistics(features, hints[: len(features)])
+
+
+def in_words(scores: dict[str, Scores]) -> str:
+    """Scores of several sets on one line."""
+    return ", ".join(
+        f"{name} {score['psnr_y']:.2f} dB / {score['ssim_y']:.4f}" for name, score in scores.items()
+    )
+
+
+def _finish(
+    plan: Plan,
+    run: RunDirectory,
+    sets: dict[str, ImagePairs],
+    seconds: float,
+    teaching: float,
+    console: Console,
+) -> Summary:
+    options, teacher = plan.options, plan.teacher
+    ways: dict[str, Upscaler] = {"bicubic": bicubic(options.scale), "student": plan.student}
+    with evaluation_mode(plan.student):
+        validation: dict[str, dict[str, Scores]] = {
+            name: {way: measure(upscale, pairs, options.scale) for way, upscale in ways.items()}
+            for name, pairs in sets.items()
+        }
+    if teacher:
+        for name, pairs in sets.items():
+            seen = ((teacher.source(lr, hr), hr) for lr, hr in pairs)
+            validation[name][teacher.name] = measure(teacher.network, seen, options.scale)
+    summary: Summary = {
+        "method": options.method,
+        "student": options.student,
+        "scale": options.scale,
+        "seed": options.seed,
+        "iterations": options.iterations,
+        "seconds": round(seconds, 1),
+        "parameters": plan.student_parameters,
+        "validation": validation,
+    }
+    if isinstance(teacher, PrivilegedTeacher):
+        summary[teacher.name] = {
+            "iterations": options.privileged_iterations,
+            "seconds": round(teaching, 1),
+            "parameters": count_parameters(teacher.network),
+        }
+    save_curves(run.picture, run.metrics, validation)
+    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+    console.print(score_table(validation))
+    console.print(
+        f"{options.iterations} steps in {seconds:.0f} s; written to {run.root}:", soft_wrap=True
+    )
+    for path, what in (
+        (run.student, "the student's weights"),
+        (run.summary, "the numbers above"),
+        (run.picture, "the learning curves"),
+        (run.samples, "low resolution, student, teacher and truth side by side"),
+    ):
+        console.print(f"  {path.relative_to(run.root)}: {what}", highlight=False)
+    return summary
