@@ -1,8 +1,9 @@
-"""The device that a command was told to use."""
+"""The device that a command was told to use, and the way there."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def checked_device(name: str) -> torch.device:
@@ -23,3 +24,10 @@ def checked_device(name: str) -> torch.device:
             "use --device cpu"
         )
     return device
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the processor's memory on a device; nothing waits until a GPU has it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mkdext._device import sent
+
 EMBEDDING = 256
 """Numbers of an embedding."""
 
@@ -168,7 +170,7 @@ class MemoryBank:
                 f"got {list(features.shape)}"
             )
         places = (torch.arange(len(features)) + self._written) % self.capacity
-        self._rows[places.to(self._rows.device)] = features.detach().to(self._rows)
+        self._rows[sent(places, self._rows.device)] = features.detach().to(self._rows)
         self._written += len(features)
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
@@ -179,7 +181,7 @@ class MemoryBank:
             random: Where the choice comes from, on the CPU.
         """
         chosen = torch.randperm(len(self), generator=random)[:count]
-        return self._rows[chosen.to(self._rows.device)]
+        return self._rows[sent(chosen, self._rows.device)]
 
     def rows(self) -> Tensor:
         """All images, the oldest first, `[len, width]`."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mkdext._device import sent
+
 _SHIFT = 4  # pixels
 _SMALLEST_AREA = 0.25
 _LARGEST_RATIO = 4 / 3  # of width to height, and the reverse
@@ -73,7 +75,6 @@ def _sampled(
     maps = torch.zeros(len(images), 2, 3)
     maps[:, 0, 0], maps[:, 0, 2] = width * mirrored, right
     maps[:, 1, 1], maps[:, 1, 2] = height, down
-    grid = functional.affine_grid(
-        maps.to(images.device, images.dtype), list(images.shape), align_corners=False
-    )
+    maps = sent(maps.to(images.dtype), images.device)
+    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mkdext._device import sent
 from mkdext.datafree import (
     FeatureStatistics,
     Generator,
@@ -128,12 +129,12 @@ class ImageMaker:
     def _made(self, procedural: int, generated: int, random: torch.Generator) -> Tensor:
         parts = []
         if procedural:
-            parts.append(procedural_images(procedural, self.size, self.size, random))
+            images = procedural_images(procedural, self.size, self.size, random)
+            parts.append(sent(images, self.device))
         if self.generator and generated:
             noise = torch.randn(generated, LATENT, generator=random)
-            parts.append(self.generator(noise.to(self.device)))
-        images = torch.cat([part.to(self.device) for part in parts])
-        return images.contiguous(memory_format=torch.channels_last)
+            parts.append(self.generator(sent(noise, self.device)))
+        return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
     def improve(self, step: int, student: nn.Module) -> dict[str, Tensor]:
         """Take one step of generator and discriminator (eq. 13; lines 17 to 22 of Algorithm 1).
@@ -153,7 +154,7 @@ class ImageMaker:
         random = random_for(options.seed, Draw.GENERATION, step)
         noise = self.noise
         if noise is None:
-            noise = torch.randn(options.batch_size, LATENT, generator=random).to(self.device)
+            noise = sent(torch.randn(options.batch_size, LATENT, generator=random), self.device)
         images = self.generator(noise)
         values = measured(images)
         # As in the code of CMI, the other losses are of the views that serve as positives.
