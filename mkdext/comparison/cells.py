@@ -145,6 +145,8 @@ class Comparison:
             options = dataclasses.replace(
                 options, teacher=None, teacher_weights=None, teacher_points=()
             )
+        if method != REFERENCE and method_class(method).compares == "pictures":
+            options = dataclasses.replace(options, student_points=(), teacher_points=())
         own = self.method_options.get(method, {})
         if own:
             name = f"--method-options {method}"

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mkdext.training.allocator import keep_freed_memory
 from mkdext.training.command import exit_status
-from mkdext.training.config_files import config_of, with_config
+from mkdext.training.config_files import config_of, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data
 from mkdext.training.datafree.plan import prepare
 from mkdext.training.plan import count_parameters
@@ -75,7 +75,9 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
     given = with_config(arguments, DataFreeOptions())
-    return tyro.cli(DataFreeCommand, args=given, prog="python -m mkdext.datafree")
+    sgd = value_of("--optimizer", given) == "sgd"
+    default = DataFreeCommand(lr=0.1, lr_min=1e-4) if sgd else DataFreeCommand()
+    return tyro.cli(DataFreeCommand, args=given, default=default, prog="python -m mkdext.datafree")
 
 
 def show_plan(options: DataFreeOptions, console: Console) -> None:

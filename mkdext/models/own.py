@@ -144,8 +144,13 @@ def check_twice_differentiable(network: nn.Module) -> None:
         ) from error
 
 
-def check_passes_gradient(network: nn.Module) -> None:
+def check_passes_gradient(network: nn.Module, whose: str, trained: str) -> None:
     """Check that a network can be differentiated with respect to its image.
+
+    Args:
+        network: The network.
+        whose: What it is, as in "student".
+        trained: What is to be trained through it, as in "an encoder".
 
     Raises:
         ValueError: It cannot, or no gradient arrives.
@@ -168,8 +173,8 @@ def check_passes_gradient(network: nn.Module) -> None:
         gradient, reason = None, in_words(error)
     if gradient is None or not gradient.any():
         raise ValueError(
-            f"student {type(unwrapped(network)).__name__} must pass a gradient to its image, for "
-            f"an encoder to be trained through it, and not detach or round it: {reason}"
+            f"{whose} {type(unwrapped(network)).__name__} must pass a gradient to its image, for "
+            f"{trained} to be trained through it, and not detach or round it: {reason}"
         )
 
 

@@ -126,11 +126,13 @@ class Loop(ABC):
             TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
         """
         options, first, total = self.options, self.before.step, self.iterations
-        memory = PeakMemory(torch.device(options.device))
+        device = torch.device(options.device)
+        memory = PeakMemory(device)
         memory.start()
         readings = Readings(self.before.values, self.check)
         begin = time.monotonic() - self.before.seconds
         with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             StopSignals() as stop,
             tensorboard(self.events, first) as add_events,
             TrainingProgress(
@@ -157,6 +159,8 @@ class Loop(ABC):
             for step in range(first, total):
                 done = step + 1
                 log_is_due = done % options.log_every == 0 or done == total
+                # A network of the user's may draw at random, for dropout.
+                torch.manual_seed((options.seed + (step << 32)) % 2**63)
                 try:
                     values = self.compute(step)
                     stopped = stop.received

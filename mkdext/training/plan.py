@@ -90,7 +90,7 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
         if networks.teacher is not None or options.privileged:
             check_twice_differentiable(networks.student)
         if options.privileged:
-            check_passes_gradient(networks.student)
+            check_passes_gradient(networks.student, "student", "an encoder")
     step = make_step(options, networks, device)
     return Plan(options, step.student, step, memory)
 

@@ -67,7 +67,7 @@ class TrainingStep:
             optimizer: Of the student's parameters and the method's adapters.
             distillation: None for vanilla training.
             criterion: How far pictures are apart.
-            largest_gradient: Norm to which the student's gradient is cut.
+            largest_gradient: Norm to which the student's gradient is cut, and that of the adapters.
         """
         self.options = options.resolved()
         self.student = student
@@ -134,10 +134,10 @@ class TrainingStep:
         gradients = torch.autograd.grad(
             outputs, parameters, slopes, allow_unused=True, materialize_grads=True
         )
-        norm = values["student_gradient"] = gradient_norm(gradients)
+        values["student_gradient"] = gradient_norm(gradients)
         if self.largest_gradient < math.inf:
-            shorter = (self.largest_gradient / norm).clamp(max=1)
-            gradients = tuple(gradient * shorter for gradient in gradients)
+            gradients = self._cut(gradients)
+            adapter_gradients = self._cut(adapter_gradients)
         values = {name: value.detach() for name, value in values.items()}
         require_finite(values)
         apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
@@ -153,6 +153,10 @@ class TrainingStep:
         with computing_in(self.dtype, lr):
             sr, features = forward_with_features(self.student, points, lr)
         return sr.float(), [f.float() for f in features]
+
+    def _cut(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        shorter = (self.largest_gradient / gradient_norm(gradients)).clamp(max=1)
+        return tuple(gradient * shorter for gradient in gradients)
 
     def reconstruction(self, hr: Tensor, hints: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
         """The loss of a super-resolved batch: to the photograph, the teacher's picture, or both.

@@ -249,7 +249,7 @@ def method_statistics(
     distillation = step.distillation
     if distillation is None:
         return {}
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(step.student):
         features = features_at(step.student, distillation.student_points, lr)
         hints = hints or distillation.teacher(lr, hr)
     return distillation.method.statistics(features, hints[: len(features)])

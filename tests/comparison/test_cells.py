@@ -19,6 +19,13 @@ def test_nobody_is_imitated_without_a_teacher():
     assert (options["vanilla"].imitation, options["mkd"].imitation) == (0.0, 0.5)
 
 
+def test_points_are_not_named_to_a_method_that_compares_pictures():
+    named = dataclasses.replace(BASE, student_points=("body.0",), teacher_points=("body.1",))
+    options = cells("response", "fitnet", base=named)
+    assert (options["response"].student_points, options["response"].teacher_points) == ((), ())
+    assert options["fitnet"].teacher_points == ("body.1",)
+
+
 def test_maps_that_differ_have_caches_that_differ():
     plain = dataclasses.replace(BASE, imitation=0.0)
     folders = {

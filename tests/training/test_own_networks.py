@@ -42,6 +42,13 @@ class SRCNN(nn.Sequential):
         super().__init__(nn.Conv2d(3, 7, 9, padding=4), nn.ReLU(), nn.Conv2d(7, 5, 1), nn.ReLU(),
                          nn.Conv2d(5, 3, 5, padding=2))
 
+class Random(ESPCN):
+    """Draws at random while it is trained, and keeps statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self[1] = nn.Sequential(nn.Tanh(), nn.BatchNorm2d(8), nn.Dropout(0.5))
+
 class Counted(ESPCN):
     """Cannot run without numbers."""
 
@@ -159,6 +166,25 @@ def test_a_cached_training_resumes_exactly_and_spares_the_teacher(
     assert main([*cached, "--seed", "5", "--out", str(tmp_path / "other")]) == 2
     assert "does not fit: seed was 0, now 5; name another folder" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_student_that_draws_at_random_trains_the_same_again_and_after_a_stop(
+    nets, flags, tmp_path, monkeypatch
+):
+    own = ["--student", f"{nets}:Random", "--student-points", "0", "2"]
+    runs = [tmp_path / name for name in ("one", "two")]
+    torch.manual_seed(1)
+    assert main([*flags, *own, "--out", str(runs[0])]) == 0
+    torch.manual_seed(2)
+    drawn = torch.rand(1)
+    torch.manual_seed(2)
+    monkeypatch.setattr("mkdext.training.steps.TrainingStep.__call__", _failing_at(7))
+    assert main([*flags, *own, "--out", str(runs[1])]) == 1
+    monkeypatch.setattr("mkdext.training.steps.TrainingStep.__call__", CALL)
+    assert main([*flags, *own, "--out", str(runs[1])]) == 0
+    assert torch.equal(torch.rand(1), drawn)  # The caller's random numbers are left alone.
+    one, two = ((run / "checkpoints/student.safetensors").read_bytes() for run in runs)
+    assert one == two
 
 
 def _failing_at(step: int):

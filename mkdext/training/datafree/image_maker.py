@@ -29,12 +29,14 @@ from mkdext.datafree import (
 from mkdext.datafree.contrastive import discrimination_loss, pooled
 from mkdext.datafree.generator import LATENT
 from mkdext.models import check_points, features_at, forward_with_features
+from mkdext.models.own import evaluation_mode
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.randomness import Draw, random_for
 from mkdext.training.schedule import cosine
 from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
 
-_LEAST_DIFFERENCE = 1 / 255  # of images and within them, below which a student learns nothing
+_LEAST_CONTRAST = 1 / 255  # below which a student learns nothing
+_LEAST_SHARE = 0.2  # of the diversity that images have before the generator is trained
 
 _USUAL = 64  # images that tell the scale of features
 
@@ -74,6 +76,8 @@ class ImageMaker:
         self.generator: Generator | None = None
         self.discriminator: InstanceDiscriminator | None = None
         self.noise: Tensor | None = None
+        self.least_diversity = 0.0
+        """Mean distance of two images below which the generator has collapsed."""
         if not options.has_generator:
             return
         self.generator = Generator(self.size, options.generator.channels).to(device)
@@ -90,6 +94,9 @@ class ImageMaker:
             self.bank = make_bank(options, features, device)
             self._waiting = torch.empty(0, 2 * features)
         self.optimizer = torch.optim.Adam(self.trained, options.generator.lr)
+        if device.type != "meta":
+            diversity = measured(self.samples(_USUAL))["image_diversity"].item()
+            self.least_diversity = _LEAST_SHARE * diversity
 
     @torch.no_grad()
     def _usual_features(self) -> Tensor:
@@ -110,11 +117,7 @@ class ImageMaker:
         """
         options = self.options
         random = random_for(options.seed, Draw.IMAGES, step)
-        procedural = {
-            "generator": 0,
-            "procedural": options.batch_size,
-            "mixed": round(options.procedural_share * options.batch_size),
-        }[options.source]
+        procedural = options.procedural_count
         return self._made(procedural, options.batch_size - procedural, random)
 
     @torch.no_grad()
@@ -162,7 +165,9 @@ class ImageMaker:
         seen = seen.contiguous(memory_format=torch.channels_last)
         with FeatureStatistics(self.teacher) as statistics:
             enlarged, maps = forward_with_features(self.teacher, self.points, seen)
-        values["adversarial"] = adversarial_loss(enlarged, student(seen), options.criterion)
+        with evaluation_mode(student):
+            failed = student(seen)
+        values["adversarial"] = adversarial_loss(enlarged, failed, options.criterion)
         values["consistency"] = reconstruction_loss(seen, enlarged, options.criterion)
         if self.discriminator:
             whole = pooled(maps).detach()
@@ -272,17 +277,17 @@ def measured(images: Tensor) -> dict[str, Tensor]:
     }
 
 
-def require_different(values: Mapping[str, float]) -> None:
+def require_different(values: Mapping[str, float], least_diversity: float) -> None:
     """Check what was `measured`, if it was.
 
     Raises:
         CollapseError: Images have hardly any contrast, or differ hardly at all.
     """
-    for name, what in (
-        ("image_contrast", "every image is of one colour, the standard deviation within it is"),
-        ("image_diversity", "all images are the same, their mean distance is"),
+    for name, least, what in (
+        ("image_contrast", _LEAST_CONTRAST, "images are of one colour, the deviation within them"),
+        ("image_diversity", least_diversity, "images are all alike, their mean distance"),
     ):
-        if values.get(name, math.inf) < _LEAST_DIFFERENCE:
+        if values.get(name, math.inf) < least:
             raise CollapseError(
-                f"the generator has collapsed: {what} {values[name]:.1e}, less than one 8-bit level"
+                f"the generator has collapsed: {what} is {values[name]:.2g}, below {least:.2g}"
             )

@@ -91,7 +91,7 @@ class DataFreeOptions(SharedOptions):
     """How the errors of all pixels of a batch become one number; the code of DFSR sums."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Of the student. 'sgd' is that of the code of DFSR: momentum 0.9, weight decay 1e-4, gradients
-    cut to the norm 0.4; its --lr is 0.1."""
+    cut to the norm 0.4. Its --lr is 0.1 and its --lr-min 1e-4 where none are given."""
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     """What the generators descend."""
     generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)
@@ -145,6 +145,11 @@ class DataFreeOptions(SharedOptions):
                 f"--procedural-share must be between 0 and 1, got {self.procedural_share}; for all "
                 "or nothing there is --source"
             )
+        if self.is_contrastive and self.contrastive.bank_every == "stage" and self.stages == 1:
+            raise ValueError(
+                "--contrastive.bank-every stage fills the bank when the student grows, which it "
+                "does not in --stages 1; take more stages, or --contrastive.bank-every round"
+            )
         if self.stages > self.iterations:
             raise ValueError(
                 f"--stages must be at most --iterations {self.iterations}, got {self.stages}"
@@ -166,6 +171,19 @@ class DataFreeOptions(SharedOptions):
                 "--batch-size must be at least 2, or there is nothing to tell an image apart from; "
                 "or take --source procedural"
             )
+        if self.source == "mixed" and not 0 < self.procedural_count < self.batch_size:
+            raise ValueError(
+                f"--procedural-share {self.procedural_share} of --batch-size {self.batch_size} is "
+                f"{self.procedural_count} procedural and "
+                f"{self.batch_size - self.procedural_count} generated images; there must be at "
+                "least one of each"
+            )
+
+    @property
+    def procedural_count(self) -> int:
+        """Procedural images in a batch."""
+        share = {"generator": 0.0, "procedural": 1.0, "mixed": self.procedural_share}
+        return round(share[self.source] * self.batch_size)
 
     @property
     def has_generator(self) -> bool:

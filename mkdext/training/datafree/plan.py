@@ -9,7 +9,7 @@ from torch import nn
 
 from mkdext._device import checked_device
 from mkdext.models import default_points, resolve_student, resolve_teacher, select_points
-from mkdext.models.own import check_twice_differentiable
+from mkdext.models.own import check_passes_gradient, check_twice_differentiable
 from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.scales import at_scales
@@ -58,6 +58,11 @@ def prepare(options: DataFreeOptions) -> Plan:
         points = choose_points(options.for_scale(scale, 1), student, teacher)
         if is_own(student):
             check_twice_differentiable(student)
+    if options.has_generator:
+        for whose, network in (("student", student), ("teacher", teacher)):
+            if is_own(network):
+                instead = "a generator (--source procedural has none)"
+                check_passes_gradient(network, whose, instead)
     networks = ByScale(student, teachers, points)
     memory = estimate_memory(options, networks)
     require_memory(memory, device)

@@ -161,6 +161,7 @@ class DataFreeLoop(Loop):
         self.run_directory = run
         self.stage = stage
         self.sets = sets
+        self.least_diversity = min(maker.least_diversity for maker in plan.makers.values())
 
     @property
     def lr(self) -> float:
@@ -197,7 +198,7 @@ class DataFreeLoop(Loop):
     def check(self, values: Mapping[str, float]) -> None:
         """Look also whether a generator has collapsed."""
         super().check(values)
-        require_different(values)
+        require_different(values, self.least_diversity)
 
     def statistics(self) -> dict[str, float]:
         """The stage, and what the method tells of itself."""
@@ -231,7 +232,8 @@ class DataFreeLoop(Loop):
             weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
             advice = f"Lower {rate}, raise {weight}, or take --source procedural"
         else:
-            advice = f"Lower --lr (now {options.lr:g}) or {rate}"
+            advice = f"Lower --lr (now {options.lr:g})"
+            advice += f" or {rate}" if options.has_generator else ""
         return f"step {step}: {error}{kept}. {advice}, and give another --out"
 
 

@@ -215,7 +215,7 @@ def test_a_collapsed_generator_is_told_with_what_to_change(flags, tmp_path, monk
     run = tmp_path / "run"
     assert main([*flags, "--out", str(run)]) == 1
     error = capsys.readouterr().err
-    assert "step 2: the generator has collapsed: every image is of one colour" in error
+    assert "step 2: the generator has collapsed: images are of one colour" in error
     assert "Lower --generator.lr (now 0.0001), raise --weights.contrastive (now 0.8)" in error
     assert "Traceback" not in error
     assert not (run / "summary.json").exists()
@@ -226,6 +226,27 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(flags, tmp_path, ca
     assert main([*flags, "--lr", "1e20", "--warmup", "0", "--out", str(run)]) == 1
     error = capsys.readouterr().err
     assert "mkdext.datafree: step 2: " in error and "Lower --lr (now 1e+20)" in error
+
+
+def test_sgd_has_learning_rates_of_its_own():
+    rates = [
+        (options.lr, options.lr_min)
+        for options in (
+            parse([]),
+            parse(["--optimizer", "sgd"]),
+            parse(["--optimizer", "sgd", "--lr", "0.05"]),
+        )
+    ]
+    assert rates == [(1e-3, 1e-5), (0.1, 1e-4), (0.05, 1e-4)]
+
+
+def test_sgd_also_cuts_the_gradients_of_a_methods_own_parameters(flags, tmp_path):
+    sgd = ["--optimizer", "sgd", "--method", "fitnet", "--source", "procedural", "--stages", "1"]
+    assert main([*flags, *sgd, "--out", str(tmp_path / "run")]) == 0
+    state = torch.load(tmp_path / "run/checkpoints/state.pt", weights_only=True)
+    moved = [s["momentum_buffer"] for s in state["optimizer"]["state"].values()]
+    # Geometric sum of at most 0.4 a step, momentum 0.9, for student and method each.
+    assert sum(m.square().sum() for m in moved).sqrt() < 2 * 0.4 / (1 - 0.9)
 
 
 @pytest.fixture
@@ -258,6 +279,13 @@ def broken(case: str, folder: Path) -> list[str]:
     if case == "teacher of other channels":
         (folder / "net.py").write_text("from torch import nn\nnet = lambda: nn.Conv2d(4, 4, 1)\n")
         return ["--teacher", f"{folder / 'net.py'}:net", "--teacher-weights", "None"]
+    if case == "teacher that rounds":
+        (folder / "net.py").write_text(
+            "import torch\n\nclass net(torch.nn.Conv2d):\n"
+            "    def __init__(self):\n        super().__init__(1, 1, 1)\n"
+            "    def forward(self, y):\n        return (super().forward(y) * 255).round() / 255\n"
+        )
+        return ["--teacher", f"{folder / 'net.py'}:net", "--teacher-weights", "None"]
     if case == "own network that grows":
         (folder / "net.py").write_text("from torch import nn\nnet = lambda: nn.Conv2d(1, 1, 1)\n")
         return ["--student", f"{folder / 'net.py'}:net"]
@@ -279,6 +307,7 @@ def broken(case: str, folder: Path) -> list[str]:
     [
         ("teacher of another scale", "x4"),
         ("teacher of other channels", "--teacher"),
+        ("teacher that rounds", "teacher net must pass a gradient to its image, for a generator"),
         ("own network that grows", "--stages 2: Conv2d is a network of yours"),
         ("missing weights", "nowhere.pt"),
         ("missing validation folder", "nowhere"),

@@ -20,6 +20,11 @@ from mkdext.training.datafree.student import origin
         (lambda: DataFreeOptions(patch_size=4), "multiple of 4, 8 or more with a generator"),
         (lambda: DataFreeOptions(batch_size=1), "--batch-size must be at least 2"),
         (lambda: DataFreeOptions(procedural_share=1), "--procedural-share must be between 0 and 1"),
+        (lambda: DataFreeOptions(procedural_share=0.99), "is 8 procedural and 0 generated images"),
+        (
+            lambda: DataFreeOptions(contrastive=ContrastiveOptions(bank_every="stage")),
+            "take more stages, or --contrastive.bank-every round",
+        ),
         (lambda: DataFreeOptions(method="fitnett"), "did you mean fitnet"),
         (lambda: DataFreeOptions(method="pisr"), "trains a teacher of its own on high-resolution"),
         (lambda: DataFreeOptions(lr=0), "--lr must be positive"),
