@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext._files import atomic_write
+from mkdext._files import atomic_write, write_text
+from mkdext.training.run_directory import RunDirectory
 from mkdext.training.validation import Scores
 
 STRIP_SIDE = 160
@@ -92,3 +94,25 @@ def save_curves(path: Path, metrics: Path, validation: Mapping[str, Any]) -> Non
     scores.legend()
     with atomic_write(path) as unfinished, unfinished.open("wb") as file:
         figure.savefig(file, format="png", dpi=120)
+
+
+def conclude(
+    run: RunDirectory, summary: Mapping[str, Any], pictures: Mapping[Path, str], console: Console
+) -> None:
+    """Write the summary of a finished training, and show the scores and what lies where.
+
+    Args:
+        run: Where to write.
+        summary: `iterations`, `seconds`, `validation` and whatever else is to be kept.
+        pictures: What was drawn and is below the run directory.
+        console: Where it is shown.
+    """
+    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+    console.print(score_table(summary["validation"]))
+    console.print(
+        f"{summary['iterations']} steps in {summary['seconds']:.0f} s; written to {run.root}:",
+        soft_wrap=True,
+    )
+    files = {run.student: "the student's weights", run.summary: "the numbers above"}
+    for path, what in (files | dict(pictures)).items():
+        console.print(f"  {path.relative_to(run.root)}: {what}", highlight=False)

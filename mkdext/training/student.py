@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import track as rich_track
 from torch import Tensor
 
-from mkdext._files import write_text
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, unwrapped
@@ -23,7 +22,7 @@ from mkdext.training.photographs import training_photographs, validation_photogr
 from mkdext.training.plan import Plan, count_parameters, prepare
 from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teacher
 from mkdext.training.progress import track
-from mkdext.training.report import save_curves, save_strip, score_table
+from mkdext.training.report import conclude, save_curves, save_strip
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.steps import TrainingFailed, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
@@ -298,16 +297,13 @@ def _finish(
             "parameters": count_parameters(teacher.network),
         }
     save_curves(run.picture, run.metrics, validation)
-    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
-    console.print(score_table(validation))
-    console.print(
-        f"{options.iterations} steps in {seconds:.0f} s; written to {run.root}:", soft_wrap=True
+    conclude(
+        run,
+        summary,
+        {
+            run.picture: "the learning curves",
+            run.samples: "low resolution, student, teacher and truth side by side",
+        },
+        console,
     )
-    for path, what in (
-        (run.student, "the student's weights"),
-        (run.summary, "the numbers above"),
-        (run.picture, "the learning curves"),
-        (run.samples, "low resolution, student, teacher and truth side by side"),
-    ):
-        console.print(f"  {path.relative_to(run.root)}: {what}", highlight=False)
     return summary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mkdext._files import write_text
 from mkdext.datafree import procedural_images
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
@@ -26,7 +24,7 @@ from mkdext.training.loop import Done, Loop
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
 from mkdext.training.progress import track
-from mkdext.training.report import score_table
+from mkdext.training.report import conclude
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.steps import TrainingFailed
 from mkdext.training.student import Summary, finished, in_words
@@ -296,16 +294,13 @@ def _finish(
         "validation": validation,
     }
     save_summary(run, summary, shown, scale)
-    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
-    console.print(score_table(validation))
-    console.print(
-        f"{options.iterations} steps in {seconds:.0f} s; written to {run.root}:", soft_wrap=True
+    conclude(
+        run,
+        summary,
+        {
+            run.picture: "made images over time, learning curves, the student at work",
+            run.samples: "made images: low resolution, student and teacher below each other",
+        },
+        console,
     )
-    for path, what in (
-        (run.student, "the student's weights"),
-        (run.summary, "the numbers above"),
-        (run.picture, "made images over time, learning curves, the student at work"),
-        (run.samples, "made images: low resolution, student and teacher below each other"),
-    ):
-        console.print(f"  {path.relative_to(run.root)}: {what}", highlight=False)
     return summary
