@@ -18,7 +18,7 @@ SWITCH = "MKDEXT_CUDA"
 """Environment variable: 1 builds the CUDA operators or fails, 0 does not build them."""
 
 ARCHITECTURES = "MKDEXT_CUDA_ARCHITECTURES"
-"""Environment variable: what to build for, like ``8.0 9.0+PTX``."""
+"""Environment variable: what to build for, like ``8.0 9.0+PTX``; commas and semicolons do too."""
 
 DEFAULT_ARCHITECTURES = ("8.0", "8.9", "9.0", "10.0+PTX")
 
@@ -51,15 +51,37 @@ def toolkit_version(nvcc: Path) -> str:
 
 
 def architectures(nvcc: Path) -> list[str]:
-    """List what to build for: what the user says, else the default as far as nvcc knows it."""
-    if os.environ.get(ARCHITECTURES):
-        return os.environ[ARCHITECTURES].replace(",", " ").split()
+    """List what to build for: what the user says, else the default as far as nvcc knows it.
+
+    Raises:
+        ValueError: The user says what is no list of architectures.
+    """
+    if wanted := re.findall(r"[^,;\s]+", os.environ.get(ARCHITECTURES, "")):
+        for name in wanted:
+            if not re.fullmatch(r"\d+\.\d(\+PTX)?", name):
+                raise ValueError(
+                    f'{ARCHITECTURES} takes compute capabilities like "8.0 9.0+PTX", got "{name}"'
+                )
+        return wanted
+    known = [name for name in DEFAULT_ARCHITECTURES if _number(name) in known_architectures(nvcc)]
+    # Newer GPUs than nvcc knows take the PTX of the newest that it does.
+    return [*known[:-1], known[-1].removesuffix("+PTX") + "+PTX"]
+
+
+def architecture_for(capability: tuple[int, int], nvcc: Path) -> str:
+    """Return what to build for one GPU; for one that nvcc does not know, PTX that it can take."""
+    older = [known for known in known_architectures(nvcc) if known <= capability]
+    major, minor = max(older, default=capability)
+    return f"{major}.{minor}+PTX"
+
+
+def known_architectures(nvcc: Path) -> list[tuple[int, int]]:
+    """List the compute capabilities that nvcc compiles for."""
     answer = subprocess.run(
         [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
     ).stdout
-    known = [name for name in DEFAULT_ARCHITECTURES if f"compute_{_digits(name)}" in answer.split()]
-    # Newer GPUs than nvcc knows take the PTX of the newest that it does.
-    return [*known[:-1], known[-1].removesuffix("+PTX") + "+PTX"]
+    found = re.findall(r"^compute_(\d+)(\d)$", answer, re.MULTILINE)
+    return [(int(major), int(minor)) for major, minor in found]
 
 
 @dataclass(frozen=True)
@@ -98,8 +120,21 @@ class CudaBuild:
                 for command, target in zip(compile_one, objects, strict=True)
             )
             printed = list(pool.map(_run, commands))
-        printed.append(_run([*self._linking(), *map(str, objects), "-o", str(library)]))
+        stub = self._make_stub(scratch)
+        printed.append(_run([*self._linking(), *map(str, [*objects, stub]), "-o", str(library)]))
         return "".join(printed)
+
+    def _make_stub(self, scratch: Path) -> Path:
+        """Make a library of the name of torch's CUDA side.
+
+        Linked with it, the operators find the real one in the process. The PyTorch that they are
+        built with may have none.
+        """
+        source, stub = scratch / "stub.cpp", scratch / "libtorch_cuda.so"
+        source.write_text('extern "C" void aoti_torch_get_current_cuda_stream() {}\n')
+        shared = [str(self.nvcc), "-shared", "-Xcompiler", "-fPIC", "-cudart", "none"]
+        _run([*shared, "-Xlinker", "-soname", "-Xlinker", stub.name, str(source), "-o", str(stub)])
+        return stub
 
     def _compiling(self) -> list[str]:
         """The flags of the C++ sources; the host compiler takes those that nvcc does not know."""
@@ -124,14 +159,17 @@ class CudaBuild:
         # no version of the one that torch brings.
         # nvcc knows where it lies in a toolkit, but not in one that pip installed.
         folders = [f"-L{self.torch / 'lib'}", f"-L{self.nvcc.resolve().parent.parent / 'lib'}"]
-        libraries = ["-ltorch_cpu"]
-        if (self.torch / "lib" / "libtorch_cuda.so").exists():
-            libraries += ["-Xlinker", "--no-as-needed", "-ltorch_cuda"]
+        libraries = ["-ltorch_cpu", "-Xlinker", "--no-as-needed"]
         return [str(self.nvcc), "-shared", "-cudart", "static", *folders, *libraries]
 
 
 def _digits(architecture: str) -> str:
     return architecture.removesuffix("+PTX").replace(".", "")
+
+
+def _number(architecture: str) -> tuple[int, int]:
+    major, minor = architecture.removesuffix("+PTX").split(".")
+    return int(major), int(minor)
 
 
 def _run(command: Sequence[str]) -> str:

@@ -6,7 +6,9 @@ Nothing here is done before a CUDA tensor reaches an operator, or `mkdext.doctor
 from __future__ import annotations
 
 import functools
+import sys
 import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -85,33 +87,64 @@ def find_obstacle(index: int) -> tuple[str, str] | None:
             f"{build['architectures']}",
             f'run `{ARCHITECTURES_VARIABLE}="{wanted}" pip install .` in the root of the clone',
         )
-    driver: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
-    toolkit = tuple(int(part) for part in build["toolkit"].split(".")[:2])
-    if driver // 1000 < toolkit[0]:
+    driver, toolkit = driver_version(), build["toolkit"]
+    needed = tuple(int(part) for part in toolkit.split(".")[:2])
+    if driver is None:
+        return None
+    supported = ".".join(map(str, driver))
+    if driver[0] < needed[0]:
         return (
-            f"the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, but the CUDA "
-            f"operators were built with {build['toolkit']}",
-            f"update the driver, or build with a CUDA toolkit {driver // 1000} "
+            f"the NVIDIA driver supports CUDA {supported}, but the CUDA operators were built with "
+            f"{toolkit}",
+            f"update the driver, or build with a CUDA toolkit {driver[0]} "
             "(CUDA_HOME=... pip install .)",
         )
+    # Drivers run machine code of newer toolkits of their major version, but cannot compile the PTX.
+    if driver < needed and not has_machine_code(capability, build["architectures"]):
+        wanted = ".".join(map(str, capability))
+        return (
+            f"the NVIDIA driver supports CUDA {supported} and cannot compile the PTX of {toolkit} "
+            f"that {name} needs",
+            f'update the driver, or run `{ARCHITECTURES_VARIABLE}="{wanted}" pip install .` in the '
+            "root of the clone",
+        )
     return None
+
+
+def driver_version() -> tuple[int, int] | None:
+    """Return the newest CUDA that the driver supports, like (13, 0); None where that is unknown.
+
+    For when the operators are loaded: it is they who ask.
+    """
+    version: int = sys.modules[f"mkdext.{OPERATORS.name}"].driver_version()
+    return (version // 1000, version % 1000 // 10) if version > 0 else None
 
 
 def runs_on(capability: tuple[int, int], architectures: str) -> bool:
     """Tell whether code built for some architectures runs on a GPU.
 
-    Machine code of X.Y runs on X.Z with Z >= Y, PTX on everything newer.
+    PTX runs on everything newer.
 
     Args:
         capability: The GPU's compute capability.
         architectures: As in ``build_info``: ``"8.0 9.0+PTX"``.
     """
+    newer = (built for built, ptx in _parsed(architectures) if ptx and capability >= built)
+    return has_machine_code(capability, architectures) or any(newer)
+
+
+def has_machine_code(capability: tuple[int, int], architectures: str) -> bool:
+    """Tell whether a GPU needs no PTX: machine code of X.Y runs on X.Z with Z >= Y."""
+    return any(
+        capability[0] == built[0] and capability >= built for built, _ in _parsed(architectures)
+    )
+
+
+def _parsed(architectures: str) -> Iterator[tuple[tuple[int, int], bool]]:
     for text in architectures.split():
         number, _, ptx = text.partition("+")
-        major, minor = (int(part) for part in number.split("."))
-        if capability >= (major, minor) and (ptx or capability[0] == major):
-            return True
-    return False
+        major, minor = number.split(".")
+        yield (int(major), int(minor)), bool(ptx)
 
 
 def allows_tf32() -> bool:

@@ -191,6 +191,9 @@ def _trial(device: str = "cpu") -> Finding:
     """Run the operators on known numbers: what loads may still compute nonsense."""
     import torch
 
+    from mkdext.ops import _dispatch
+
+    operators = torch.ops.mkdext
     name = "trial run" if device == "cpu" else f"trial run, {device}"
     # As many channels as Winograd's kernels want, which are for float32 alone.
     features = torch.linspace(-1, 1, 16 * 8 * 8, dtype=torch.float64).view(1, 16, 8, 8)
@@ -198,12 +201,17 @@ def _trial(device: str = "cpu") -> Finding:
     convolved = torch.nn.functional.conv2d(features, weight[0], padding=1)
     pooled = features.mean((2, 3)).view(1, 1, 16, 1, 1)
     for dtype in (torch.float64, torch.float32):
-        x, w = (t.to(device, dtype) for t in (features, weight))
+        try:
+            x, w = (t.to(device, dtype) for t in (features, weight))
+        except RuntimeError as error:  # no memory, a GPU that is busy, or one that has failed
+            return Finding(name, _first_line(error), "problem", _LOOK)
         try:
             results = (
-                torch.ops.mkdext.dynamic_conv2d(x, w).cpu(),
-                torch.ops.mkdext.texture_kernels(x, 1, 1).cpu(),
+                _dispatch.call(operators.dynamic_conv2d, x.device, x, w).cpu(),
+                _dispatch.call(operators.texture_kernels, x.device, x, 1, 1).cpu(),
             )
+        except torch.OutOfMemoryError as error:
+            return Finding(name, _first_line(error), "problem", _LOOK)
         except RuntimeError as error:
             return Finding(name, _first_line(error), "problem", _REPORT)
         for result, expected in zip(results, (convolved, pooled), strict=True):
@@ -214,14 +222,15 @@ def _trial(device: str = "cpu") -> Finding:
 
 
 _REPORT = "please report it with the output of `python -m mkdext.doctor --json`"
+_LOOK = "see in `nvidia-smi` what uses the GPU and its memory, and run this again when it is free"
 
 
 def _hardware(torch: Any) -> Iterator[Finding]:
     yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors")
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
-        names = (torch.cuda.get_device_name(index) for index in range(count))
-        yield Finding("cuda", ", ".join(names))
+        for index in range(count):
+            yield _gpu(torch, index)
         yield from _cuda_operators(count)
     elif torch.version.cuda:
         yield Finding("cuda", _why_no_cuda(torch), "note")
@@ -234,6 +243,15 @@ def _hardware(torch: Any) -> Iterator[Finding]:
         )
     else:
         yield Finding("cuda", "no device", "note")
+
+
+def _gpu(torch: Any, index: int) -> Finding:
+    try:
+        device = torch.cuda.get_device_name(index)
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
+    except RuntimeError as error:
+        return Finding("cuda", f"cuda:{index}: {_first_line(error)}", "problem", _LOOK)
+    return Finding("cuda", f"cuda:{index}: {device}, {free:.1f} of {total:.1f} GiB are free")
 
 
 def _why_no_cuda(torch: Any) -> str:
@@ -261,7 +279,10 @@ def _cuda_operators(device_count: int) -> Iterator[Finding]:
         f"{status.path}",
     )
     for index in range(device_count):
-        obstacle = _cuda.find_obstacle(index)
+        try:
+            obstacle = _cuda.find_obstacle(index)
+        except RuntimeError:  # the GPU does not answer, which its own row tells
+            continue
         if obstacle is None:
             yield _trial(f"cuda:{index}")
         else:

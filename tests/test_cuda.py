@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
+import re
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +21,7 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 import cuda_build  # noqa: E402
 
 LOADED = _extension.ExtensionStatus(
-    "loaded", None, "in use", build={"toolkit": "13.0", "architectures": "8.0 9.0+PTX"}
+    "loaded", None, "in use", build={"toolkit": "13.1", "architectures": "8.0 9.0+PTX"}
 )
 
 
@@ -27,9 +32,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setattr(_cuda, "_status", LOADED)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: properties["capability"])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-    monkeypatch.setattr(
-        torch._C, "_cuda_getDriverVersion", lambda: properties["driver"], raising=False
-    )
+    library = SimpleNamespace(driver_version=lambda: properties["driver"])
+    monkeypatch.setitem(sys.modules, "mkdext._C_cuda", library)
     _cuda._check_device.cache_clear()
     return properties
 
@@ -58,11 +62,36 @@ def test_a_fit_gpu_has_no_obstacle(gpu: dict[str, object]) -> None:
     assert _cuda.available(torch.device("cuda"))
 
 
+@pytest.mark.parametrize("source", [_cuda, doctor, _dispatch])
+def test_every_name_of_torch_that_is_used_exists(source: ModuleType) -> None:
+    names = {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(inspect.getsource(source)))
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.cuda.")
+    }
+    assert names
+    for name in names:
+        functools.reduce(getattr, name.split(".")[1:], torch)
+
+
+def test_the_driver_of_this_machine_is_asked_by_the_library_itself() -> None:
+    status = _cuda.status()
+    if status.state == "missing":
+        pytest.skip(f"{status.reason}: {status.fix}")
+    assert (_cuda.driver_version() is not None) >= torch.cuda.is_available()
+
+
+def test_an_unknown_driver_is_no_obstacle(gpu: dict[str, object]) -> None:
+    gpu["driver"] = 0
+    assert _cuda.find_obstacle(0) is None
+
+
 @pytest.mark.parametrize(
     ("capability", "driver", "message"),
     [
-        ((10, 0), 12080, r"supports CUDA 12\.8, but .* built with 13\.0: update the driver"),
+        ((10, 0), 12080, r"supports CUDA 12\.8, but .* built with 13\.1: update the driver"),
         ((7, 5), 13000, r"capability 7\.5, but .* need 8\.0: use `mkdext\.ops\.reference`"),
+        ((12, 0), 13000, r'13\.0 and cannot compile the PTX of 13\.1 .*ARCHITECTURES="12\.0"'),
     ],
 )
 def test_a_gpu_that_cannot_run_the_operators_is_an_error_with_the_fix(
@@ -137,7 +166,7 @@ def test_the_doctor_explains_every_obstacle(
 ) -> None:
     monkeypatch.setattr(doctor, "_trial", lambda device: doctor.Finding(device, "right"))
     operators, device = doctor._cuda_operators(1)
-    assert "CUDA 13.0 for 8.0 9.0+PTX" in operators.value and device.level == "ok"
+    assert "CUDA 13.1 for 8.0 9.0+PTX" in operators.value and device.level == "ok"
     gpu["capability"] = (7, 5)
     _, device = doctor._cuda_operators(1)
     assert device.level == "problem" and "7.5" in device.value and device.fix
@@ -146,6 +175,36 @@ def test_the_doctor_explains_every_obstacle(
     monkeypatch.delenv(_extension.REQUIRE_VARIABLE, raising=False)
     (operators,) = doctor._cuda_operators(1)
     assert operators.level == "note" and operators.fix
+
+
+def test_the_doctor_tells_memory_and_a_gpu_that_does_not_answer(
+    gpu: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * 2**29, 2**31))
+    assert doctor._gpu(torch, 0).value == "cuda:0: a GPU, 1.5 of 2.0 GiB are free"
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("all devices are busy")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fail)
+    silent = doctor._gpu(torch, 1)
+    assert silent.level == "problem" and "cuda:1: all devices are busy" in silent.value
+    (operators,) = doctor._cuda_operators(1)
+    assert operators.name == "cuda operators"
+
+
+@pytest.mark.parametrize("broken", [(torch.Tensor, "to"), (_dispatch, "call")])
+def test_memory_that_runs_out_in_the_doctor_s_trial_is_no_defect_of_the_operators(
+    monkeypatch: pytest.MonkeyPatch, broken: tuple[object, str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(*broken, fail)
+    trial = doctor._trial()
+    assert (trial.level, trial.value) == ("problem", "out of memory")
+    assert "nvidia-smi" in trial.fix and "report" not in trial.fix
 
 
 @pytest.fixture
@@ -174,8 +233,26 @@ def test_the_build_is_for_what_nvcc_knows_and_newer_gpus(
     assert cuda_build.find_nvcc() == nvcc
     assert cuda_build.toolkit_version(nvcc) == "12.4"
     assert cuda_build.architectures(nvcc) == ["8.0", "9.0+PTX"]
-    monkeypatch.setenv(cuda_build.ARCHITECTURES, "8.6, 8.9+PTX")
-    assert cuda_build.architectures(nvcc) == ["8.6", "8.9+PTX"]
+    monkeypatch.setenv(cuda_build.ARCHITECTURES, "8.6; 8.9+PTX,9.0")
+    assert cuda_build.architectures(nvcc) == ["8.6", "8.9+PTX", "9.0"]
+
+
+@pytest.mark.parametrize("name", ["90", "9.0a", "12.0f", "sm_90", "9.0+SASS"])
+def test_what_is_no_architecture_is_refused(
+    nvcc: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(cuda_build.ARCHITECTURES, f"8.0 {name}")
+    with pytest.raises(ValueError, match=r'like "8\.0 9\.0\+PTX", got ' + re.escape(f'"{name}"')):
+        cuda_build.architectures(nvcc)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built"), [((9, 0), "9.0+PTX"), ((8, 6), "8.0+PTX"), ((12, 0), "9.0+PTX")]
+)
+def test_a_gpu_that_nvcc_does_not_know_gets_ptx_that_it_can_take(
+    nvcc: Path, capability: tuple[int, int], built: str
+) -> None:
+    assert cuda_build.architecture_for(capability, nvcc) == built
 
 
 def test_cuda_is_built_where_torch_has_it_unless_the_user_says_otherwise(
@@ -198,13 +275,15 @@ def test_every_source_is_compiled_for_every_architecture(nvcc: Path, tmp_path: P
         nvcc, tmp_path / "torch", ROOT / "csrc", [], ["8.0", "9.0+PTX"], "the hash"
     )
     build.build(tmp_path / "out" / "_C_cuda.so", tmp_path / "scratch")
-    *compiled, linked = (tmp_path / "calls").read_text().splitlines()
+    *compiled, stub, linked = (tmp_path / "calls").read_text().splitlines()
     assert len(compiled) == 3
     for call in compiled:
         assert "arch=compute_80,code=[sm_80]" in call
         assert "arch=compute_90,code=[sm_90,compute_90]" in call
         assert "the hash" in call
     assert "-shared" in linked and "-cudart static" in linked and "-ltorch_cpu" in linked
+    # A PyTorch that has no CUDA was built with; the library needs that of one that has.
+    assert "-soname -Xlinker libtorch_cuda.so" in stub and "scratch/libtorch_cuda.so" in linked
 
 
 def test_a_failing_nvcc_is_told_with_what_it_printed(nvcc: Path, tmp_path: Path) -> None:

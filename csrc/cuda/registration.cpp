@@ -1,5 +1,6 @@
 // The CUDA side of the operators, and the Python module `mkdext._C_cuda`, which tells what it was
 // built for. The schemas stand in ../registration.cpp: `_C` must be loaded first.
+#include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -155,4 +156,11 @@ PYBIND11_MODULE(_C_cuda, m) {
       },
       "The CUDA toolkit, the architectures (a trailing +PTX: also newer ones), the torch headers "
       "and the hash of the sources.");
+  m.def(
+      "driver_version",
+      [] {
+        int version = 0;
+        return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+      },
+      "The newest CUDA that the driver supports, 1000 * major + 10 * minor; 0 without a driver.");
 }

@@ -55,10 +55,12 @@ class DeviceBlock {
     const auto target = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     if constexpr (kBytes == 16) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(global),
-                   "r"(valid ? 16 : 0));
+                   "r"(valid ? 16 : 0)
+                   : "memory");
     } else {
       asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(target), "l"(global),
-                   "n"(kBytes), "r"(valid ? kBytes : 0));
+                   "n"(kBytes), "r"(valid ? kBytes : 0)
+                   : "memory");
     }
   }
 

@@ -42,6 +42,7 @@ def test_an_error_of_the_batches_reaches_the_training() -> None:
 
 
 @NEEDS_GPU
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_step_waits_for_nothing() -> None:
     device = torch.device("cuda")
     student = create_model("rcan-a", scale=4).to(device, memory_format=torch.channels_last)
@@ -59,8 +60,8 @@ def test_a_step_waits_for_nothing() -> None:
     lr, hr = torch.rand(2, 3, 12, 12, device=device), torch.rand(2, 3, 48, 48, device=device)
     step(0, lr, hr, hints)
     readings = Readings({}, lambda values: None)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for index in range(0, 12, 4):
             readings.add(index, step(index, lr, hr, hints))
     finally:
