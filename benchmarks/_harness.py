@@ -30,7 +30,8 @@ if str(ROOT) not in sys.path:  # run from any directory, installed or not
     sys.path.insert(0, str(ROOT))
 
 from mkdext import _cuda, _extension  # noqa: E402
-from mkdext.training.allocator import keep_freed_memory  # noqa: E402
+from mkdext._allocator import keep_freed_memory  # noqa: E402
+from mkdext._files import write_text  # noqa: E402
 
 keep_freed_memory()
 
@@ -173,6 +174,12 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() / _fastest(lambda: target.copy_(source), device, 5) / 1e9
 
 
+def launch_seconds(device: torch.device) -> float:
+    """Measure what a GPU takes for a kernel that does nothing, many of them in a row."""
+    with torch.cuda.device(device):
+        return _fastest(lambda: torch.cuda._sleep(0), device, 20)
+
+
 def _fastest(run: Callable[[], object], device: torch.device, repeats: int) -> float:
     return min(time_interleaved({"": run}, device, repeats)[""].seconds)
 
@@ -180,7 +187,8 @@ def _fastest(run: Callable[[], object], device: torch.device, repeats: int) -> f
 def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, object]:
     """Describe what the numbers depend on.
 
-    The limits of the machine, `peak_gflops` of the dtype and `copy_bandwidth`, are measured.
+    The limits of the machine, `peak_gflops` of the dtype, `copy_bandwidth` and on a GPU
+    `launch_seconds`, are measured.
     """
     status = _extension.status()
     described: dict[str, object] = {
@@ -206,6 +214,7 @@ def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[st
         described["cudnn"] = torch.backends.cudnn.version()
         described["cuda_extension"] = _cuda.status().state
         described["tf32"] = _cuda.allows_tf32()
+        described["launch_us"] = round(1e6 * launch_seconds(device), 2)
     if device.type == "cpu":
         described["peak_gflops_one_thread"] = round(peak_gflops(device, dtype, 1), 1)
     described["peak_gflops"] = round(peak_gflops(device, dtype, torch.get_num_threads()), 1)
@@ -233,4 +242,4 @@ def _commit() -> str:
 def write_json(path: Path, header: Mapping[str, object], rows: Sequence[object]) -> None:
     """Write the machine and the rows, every round included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": header, "results": rows}, indent=2) + "\n")
+    write_text(path, json.dumps({"machine": header, "results": rows}, indent=2) + "\n")

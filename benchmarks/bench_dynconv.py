@@ -11,6 +11,11 @@ and double backward through autograd, which is what one meta step asks for (seve
 Their gradients are what autograd's formulas compute, asked for directly where PyTorch allows it: no
 peer pays for a forward that is not timed.
 
+On a GPU every form is also compared with what the machine allows, measured in the same run: the
+longest of the operations at the rate of a large matrix product, the bytes at the rate of a copy,
+and the launches. "All seven" of ours is timed as the replay of a CUDA graph as well, which frees it
+from the time that Python takes; no peer's ratio uses that.
+
     python benchmarks/bench_dynconv.py --threads 1
     python benchmarks/bench_dynconv.py --kernel-sizes 1 3 5 7 --figure ratios.png
     python benchmarks/bench_dynconv.py --sizes 16,64,64,48 --algorithm direct --json results.json
@@ -23,7 +28,7 @@ import argparse
 import functools
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +49,9 @@ PRIMITIVES = ("forward", "input grad", "weight grad", "all seven")
 ALGORITHMS = ("auto", "direct", "winograd", "tf32")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 OURS = "mkdext"
+REPLAY = f"{OURS}, graph replay"
+LAUNCHES = {"all seven": 3}
+"""The fewest, where that is more than one: each of the calls can be a single kernel."""
 
 Form = tuple[Callable[..., Tensor], Callable[..., Tensor]]  # the convolution, one gradient
 Calls = dict[str, Callable[[], object]]
@@ -86,6 +94,27 @@ class Size:
         """Return the floating-point operations of the direct algorithm."""
         one = 2 * self.batch * self.in_channels * self.out_channels * (self.side * kernel_size) ** 2
         return 7 * one if primitive == "all seven" else one
+
+    def bytes(self, kernel_size: int, primitive: str, dtype: torch.dtype) -> int:
+        """Return the fewest bytes to move: each call reads its operands and writes its results."""
+        pixels = self.batch * self.side**2
+        x, y = pixels * self.in_channels, pixels * self.out_channels
+        w = self.batch * self.in_channels * self.out_channels * kernel_size**2
+        if primitive == "all seven":  # the double backward alone reads x, w, g, ggx and ggw
+            return dtype.itemsize * (6 * x + 6 * w + 4 * y)
+        return dtype.itemsize * (x + w + y)
+
+    def limit(self, kernel_size: int, primitive: str, header: Mapping[str, object]) -> float:
+        """Return the seconds that the machine of a header needs at least."""
+        dtype = DTYPES[str(header["dtype"])]
+        rate, bandwidth, launch = (
+            float(str(header[key])) for key in ("peak_gflops", "copy_gb_per_s", "launch_us")
+        )
+        return max(
+            self.flops(kernel_size, primitive) / rate / 1e9,
+            self.bytes(kernel_size, primitive, dtype) / bandwidth / 1e9,
+            LAUNCHES.get(primitive, 1) * launch / 1e6,
+        )
 
 
 def grouped(x: Tensor, w: Tensor) -> Tensor:
@@ -223,6 +252,20 @@ def candidates(
     return {name: functools.partial(all_seven, form[0], leaves) for name, form in pairs}
 
 
+def replayed(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Return the replay of a call that was captured in a CUDA graph."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+    return graph.replay
+
+
 def check(calls: Calls, options: argparse.Namespace) -> None:
     """Require that all forms compute the same."""
     results = {name: call() for name, call in calls.items()}
@@ -276,6 +319,8 @@ def parse_arguments() -> argparse.Namespace:
         torch.backends.cudnn.conv.fp32_precision = "ieee"
     if arguments.threads < 1 or arguments.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
+    if arguments.algorithm == "tf32" and not arguments.tf32:
+        parser.error("--algorithm tf32 needs --tf32: the other forms must be allowed it too")
     for size in arguments.kernel_sizes:
         if size < 1 or size % 2 == 0:
             parser.error(f"--kernel-sizes must be odd and positive, got {size}")
@@ -292,15 +337,20 @@ def report(
     flops: int,
     timings: dict[str, Timing],
     peaks: dict[str, int | None],
+    limit: float | None,
 ) -> list[dict[str, object]]:
-    """Add one line per form to the table; return the lines for the JSON file."""
-    peers = {name: timing for name, timing in timings.items() if name != OURS}
+    """Add one line per form to the table; return the lines for the JSON file.
+
+    The limit is in seconds.
+    """
+    peers = {name: timing for name, timing in timings.items() if name not in (OURS, REPLAY)}
     best = min(peers, key=lambda name: peers[name].median)
     rows: list[dict[str, object]] = []
     for name, timing in timings.items():
         gflops = flops / timing.median / 1e9
         ratio = timing.ratio_to(timings[best])
-        peak = peaks[name]
+        peak = peaks.get(name)
+        share = None if limit is None else limit / timing.median
         ours = name == OURS
         table.add_row(
             str(case["kernel_size"]) if ours else "",
@@ -311,6 +361,7 @@ def report(
             f"{timing.spread:.0%}",
             f"{gflops:.1f}",
             f"{ratio:.2f}",
+            *([] if share is None else [f"{share:.0%}"]),
             "" if peak is None else f"{peak / 2**20:.0f}",
             style="bold" if ours else None,
             end_section=name == list(timings)[-1],
@@ -318,13 +369,14 @@ def report(
         rows.append(
             {
                 **case,
-                "algorithm": case["algorithm"] if ours else None,
+                "algorithm": case["algorithm"] if name in (OURS, REPLAY) else None,
                 "form": name,
                 "median_s": timing.median,
                 "spread": timing.spread,
                 "gflops": gflops,
                 "best_peer": best,
                 "ratio_to_best_peer": ratio,
+                "share_of_limit": share,
                 "peak_bytes": peak,
                 "seconds": timing.seconds,
             }
@@ -368,7 +420,9 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     for key, value in header.items():
         console.print(f"{key:>22}: {value}", highlight=False)
-    table = Table("k", "size", "primitive", "form", "ms", "spread", "GFLOP/s", "ratio", "peak MiB")
+    on_gpu = options.device.type == "cuda"
+    names = ["k", "size", "primitive", "form", "ms", "spread", "GFLOP/s", "ratio"]
+    table = Table(*names, *(["of limit"] if on_gpu else []), "peak MiB")
     for column in table.columns[4:]:
         column.justify = "right"
     rows: list[dict[str, object]] = []
@@ -382,6 +436,8 @@ def main() -> None:
             calls = candidates(tensors, primitive, options.algorithm, options.compile)
             peaks = {name: peak_bytes(call, options.device) for name, call in calls.items()}
             check(calls, options)
+            if on_gpu and primitive == "all seven" and has_kernel(tensors[0]):
+                calls[REPLAY] = replayed(calls[OURS], options.device)
             timings = time_interleaved(calls, options.device, options.repeats)
             case: dict[str, object] = {
                 "size": str(size),
@@ -390,14 +446,17 @@ def main() -> None:
                 "primitive": primitive,
                 "algorithm": algorithm_taken(*tensors[:2], primitive, options.algorithm),
             }
-            rows += report(table, case, size.flops(kernel_size, primitive), timings, peaks)
+            flops = size.flops(kernel_size, primitive)
+            limit = size.limit(kernel_size, primitive, header) if on_gpu else None
+            rows += report(table, case, flops, timings, peaks, limit)
             progress.advance(task)
     console.print(table)
     console.print(
         "ms: median; spread: interquartile range / median; GFLOP/s: of the direct algorithm; "
         "ratio: speed against the fastest peer, median over the rounds; "
-        "peak MiB: memory of a call above what stood before; peak_gflops: a 512 x 512 matrix "
-        "product; copy_gb_per_s: bytes read and written by a copy of 256 MiB."
+        "peak MiB: memory of a call above what stood before; peak_gflops: a matrix product; "
+        "copy_gb_per_s: bytes read and written by a copy of 256 MiB; of limit: of the speed that "
+        "these, and launch_us for each launch, allow."
     )
     if options.figure is not None:
         draw(rows, options)

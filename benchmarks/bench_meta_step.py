@@ -241,6 +241,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    # As our operators compute; cuDNN's default is tf32.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     if not _extension.available():
         sys.exit("the compiled operators are missing: `python -m mkdext.doctor` tells the fix")
     console = Console()

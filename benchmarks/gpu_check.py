@@ -3,33 +3,59 @@
     python benchmarks/gpu_check.py
     python benchmarks/gpu_check.py --out results/h100 --only build tests
 
-It builds the operators for the PyTorch and the GPU that are there (no network is needed, but nvcc,
-setuptools and pybind11), tests them, looks for memory errors and races with compute-sanitizer where
-that is installed, measures them, and runs a short training. The parts are independent: each has a
-time limit, and one that fails is reported while the others go on. Results are in the folder OUT:
-`summary.json`, `summary.txt`, and the output of every part.
+It builds the operators for the PyTorch and the GPU that are there, tests them, looks for memory
+errors and races with compute-sanitizer where that is installed, measures them, and runs a short
+training. The parts are independent: each has a time limit, and one that fails is reported while the
+others go on. Results are in the folder OUT: `summary.json`, `summary.txt`, and the output of every
+part.
+
+Needed are nvcc, a PyTorch that has CUDA, the other dependencies of the package (numpy, pillow,
+scikit-image, scipy, safetensors, rich, tyro, pyyaml, matplotlib), and pytest, pytest-xdist,
+setuptools and pybind11; what is missing is told at once. The package itself need not be installed,
+and there need be no network.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "build_backend")]
+
+from cuda_build import architecture_for, find_nvcc, toolkit_version  # noqa: E402
+
+from mkdext.doctor import REQUIRED_PACKAGES  # noqa: E402
+
+NEEDED = {
+    "torch": "torch",
+    **REQUIRED_PACKAGES,
+    "pytest": "pytest",
+    "pytest-xdist": "xdist",
+    "setuptools": "setuptools",
+    "pybind11": "pybind11",
+}
+"""Distribution name and import name."""
+
 PYTHON = sys.executable
 LIMIT = 530
 """Seconds for everything."""
 
 MAIN_SIZE = "16,64,64,48"
 LARGE_BATCH = "64,64,64,48"
+COMPILED = "float32, compiled peers"
+CONVOLUTIONS = ("float32", "tf32", "bfloat16", "float16", COMPILED)
 
 SANITIZED = """
 import torch
@@ -60,6 +86,11 @@ class Part:
     command: Sequence[str]
     limit: int
     """Seconds."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def file(self, out: Path, suffix: str) -> Path:
+        """Return where its output goes."""
+        return out / (self.name.replace(", ", "-").replace(" ", "-") + suffix)
 
 
 @dataclass(frozen=True)
@@ -80,19 +111,22 @@ def parts(out: Path) -> list[Part]:
     scripts = ROOT / "benchmarks"
     setup = [PYTHON, "setup.py", "build_ext", "--build-lib", str(library)]
     setup += ["--build-temp", str(out / "objects")]
-    tests = [PYTHON, "-m", "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider"]
-    tests += ["tests/ops/test_on_gpu.py", "tests/test_cuda.py"]
-    training_tests = [*tests[:-2], "tests/training/test_transfer.py"]
-    sanitizer = ["compute-sanitizer", "--error-exitcode", "1"]
+    pytest = [PYTHON, "-m", "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider"]
+    tests = [*pytest, "tests/ops/test_on_gpu.py", "tests/test_cuda.py"]
+    training_tests = [*pytest, "tests/training/test_transfer.py"]
+    sanitizer = [find_sanitizer(), "--error-exitcode", "1"]
     small = [PYTHON, "-c", SANITIZED]
+    # Memory that PyTorch keeps for later is valid memory for memcheck.
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
-    def bench(name: str, *options: str) -> list[str]:
-        return [PYTHON, str(scripts / f"{name}.py"), "--device", "cuda", *options]
+    def bench(name: str, script: str, limit: int, *options: str) -> Part:
+        part = Part(name, [], limit)
+        command = [PYTHON, str(scripts / f"{script}.py"), "--device", "cuda", *options]
+        return replace(part, command=[*command, "--json", str(part.file(out, ".json"))])
 
     def convolution(name: str, *options: str) -> Part:
         sizes = ["--sizes", MAIN_SIZE, LARGE_BATCH, "--repeats", "9"]
-        command = bench("bench_dynconv", *sizes, "--json", str(out / f"{name}.json"), *options)
-        return Part(name, command, 60)
+        return bench(name, "bench_dynconv", 60, *sizes, *options)
 
     train = [PYTHON, "-m", "mkdext.train", "--device", "cuda", "--iterations", "60"]
     train += ["--out", str(out / "training")]
@@ -104,13 +138,26 @@ def parts(out: Path) -> list[Part]:
         convolution("float32"),
         convolution("tf32", "--tf32"),
         convolution("bfloat16", "--dtype", "bfloat16"),
-        Part("meta step", bench("bench_meta_step", "--repeats", "5"), 60),
+        convolution("float16", "--dtype", "float16"),
+        bench("meta step", "bench_meta_step", 60, "--repeats", "5"),
         Part("training", train, 60),
-        Part("memcheck", [*sanitizer, "--tool", "memcheck", *small], 60),
-        Part("racecheck", [*sanitizer, "--tool", "racecheck", *small], 60),
-        Part("texture kernels", bench("bench_texture_kernels", "--repeats", "5"), 45),
-        convolution("float32, compiled peers", "--compile"),
+        # To import torch under the sanitizer takes most of their time.
+        Part("memcheck", [*sanitizer, "--tool", "memcheck", *small], 120, uncached),
+        bench(COMPILED, "bench_dynconv", 120, "--sizes", MAIN_SIZE, "--repeats", "9", "--compile"),
+        Part("racecheck", [*sanitizer, "--tool", "racecheck", *small], 120),
+        bench("texture kernels", "bench_texture_kernels", 45, "--repeats", "5"),
     ]
+
+
+def find_sanitizer() -> str:
+    """Locate compute-sanitizer: on the PATH, beside nvcc, or in the toolkit's usual folders."""
+    folders = [Path("/usr/local/cuda/bin"), Path("/usr/local/cuda/compute-sanitizer")]
+    if nvcc := find_nvcc():
+        for binaries in (nvcc.resolve().parent, nvcc.parent):
+            folders[:0] = [binaries, binaries.parent / "compute-sanitizer"]
+    name = "compute-sanitizer"
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, folders)))
+    return found or name
 
 
 def run(part: Part, out: Path, environment: dict[str, str], left: float) -> Outcome:
@@ -120,13 +167,13 @@ def run(part: Part, out: Path, environment: dict[str, str], left: float) -> Outc
     limit = min(part.limit, left)
     if limit < 5:
         return Outcome(part.name, "left out", 0.0, f"the {LIMIT} s are used up")
-    log = out / f"{part.name.replace(', ', '-').replace(' ', '-')}.txt"
+    log = part.file(out, ".txt")
     start = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
             part.command,
             cwd=ROOT,
-            env=environment,
+            env={**environment, **part.environment},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -148,10 +195,12 @@ def describe_machine() -> dict[str, str]:
 
     if not torch.cuda.is_available():
         sys.exit("gpu_check: no CUDA device (`python -m mkdext.doctor` tells why)")
-    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    nvcc = find_nvcc()
     return {
         "gpu": torch.cuda.get_device_name(),
-        "capability": capability,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability())),
+        "driver": driver(),
+        "nvcc": toolkit_version(nvcc) if nvcc else "none",
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -159,38 +208,97 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def speeds(out: Path) -> list[dict[str, object]]:
-    """Collect the ratios of our form to the fastest peer from the files of the benchmarks."""
-    found = []
-    for name in ("float32", "tf32", "bfloat16"):
-        path = out / f"{name}.json"
-        if not path.exists():
-            continue
-        for row in json.loads(path.read_text())["results"]:
-            if row["form"] == "mkdext":
-                keys = ("size", "primitive", "median_s", "gflops", "best_peer")
-                ratio = row["ratio_to_best_peer"]
-                found.append({"precision": name, **{k: row[k] for k in keys}, "ratio": ratio})
-    return found
+def driver() -> str:
+    """Return the version of the NVIDIA driver, "unknown" if nothing tells it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.splitlines()[0] if answer.stdout else "unknown"
+
+
+Row = dict[str, Any]
+
+
+def results(chosen: Sequence[Part], out: Path) -> dict[str, list[Row]]:
+    """Read the rows of the benchmarks that have ended, by the names of their parts."""
+    files = {part.name: part.file(out, ".json") for part in chosen}
+    return {
+        name: json.loads(path.read_text())["results"]
+        for name, path in files.items()
+        if path.exists()
+    }
+
+
+def convolutions(found: Mapping[str, list[Row]]) -> list[Row]:
+    """Compare our forms with the fastest peer, and with what the GPU allows."""
+    compared = []
+    for name in CONVOLUTIONS:
+        case: dict[str, Row] = {}
+        for row in found.get(name, ()):
+            if row["form"] == "mkdext":  # the first one of its case
+                case = {}
+            case[row["form"]] = row
+            keys = ("size", "primitive", "form", "median_s", "gflops", "best_peer")
+            if row["form"].startswith("mkdext"):
+                compared.append({"precision": name, "case": case, **{k: row[k] for k in keys}})
+                compared[-1] |= {"ratio": row["ratio_to_best_peer"]}
+                compared[-1] |= {k: row[k] for k in ("share_of_limit", "peak_bytes")}
+    for row in compared:
+        row["peer_peak_bytes"] = row.pop("case")[row["best_peer"]]["peak_bytes"]
+    return compared
+
+
+def forms(found: Mapping[str, list[Row]]) -> list[Row]:
+    """Reduce the rounds of meta steps and texture kernels to medians."""
+    return [
+        {
+            "benchmark": name,
+            **{k: v for k, v in row.items() if k != "seconds"},
+            "median_s": statistics.median(row["seconds"]),
+        }
+        for name in ("meta step", "texture kernels")
+        for row in found.get(name, ())
+    ]
 
 
 def summarize(
-    machine: dict[str, str], outcomes: Sequence[Outcome], found: Sequence[dict[str, object]]
+    machine: Mapping[str, str],
+    outcomes: Sequence[Outcome],
+    compared: Sequence[Row],
+    others: Sequence[Row],
 ) -> str:
     """Write the readable summary."""
     lines = ["  ".join(f"{key}: {value}" for key, value in machine.items()), ""]
     for o in outcomes:
         lines.append(f"{o.name:<24} {o.result:<10} {o.seconds:6.1f} s  {o.note[:100]}")
-    if found:
-        header = ("precision", "size", "primitive", "us", "GFLOP/s", "ratio", "to")
-        lines += ["", "{:<10} {:<18} {:<12} {:>9} {:>9} {:>6}  {}".format(*header)]
-        lines += [
-            f"{row['precision']:<10} {row['size']:<18} {row['primitive']:<12} "
-            f"{1e6 * float(str(row['median_s'])):>9.1f} {row['gflops']:>9.0f} "
-            f"{row['ratio']:>6.2f}  {row['best_peer']}"
-            for row in found
-        ]
+    if compared:
+        lines += ["", "of limit: the longest of operations, bytes and launches, measured, over us"]
+        lines.append(
+            f"{'precision':<24} {'size':<16} {'primitive':<12} {'form':<22} {'us':>9} "
+            f"{'GFLOP/s':>9} {'of limit':>8} {'MiB':>7} {'its MiB':>7} {'ratio':>6}  to"
+        )
+    for row in compared:
+        memory = (mebibytes(row[key]) for key in ("peak_bytes", "peer_peak_bytes"))
+        lines.append(
+            f"{row['precision']:<24} {row['size']:<16} {row['primitive']:<12} {row['form']:<22} "
+            f"{1e6 * row['median_s']:>9.1f} {row['gflops']:>9.0f} {row['share_of_limit']:>8.0%} "
+            f"{next(memory):>7} {next(memory):>7} {row['ratio']:>6.2f}  {row['best_peer']}"
+        )
+    for name in dict.fromkeys(row["benchmark"] for row in others):
+        lines += ["", f"{name:<50} {'us':>9} {'MiB':>7}"]
+        for row in (row for row in others if row["benchmark"] == name):
+            keys = ("size", "dtype", "direction", "form")
+            case = "  ".join(str(row[key]) for key in keys if key in row)
+            us = 1e6 * row["median_s"]
+            lines.append(f"{case:<50} {us:>9.1f} {mebibytes(row.get('peak_bytes')):>7}")
     return "\n".join(lines) + "\n"
+
+
+def mebibytes(size: int | None) -> str:
+    """Write a size, or nothing."""
+    return "" if size is None else f"{size / 2**20:.0f}"
 
 
 def main() -> None:
@@ -203,6 +311,9 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out.resolve()
     start = time.monotonic()
+    if missing := [name for name, module in NEEDED.items() if not importlib.util.find_spec(module)]:
+        command = f"{PYTHON} -m pip install {' '.join(missing)}"
+        sys.exit(f"gpu_check: {', '.join(missing)} must be installed: `{command}`")
     machine = describe_machine()
     chosen = parts(out)
     if options.only:
@@ -213,10 +324,14 @@ def main() -> None:
         chosen = [part for part in chosen if part.name in options.only]
     shutil.rmtree(out / "training", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
+    for part in parts(out):  # nothing of an earlier run may count
+        for suffix in (".txt", ".json"):
+            part.file(out, suffix).unlink(missing_ok=True)
+    nvcc, (major, minor) = find_nvcc(), map(int, machine["capability"].split("."))
     environment = {
         **os.environ,
         "MKDEXT_CUDA": "1",
-        "MKDEXT_CUDA_ARCHITECTURES": machine["capability"] + "+PTX",
+        "MKDEXT_CUDA_ARCHITECTURES": architecture_for((major, minor), nvcc) if nvcc else "",
         "MKDEXT_REQUIRE_EXT": "1",
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(ROOT), str(out / "lib"), os.environ.get("PYTHONPATH")])
@@ -229,10 +344,12 @@ def main() -> None:
         outcome = run(part, out, environment, LIMIT - (time.monotonic() - start))
         print(f"  {outcome.result}, {outcome.seconds:.0f} s: {outcome.note[:120]}", flush=True)
         outcomes.append(outcome)
-        found = speeds(out)
-        summary = {"machine": machine, "parts": [*map(asdict, outcomes)], "speeds": found}
+        found = results(chosen, out)
+        compared, others = convolutions(found), forms(found)
+        summary = {"machine": machine, "parts": [*map(asdict, outcomes)]}
+        summary |= {"convolutions": compared, "others": others}
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        (out / "summary.txt").write_text(summarize(machine, outcomes, found))
+        (out / "summary.txt").write_text(summarize(machine, outcomes, compared, others))
     print(f"\n{(out / 'summary.txt').read_text()}written to {out}")
     sys.exit(any(outcome.result in ("failed", "timed out") for outcome in outcomes))
 

@@ -12,9 +12,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from mkdext._allocator import keep_freed_memory
 from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
-from mkdext.training.allocator import keep_freed_memory
 from mkdext.training.command import exit_status
 from mkdext.training.config_files import config_of, defaults_for, with_config
 from mkdext.training.plan import count_parameters, prepare

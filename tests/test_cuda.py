@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from mkdext.ops import _dispatch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "build_backend"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import cuda_build  # noqa: E402
+import gpu_check  # noqa: E402
 
 LOADED = _extension.ExtensionStatus(
     "loaded", None, "in use", build={"toolkit": "13.1", "architectures": "8.0 9.0+PTX"}
@@ -291,6 +294,64 @@ def test_a_failing_nvcc_is_told_with_what_it_printed(nvcc: Path, tmp_path: Path)
     build = cuda_build.CudaBuild(nvcc, tmp_path, ROOT / "csrc", [], ["1.0"], "")
     with pytest.raises(RuntimeError, match="no such GPU"):
         build.build(tmp_path / "_C_cuda.so", tmp_path)
+
+
+ROWS = [
+    {
+        "form": form,
+        "size": "16, 64 -> 64, 48",
+        "primitive": "all seven",
+        "median_s": seconds,
+        "gflops": 1.0,
+        "best_peer": "grouped",
+        "ratio_to_best_peer": 4e-4 / seconds,
+        "share_of_limit": 1e-4 / seconds,
+        "peak_bytes": peak,
+    }
+    for form, seconds, peak in (
+        ("mkdext", 2e-4, 2**20),
+        ("grouped", 4e-4, 2**22),
+        ("mkdext, graph replay", 1e-4, None),
+    )
+]
+
+
+def test_gpu_check_reports_what_its_parts_wrote_and_nothing_older(
+    nvcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tf32.json").write_text("of an earlier run")
+    writing = "import os, sys, pathlib; pathlib.Path(sys.argv[1]).write_text(os.environ['ROWS'])"
+    parts = [
+        gpu_check.Part(
+            "float32",
+            [sys.executable, "-c", writing, str(out / "float32.json")],
+            60,
+            {"ROWS": json.dumps({"results": ROWS})},
+        ),
+        gpu_check.Part("tf32", ["false"], 60),
+        gpu_check.Part("build", ["sh", "-c", "echo $MKDEXT_CUDA_ARCHITECTURES"], 60),
+    ]
+    monkeypatch.setattr(gpu_check, "parts", lambda _: parts)
+    monkeypatch.setattr(gpu_check, "describe_machine", lambda: {"capability": "12.0"})
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(out)])
+    with pytest.raises(SystemExit):
+        gpu_check.main()
+    summary = json.loads((out / "summary.json").read_text())
+    assert [part["result"] for part in summary["parts"]] == ["passed", "failed", "passed"]
+    assert summary["parts"][2]["note"] == "9.0+PTX"
+    ours, replay = summary["convolutions"]
+    assert (ours["ratio"], ours["share_of_limit"], ours["peer_peak_bytes"]) == (2, 0.5, 2**22)
+    assert (replay["form"], replay["share_of_limit"]) == ("mkdext, graph replay", 1)
+    assert "50%" in (out / "summary.txt").read_text()
+
+
+def test_gpu_check_tells_at_once_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu_check.NEEDED, "a-package", "a_module_that_nobody_has")
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    with pytest.raises(SystemExit, match=r"a-package must be installed: `.*pip install a-package`"):
+        gpu_check.main()
 
 
 def test_both_sides_name_the_same_variables() -> None:

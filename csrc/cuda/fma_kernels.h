@@ -233,7 +233,10 @@ struct FmaWeightGradient {
     for (int n = first; n < end; ++n) {
       if (n + 1 < end)
         copy(block, shared.stages[(n + 1) % 2], arguments, tile, taps, pixels, n + 1);
-      multiply(block, shared.stages[n % 2], taps);
+      // No further: the zeros beyond the edge must not meet an infinity of the map.
+      multiply(block, shared.stages[n % 2], taps,
+               smaller(kRows, arguments.maps.height - pixels.row(n)),
+               smaller(kColumns, arguments.maps.width - pixels.column(n)));
       block.each_thread([&](int, Registers&) { block.await_copies(); });
       block.barrier();
     }
@@ -286,14 +289,16 @@ struct FmaWeightGradient {
   }
 
   template <typename Block>
-  static MKDEXT_DEVICE void multiply(Block& block, const Stage& stage, const TapSquare& taps) {
+  static MKDEXT_DEVICE void multiply(Block& block, const Stage& stage, const TapSquare& taps,
+                                     int rows, int columns) {
     block.each_thread([&](int thread, Registers& registers) {
       const T* const map = stage.map[thread % kIn];
       const int output = thread / kIn * kOutPerThread;
-      MKDEXT_NO_UNROLL for (int r = 0; r < kRows; ++r) {
-        MKDEXT_NO_UNROLL for (int strip = 0; strip < kColumns; strip += kStrip) {
+      MKDEXT_NO_UNROLL for (int r = 0; r < rows; ++r) {
+        MKDEXT_NO_UNROLL for (int strip = 0; strip < columns; strip += kStrip) {
           const T* const corner = map + r * kMapColumns + strip;
           MKDEXT_UNROLL for (int s = 0; s < kStrip; ++s) {
+            if (strip + s >= columns) break;
             T g[kOutPerThread];
             const T* const grad = &stage.grad[r * kColumns + strip + s][output];
             MKDEXT_UNROLL for (int m = 0; m < kOutPerThread; m += 4) {

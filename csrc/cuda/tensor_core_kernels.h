@@ -336,7 +336,9 @@ struct TensorCoreWeightGradient {
     MKDEXT_NO_UNROLL for (int n = first; n < end; ++n) {
       load(block, shared, arguments, tile, taps, pixels.row(n), pixels.column(n));
       block.barrier();
-      multiply(block, shared, taps);
+      // No further: the zeros beyond the edge must not meet an infinity of the map.
+      multiply(block, shared, taps, smaller(kRows, arguments.maps.height - pixels.row(n)),
+               smaller(kColumns, arguments.maps.width - pixels.column(n)));
       block.barrier();
     }
     store(block, arguments, tile, taps);
@@ -397,8 +399,9 @@ struct TensorCoreWeightGradient {
   }
 
   template <typename Block>
-  static MKDEXT_DEVICE void multiply(Block& block, const Shared& shared, const TapSquare& taps) {
-    MKDEXT_NO_UNROLL for (int r = 0; r < kRows; ++r) {
+  static MKDEXT_DEVICE void multiply(Block& block, const Shared& shared, const TapSquare& taps,
+                                     int rows, int columns) {
+    MKDEXT_NO_UNROLL for (int r = 0; r < rows; ++r) {
       MKDEXT_NO_UNROLL for (int step = 0; step < kWords; step += kWordsPerStep) {
         block.each_thread([&](int thread, Registers& registers) {
           const Place at = place(thread);
@@ -416,8 +419,9 @@ struct TensorCoreWeightGradient {
             MKDEXT_UNROLL for (int n = 0; n < kFragmentsIn; ++n) {
               const int c = at.in + n * kFragmentColumns + at.group;
               MKDEXT_UNROLL for (int half = 0; half < 2; ++half) {
-                shifted(&shared.map[c][(r + i) * kMapWords + step + at.member + half * 4], half,
-                        registers.map[n]);
+                const int word = step + at.member + half * 4;
+                shifted(&shared.map[c][(r + i) * kMapWords + word],
+                        bits_of_pixels(columns - word * Type::kPerWord), half, registers.map[n]);
               }
             }
           });
@@ -437,16 +441,23 @@ struct TensorCoreWeightGradient {
     }
   }
 
-  // The word at `from` and the words that begin one and two pixels later.
-  static MKDEXT_DEVICE void shifted(const uint32_t* from, int half, uint32_t (*words)[2]) {
-    words[0][half] = from[0];
+  // The word at `from` and the words that begin one and two pixels later, of which `bits` count.
+  static MKDEXT_DEVICE void shifted(const uint32_t* from, uint32_t bits, int half,
+                                    uint32_t (*words)[2]) {
+    words[0][half] = from[0] & bits;
     if constexpr (Type::kPerWord == 1) {
-      words[1][half] = from[1];
-      words[2][half] = from[2];
+      words[1][half] = from[1] & bits;
+      words[2][half] = from[2] & bits;
     } else {
-      words[1][half] = from[0] >> 16 | from[1] << 16;
-      words[2][half] = from[1];
+      words[1][half] = (from[0] >> 16 | from[1] << 16) & bits;
+      words[2][half] = from[1] & bits;
     }
+  }
+
+  // The bits of so many pixels of a word, of all if there are more.
+  static MKDEXT_DEVICE uint32_t bits_of_pixels(int count) {
+    if (count >= Type::kPerWord) return ~uint32_t{0};
+    return count == 1 ? uint32_t{0xffff} : 0;
   }
 
   template <typename Block>

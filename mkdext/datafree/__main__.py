@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mkdext.training.allocator import keep_freed_memory
+from mkdext._allocator import keep_freed_memory
 from mkdext.training.command import exit_status
 from mkdext.training.config_files import config_of, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data

@@ -271,6 +271,21 @@ def test_infinity_and_nan_reach_exactly_the_results_they_are_part_of(kernels, pr
     assert torch.equal(actual.isinf(), expected.isinf())
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 4, 9, 18, 3), (1, 2, 3, 5, 13, 5)], ids=str)
+@EVERY_PRECISION
+def test_infinity_and_nan_reach_exactly_the_elements_of_a_kernel_they_are_part_of(
+    kernels, precision, shape
+):
+    x, _, g, _, _ = _tensors(precision, shape)
+    *_, height, width, size = shape
+    x[0, 0, height - 1, width // 2], x[0, 1, 2, width - 1] = torch.inf, torch.nan
+    actual, _ = _weight_gradient(kernels, precision, shape, g, x)
+    # A tap meets the pixels of the map that lie so far from a pixel of the gradient.
+    bad = torch.nn.functional.pad(x, [size // 2] * 4).isfinite().logical_not()
+    reached = bad.unfold(2, height, 1).unfold(3, width, 1).flatten(4).any(4)
+    assert torch.equal(actual.isfinite().logical_not(), reached[:, None].expand_as(actual))
+
+
 # B, C, H, W, grid, k: bins that divide, overlap, and are more than the pixels.
 TEXTURES = [
     (2, 3, 12, 12, 2, 3),

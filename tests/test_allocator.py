@@ -8,7 +8,7 @@ import pytest
 _PROGRAM = """
 import resource
 import torch
-from mkdext.training.allocator import keep_freed_memory
+from mkdext._allocator import keep_freed_memory
 if {keep}:
     if not keep_freed_memory():
         print("unsupported")
