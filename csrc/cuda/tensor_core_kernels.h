@@ -40,6 +40,34 @@ constexpr int pitch_of_rows(int words) {
   return words;
 }
 
+// store(n, load(n)) for the n < kCount of a thread. It loads a batch before it stores any, so that
+// the loads are on their way together; for that `load` must have no branch.
+template <int kCount, int kThreads, typename Load, typename Store>
+MKDEXT_DEVICE void copy_in_batches(int thread, const Load& load, const Store& store) {
+  constexpr int kMost = 8;  // more would not fit the registers of a thread
+  constexpr int kEach = (kCount + kThreads - 1) / kThreads;
+  constexpr int kBatches = (kEach + kMost - 1) / kMost;
+  constexpr int kBatch = (kEach + kBatches - 1) / kBatches;
+  MKDEXT_NO_UNROLL for (int batch = 0; batch < kBatches; ++batch) {
+    const int first = thread + batch * (kBatch * kThreads);
+    decltype(load(0)) values[kBatch];
+    MKDEXT_UNROLL for (int n = 0; n < kBatch; ++n) {
+      values[n] = load(smaller(first + n * kThreads, kCount - 1));
+    }
+    MKDEXT_UNROLL for (int n = 0; n < kBatch; ++n) {
+      if (first + n * kThreads < kCount) store(first + n * kThreads, values[n]);
+    }
+  }
+}
+
+// What lies `offset` beyond `base`, or 0 if not `valid`. To read a 0 takes no predicate register
+// until the load ends, and there are seven.
+template <typename Element>
+MKDEXT_DEVICE Element load_if(bool valid, const Element* base, int64_t offset) {
+  static const Element kZero{};
+  return *(valid ? base + offset : &kZero);
+}
+
 template <typename Type, int kWarpsOut, int kWarpsPixels, int kFragments, bool kAllTaps>
 struct TensorCoreCorrelation {
   using Element = typename Type::Element;
@@ -136,7 +164,7 @@ struct TensorCoreCorrelation {
           block.template copy_async<16>(&shared.weight[row * kRowPitch + at], from, valid);
         }
       } else {
-        for (int e = thread; e < kShortRows * kRowLength; e += kThreads) {
+        const auto load = [&](int e) {
           const int at = e % kRowLength, row = e / kRowLength;
           const int tap = at % kSquare, i = tap / kTaps, j = tap % kTaps;
           const int o = tile.output + (kFlipped ? at / kSquare : row);
@@ -146,12 +174,14 @@ struct TensorCoreCorrelation {
           const int tap_column = kFlipped ? step.taps.columns - 1 - j : j;
           const bool valid =
               o < job.outputs && c < job.channels && i < step.taps.rows && j < step.taps.columns;
-          Element value = Element(0.0f);
-          if (valid)
-            value = weight[kernel_offset(maps, job, o, c) +
-                           tap_offset(maps.kernel_size, step.taps, tap_row, tap_column, kFlipped)];
-          shared.weight[row * kRowPitch + at] = value;
-        }
+          return load_if(
+              valid, weight,
+              kernel_offset(maps, job, o, c) +
+                  tap_offset(maps.kernel_size, step.taps, tap_row, tap_column, kFlipped));
+        };
+        copy_in_batches<kShortRows * kRowLength, kThreads>(thread, load, [&](int e, Element value) {
+          shared.weight[e / kRowLength * kRowPitch + e % kRowLength] = value;
+        });
       }
     });
   }
@@ -165,19 +195,21 @@ struct TensorCoreCorrelation {
     const int row = tile.row + step.taps.row - maps.kernel_size / 2;
     const int column = tile.column + step.taps.column - maps.kernel_size / 2;
     block.each_thread([&](int thread, Registers&) {
-      MKDEXT_UNROLL for (int e = thread; e < kWordsPerStep * kMapRows * kMapColumns;
-                         e += kThreads) {
+      const auto load = [&](int e) {
         const int s = e % kMapColumns, r = e / kMapColumns % kMapRows;
         const int word = e / (kMapColumns * kMapRows);
         const int h = row + r, v = column + s, c = step.channel + word * Type::kPerWord;
         const bool inside = h >= 0 && h < maps.height && v >= 0 && v < maps.width;
-        const Element* const from = map + c * area + static_cast<int64_t>(h) * maps.width + v;
+        const int64_t offset = c * area + static_cast<int64_t>(h) * maps.width + v;
         Element values[Type::kPerWord];
         MKDEXT_UNROLL for (int q = 0; q < Type::kPerWord; ++q) {
-          values[q] = inside && c + q < job.channels ? from[q * area] : Element(0.0f);
+          values[q] = load_if(inside && c + q < job.channels, map, offset + q * area);
         }
-        shared.map[word][r * kMapColumns + s] = Type::pack(values);
-      }
+        return Type::pack(values);
+      };
+      constexpr int kPlane = kMapRows * kMapColumns;
+      copy_in_batches<kWordsPerStep * kPlane, kThreads>(
+          thread, load, [&](int e, uint32_t word) { shared.map[e / kPlane][e % kPlane] = word; });
     });
   }
 
@@ -356,32 +388,33 @@ struct TensorCoreWeightGradient {
     const int map_row = row + taps.row - maps.kernel_size / 2;
     const int map_column = column + taps.column - maps.kernel_size / 2;
     block.each_thread([&](int thread, Registers&) {
-      MKDEXT_UNROLL for (int e = thread; e < kOut * kRows * kWords; e += kThreads) {
-        const int word = e % kWords, r = e / kWords % kRows, m = e / (kWords * kRows);
-        const int64_t o = tile.out_channel + m;
-        shared.grad[m][r * kWords + word] =
-            load_word(maps, grad + o * area, o < arguments.out_channels, row + r,
-                      column + word * Type::kPerWord);
-      }
-      MKDEXT_UNROLL for (int e = thread; e < kIn * kMapRows * kMapWords; e += kThreads) {
-        const int word = e % kMapWords, r = e / kMapWords % kMapRows;
-        const int d = e / (kMapWords * kMapRows);
-        const int64_t c = tile.in_channel + d;
-        shared.map[d][r * kMapWords + word] =
-            load_word(maps, map + c * area, c < arguments.in_channels, map_row + r,
-                      map_column + word * Type::kPerWord);
-      }
+      constexpr int kGradPlane = kRows * kWords, kPlane = kMapRows * kMapWords;
+      copy_in_batches<kOut * kGradPlane, kThreads>(
+          thread,
+          [&](int e) {
+            return load_word(maps, grad, tile.out_channel + e / kGradPlane, arguments.out_channels,
+                             row + e / kWords % kRows, column + e % kWords * Type::kPerWord);
+          },
+          [&](int e, uint32_t word) { shared.grad[e / kGradPlane][e % kGradPlane] = word; });
+      copy_in_batches<kIn * kPlane, kThreads>(
+          thread,
+          [&](int e) {
+            return load_word(maps, map, tile.in_channel + e / kPlane, arguments.in_channels,
+                             map_row + e / kMapWords % kMapRows,
+                             map_column + e % kMapWords * Type::kPerWord);
+          },
+          [&](int e, uint32_t word) { shared.map[e / kPlane][e % kPlane] = word; });
     });
   }
 
   // Neighbouring pixels of a channel, 0 outside the map.
-  static MKDEXT_DEVICE uint32_t load_word(const Maps& maps, const Element* plane, bool exists,
-                                          int h, int v) {
-    const bool inside = exists && h >= 0 && h < maps.height;
-    const Element* const from = plane + static_cast<int64_t>(h) * maps.width + v;
+  static MKDEXT_DEVICE uint32_t load_word(const Maps& maps, const Element* map, int channel,
+                                          int channels, int h, int v) {
+    const bool inside = channel < channels && h >= 0 && h < maps.height;
+    const int64_t offset = (static_cast<int64_t>(channel) * maps.height + h) * maps.width + v;
     Element values[Type::kPerWord];
     MKDEXT_UNROLL for (int q = 0; q < Type::kPerWord; ++q) {
-      values[q] = inside && v + q >= 0 && v + q < maps.width ? from[q] : Element(0.0f);
+      values[q] = load_if(inside && v + q >= 0 && v + q < maps.width, map, offset + q);
     }
     return Type::pack(values);
   }
