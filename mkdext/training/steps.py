@@ -152,6 +152,8 @@ class TrainingStep:
         """
         with computing_in(self.dtype, lr):
             sr, features = forward_with_features(self.student, points, lr)
+        if self.dtype == torch.float32:  # or float64, if the parameters are
+            return sr, features
         return sr.float(), [f.float() for f in features]
 
     def _cut(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
