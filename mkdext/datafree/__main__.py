@@ -16,6 +16,7 @@ from mkdext._allocator import keep_freed_memory
 from mkdext.training.command import exit_status
 from mkdext.training.config_files import config_of, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data
+from mkdext.training.datafree.options import with_usual_rates
 from mkdext.training.datafree.plan import prepare
 from mkdext.training.plan import count_parameters
 from mkdext.training.run_directory import RunDirectory
@@ -75,8 +76,7 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
     given = with_config(arguments, DataFreeOptions())
-    sgd = value_of("--optimizer", given) == "sgd"
-    default = DataFreeCommand(lr=0.1, lr_min=1e-4) if sgd else DataFreeCommand()
+    default = with_usual_rates(DataFreeCommand(), value_of("--optimizer", given))
     return tyro.cli(DataFreeCommand, args=given, default=default, prog="python -m mkdext.datafree")
 
 

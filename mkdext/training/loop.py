@@ -65,12 +65,12 @@ class Loop(ABC):
         self.iterations = iterations
         self.before = done
         self.console = console
-        self._run = run
+        self.run_directory = run
 
     @property
     def events(self) -> Path:
         """Folder for TensorBoard."""
-        return self._run.root / "tensorboard"
+        return self.run_directory.root / "tensorboard"
 
     @property
     @abstractmethod
@@ -101,7 +101,7 @@ class Loop(ABC):
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Add to the metrics of the run what has a `step`."""
-        self._run.add_metrics(values)
+        self.run_directory.add_metrics(values)
 
     @abstractmethod
     def save(self, done: Done) -> None:
@@ -154,7 +154,7 @@ class Loop(ABC):
             def validation_is_due(step: int) -> bool:
                 return step % options.validate_every == 0 or step == total
 
-            if first and validation_is_due(first) and not self._run.has_validation(first):
+            if first and validation_is_due(first) and not self.run_directory.has_validation(first):
                 validate(first)
             for step in range(first, total):
                 done = step + 1
@@ -182,7 +182,9 @@ class Loop(ABC):
                 if checkpoint_is_due:
                     self.save(Done(done, time.monotonic() - begin, latest))
                 if stopped:
-                    raise TrainingStopped(stopped, f"step {done}{self.whose}", self._run.root)
+                    raise TrainingStopped(
+                        stopped, f"step {done}{self.whose}", self.run_directory.root
+                    )
                 if validation_is_due(done):
                     validate(done)
         return time.monotonic() - begin

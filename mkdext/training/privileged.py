@@ -178,7 +178,6 @@ class _Loop(Loop):
     ) -> None:
         super().__init__(step.options, step.steps, run, done, console)
         self.step = step
-        self.run_directory = run
         device = torch.device(step.options.device)
         self.batches = transferred(sampler.batches(done.step, step.steps), device)
 

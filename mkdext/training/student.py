@@ -142,7 +142,6 @@ class StudentLoop(Loop):
         """Take what was planned, what it is trained on and measured on."""
         super().__init__(plan.options, plan.options.iterations, run, done, console)
         self.plan = plan
-        self.run_directory = run
         self.cache = cache
         self.sets = sets
         device = torch.device(plan.options.device)

@@ -1,4 +1,4 @@
-"""Data-free training: options, stages, the training."""
+"""Data-free training: options, stages, the student."""
 
 from mkdext.training.datafree.options import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.datafree.student import train_without_data

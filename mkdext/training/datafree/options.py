@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mkdext.datafree import Criterion
 from mkdext.datafree.losses import LossWeights
@@ -221,3 +221,16 @@ class DataFreeOptions(SharedOptions):
         return math.lcm(
             *(s * multiple // math.gcd(s * multiple, min(self.scale)) for s in self.scale)
         )
+
+
+_Options = TypeVar("_Options", bound=DataFreeOptions)
+
+
+def with_usual_rates(options: _Options, optimizer: str | None) -> _Options:
+    """Options with the learning rates that hold for an optimizer where none are given.
+
+    Example:
+        >>> with_usual_rates(DataFreeOptions(), "sgd").lr
+        0.1
+    """
+    return dataclasses.replace(options, lr=0.1, lr_min=1e-4) if optimizer == "sgd" else options

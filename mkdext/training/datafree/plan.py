@@ -61,8 +61,8 @@ def prepare(options: DataFreeOptions) -> Plan:
     if options.has_generator:
         for whose, network in (("student", student), ("teacher", teacher)):
             if is_own(network):
-                instead = "a generator (--source procedural has none)"
-                check_passes_gradient(network, whose, instead)
+                trained = "a generator (--source procedural has none)"
+                check_passes_gradient(network, whose, trained)
     networks = ByScale(student, teachers, points)
     memory = estimate_memory(options, networks)
     require_memory(memory, device)

@@ -15,7 +15,7 @@ from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.training.config_files import changed_flags, config_of
 from mkdext.training.datafree.image_maker import CollapseError, require_different
-from mkdext.training.datafree.options import DataFreeOptions
+from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates
 from mkdext.training.datafree.plan import Plan, prepare
 from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.report import save_sheet, save_summary
@@ -129,7 +129,8 @@ def origin(options: DataFreeOptions, steps: int) -> dict[str, Any]:
         >>> origin(DataFreeOptions(stages=2), steps=500)["command"]
         'python -m mkdext.datafree --stages 2'
     """
-    flags = changed_flags(options, DataFreeOptions().resolved())
+    usual = with_usual_rates(DataFreeOptions(), options.optimizer)
+    flags = changed_flags(options, usual.resolved())
     return {
         "command": shlex.join(["python", "-m", "mkdext.datafree", *flags]),
         "method": options.method,
@@ -156,7 +157,6 @@ class DataFreeLoop(Loop):
         """Take what was planned, and where the training stands."""
         super().__init__(plan.options, plan.options.iterations, run, done, console)
         self.plan = plan
-        self.run_directory = run
         self.stage = stage
         self.sets = sets
         self.least_diversity = min(maker.least_diversity for maker in plan.makers.values())

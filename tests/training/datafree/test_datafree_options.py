@@ -64,3 +64,11 @@ def test_a_run_can_be_made_from_the_configuration_of_another(tmp_path):
     command = origin(parse(flags).options().resolved(), steps=5)["command"].split()
     assert command[:3] == ["python", "-m", "mkdext.datafree"]
     assert parse(command[3:]) == parse(flags)
+
+
+def test_the_command_of_a_run_keeps_learning_rates_that_are_unusual_for_its_optimizer():
+    flags = ["--optimizer", "sgd", "--lr", "1e-3"]
+    command = origin(parse(flags).options().resolved(), steps=5)["command"].split()
+    assert parse(command[3:]) == parse(flags)
+    usual = origin(parse(["--optimizer", "sgd"]).options().resolved(), steps=5)["command"]
+    assert usual == "python -m mkdext.datafree --optimizer sgd"
