@@ -15,8 +15,8 @@ if {keep}:
         raise SystemExit
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(2**24)
+    for _ in range(12):
+        torch.ones(10 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(faults())
@@ -33,5 +33,7 @@ def _faults(keep: bool) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is the allocator that gives back")
 def test_kept_memory_is_used_again_without_page_faults():
-    assert _faults(keep=False) > 5000  # or there would be nothing to gain
-    assert _faults(keep=True) < 500
+    given_back = _faults(keep=False)
+    assert given_back > 10000  # or there would be nothing to gain
+    # a small block that comes to lie behind a large one can cost the room of one or two more
+    assert _faults(keep=True) < given_back / 4
