@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 import mkdext
 from mkdext import _extension
 from mkdext.models import make_own, save_model
+from mkdext.training import plan
+from mkdext.training.datafree import plan as datafree_plan
 
 # Tensors as small as those of the tests are slower on several threads, and far slower where other
 # processes want the cores. The variable is for the processes that tests start.
@@ -24,6 +27,25 @@ def pytest_report_header() -> str:
     status = _extension.status()
     where = status.path if status.state == "loaded" else f"{status.state}: {status.reason}"
     return f"mkdext: {Path(mkdext.__file__).parent}\ncompiled operators: {where}"
+
+
+_ESTIMATES = {module: module.estimate_memory for module in (plan, datafree_plan)}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _memory_is_not_estimated() -> Iterator[None]:
+    """The dry computation takes longer than a training as small as those of the tests."""
+    with pytest.MonkeyPatch.context() as context:
+        for module in _ESTIMATES:
+            context.setattr(module, "estimate_memory", lambda *given: None)
+        yield
+
+
+@pytest.fixture
+def estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a step is estimated after all."""
+    for module, estimate_memory in _ESTIMATES.items():
+        monkeypatch.setattr(module, "estimate_memory", estimate_memory)
 
 
 ESPCN = """

@@ -46,8 +46,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return create_model(STAND_INS[teacher], scale).eval().requires_grad_(False)
 
     monkeypatch.setattr("mkdext.training.plan.resolve_teacher", stand_in)
-    # Whether the memory suffices is a question of the machine, and takes seconds to answer.
-    monkeypatch.setattr("mkdext.training.plan.estimate_memory", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

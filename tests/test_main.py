@@ -33,10 +33,12 @@ def test_every_module_that_is_a_command_is_listed() -> None:
 
 
 @pytest.mark.parametrize("command", dispatch.COMMANDS)
-def test_command_explains_itself(command: str) -> None:
-    answer = run(command, "--help")
-    assert answer.returncode == 0, answer.stderr
-    assert f"usage: python -m mkdext.{command} " in answer.stdout
+def test_command_explains_itself(command: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["mkdext", command, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        dispatch.main()
+    assert ended.value.code == 0
+    assert f"usage: python -m mkdext.{command} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])

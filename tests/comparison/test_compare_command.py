@@ -237,7 +237,6 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
         (["--method-options", "fitnet", "teacher-cache=c"], "teacher-cache must be the same for a"),
         (["--val-dir", "nowhere"], "nowhere does not exist"),
-        (["--batch-size", "1000000"], "of memory"),
         (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],
 )
@@ -253,6 +252,13 @@ def test_bad_input_gets_one_clear_message_before_any_work(
     assert re.search(message, error), error
     assert not trained
     assert not Path("out").exists()
+
+
+def test_what_does_not_fit_into_memory_is_refused(estimated, flags, trained, tmp_path, capsys):
+    many = [*flags, "--methods", "vanilla", "--batch-size", "1000000"]
+    assert main([*many, "--out", str(tmp_path / "out")]) == 2
+    assert "of memory" in capsys.readouterr().err
+    assert not trained
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from mkdext.training import BUILTIN_DEMO, TrainOptions
 from mkdext.training.memory import LiveBytes, available_bytes
+from mkdext.training.options import METHOD_NAMES
 from mkdext.training.plan import estimate_memory, make_networks
 
 
@@ -47,6 +49,12 @@ def test_the_estimate_grows_with_the_batch_and_the_patch():
     ]
     assert 1.8 < sizes[1] / sizes[0] < 2.1
     assert 3.5 < sizes[2] / sizes[0] < 4.1
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_every_method_has_an_estimate(method):
+    options = TrainOptions(method=method, student="rcan-a", patch_size=8, train_dir=(Path(),))
+    assert estimate(options.resolved()) > 0
 
 
 def test_this_machine_tells_its_memory():

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from mkdext.models import RCAN, VDSR, RCANConfig, VDSRConfig, save_model
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _memory_is_not_estimated() -> Iterator[None]:
-    """The dry computation takes longer than a training as small as these."""
-    with pytest.MonkeyPatch.context() as context:
-        context.setattr("mkdext.training.datafree.plan.estimate_memory", lambda *given: None)
-        yield
 
 
 @pytest.fixture(scope="session")

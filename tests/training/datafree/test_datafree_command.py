@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from mkdext.datafree.__main__ import main, parse
 from mkdext.models import create_model, load_model
 from mkdext.training.datafree import student
-from mkdext.training.datafree.plan import estimate_memory, prepare
+from mkdext.training.datafree.plan import prepare
 from mkdext.training.run_directory import RunDirectory
 
 
@@ -247,12 +247,6 @@ def test_sgd_also_cuts_the_gradients_of_a_methods_own_parameters(flags, tmp_path
     moved = [s["momentum_buffer"] for s in state["optimizer"]["state"].values()]
     # Geometric sum of at most 0.4 a step, momentum 0.9, for student and method each.
     assert sum(m.square().sum() for m in moved).sqrt() < 2 * 0.4 / (1 - 0.9)
-
-
-@pytest.fixture
-def estimated(monkeypatch) -> None:
-    """The memory of a step is estimated after all."""
-    monkeypatch.setattr("mkdext.training.datafree.plan.estimate_memory", estimate_memory)
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(estimated, flags, tmp_path, capsys):
