@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+
 
 class FeatureStatistics:
     """The gap between the statistics of a batch and those that a teacher has kept (eq. 7).
@@ -57,7 +59,7 @@ class FeatureStatistics:
         return torch.stack(self._gaps).sum()
 
     def _look(self) -> Callable[[Any, Any], None]:
-        def hook(layer: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        def hook(layer: BatchNorm, inputs: tuple[Tensor]) -> None:
             kept_mean, kept_variance = layer.running_mean, layer.running_var
             assert kept_mean is not None and kept_variance is not None
             variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
@@ -66,10 +68,10 @@ class FeatureStatistics:
         return hook
 
 
-def normalisation_layers(network: nn.Module) -> list[nn.BatchNorm2d]:
+def normalisation_layers(network: nn.Module) -> list[BatchNorm]:
     """The batch normalisation layers of a network that have kept statistics."""
     return [
         layer
         for layer in network.modules()
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+        if isinstance(layer, BatchNorm) and layer.running_mean is not None
     ]

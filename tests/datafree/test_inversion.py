@@ -31,6 +31,16 @@ def test_the_loss_is_the_distance_of_means_and_variances_of_every_layer():
     torch.testing.assert_close(statistics.loss(), expected)
 
 
+def test_layers_made_for_several_gpus_count_as_well():
+    net, images = network(), torch.rand(2, 3, 6, 5, dtype=torch.float64)
+    losses = []
+    for form in (net, nn.SyncBatchNorm.convert_sync_batchnorm(net)):
+        with FeatureStatistics(form) as statistics:
+            form(images)
+        losses.append(statistics.loss())
+    torch.testing.assert_close(*losses)
+
+
 def test_the_gradient_reaches_the_images_and_agrees_with_finite_differences():
     net, images = network(), torch.rand(2, 3, 6, 5, dtype=torch.float64)
 
