@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
@@ -38,12 +40,27 @@ def plain_loss(pisr, student, teacher) -> torch.Tensor:
 
 def test_loss_and_gradients_are_those_of_the_likelihood():
     pisr, (student, teacher) = make(torch.float64), maps(torch.float64)
+    for parameter in pisr.parameters():  # away from zeros, behind which there is no gradient
+        parameter.data += 0.1 * torch.randn_like(parameter)
     loss, slopes, own = pisr.gradient(student, teacher, parameters=list(pisr.parameters()))
     expected = plain_loss(pisr, student, teacher)
     torch.testing.assert_close(loss, expected.detach())
     wanted = torch.autograd.grad(expected, [*student, *pisr.parameters()])
     torch.testing.assert_close([*slopes, *own], list(wanted))
     assert all(gradient.any() for gradient in wanted)
+
+
+@pytest.mark.parametrize("size", [1, 300])
+def test_all_scales_begin_alike_however_large_the_maps_are(size):
+    """A scale next to nothing would make a loss and a gradient of its own."""
+    pisr, (student, teacher) = make(), maps()
+    student, teacher = ([size * m for m in side] for side in (student, teacher))
+    b = 0.1 * math.log(2)
+    gaps = [
+        (mean(s) - t).abs().mean() for mean, s, t in zip(pisr.means, student, teacher, strict=True)
+    ]
+    expected = sum(math.log(2 * b) + gap / b for gap in gaps)
+    torch.testing.assert_close(pisr(student, teacher), expected)
 
 
 def test_it_is_differentiable_twice():
