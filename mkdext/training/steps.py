@@ -201,13 +201,16 @@ class TrainingStep:
         theta: dict[str, Tensor] = {f"student.{n}": p for n, p in named if p.requires_grad}
         theta |= {f"method.{name}": p for name, p in distillation.adapters.items()}
         hints = hints[: len(points)]
+        # Batch normalisation keeps statistics of all that it has seen; of what the student only
+        # tries here it shall keep none.
+        buffers = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
 
         def inner(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
             student, adapters = split(parameters)
             at_first = all(parameters[name] is parameter for name, parameter in theta.items())
             maps = features if at_first else None
             if maps is None:
-                _, maps = forward_with_features(self.student, points, lr, student)
+                _, maps = forward_with_features(self.student, points, lr, student | buffers)
             own = list(adapters.values())
             descent = with_parameters(
                 method, adapters, lambda: method.gradient(maps, hints, True, own)
@@ -223,13 +226,13 @@ class TrainingStep:
             return descent.loss, gradients + descent.parameters
 
         def reconstruction(parameters: dict[str, Tensor]) -> Tensor:
-            return loss(functional_call(self.student, split(parameters)[0], (lr,)))
+            return loss(functional_call(self.student, split(parameters)[0] | buffers, (lr,)))
 
         def objective(parameters: dict[str, Tensor]) -> Tensor:
             if not options.keep:
                 return reconstruction(parameters)
             student, adapters = split(parameters)
-            sr, maps = forward_with_features(self.student, points, lr, student)
+            sr, maps = forward_with_features(self.student, points, lr, student | buffers)
             kept = with_parameters(
                 method, adapters, lambda: method.once_differentiable(maps, hints)
             )

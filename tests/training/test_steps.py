@@ -10,9 +10,9 @@ from torch.nn import functional
 from mkdext.distill import DistillationMethod, MKDOptions
 from mkdext.distill.registry import _METHODS
 from mkdext.meta import InnerAdam
-from mkdext.models import forward_with_features
+from mkdext.models import builtin_teacher, forward_with_features
 from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError
-from mkdext.training.plan import prepare
+from mkdext.training.plan import Networks, make_step, prepare
 from mkdext.training.steps import require_finite
 
 TINY = dataclasses.replace(
@@ -99,6 +99,19 @@ def test_features_that_the_inner_loop_begins_from_are_those_of_the_student(steps
 
 def again(step, lr: torch.Tensor) -> list[torch.Tensor]:
     return forward_with_features(step.student, step.distillation.student_points, lr)[1]
+
+
+def test_what_batch_normalisation_has_seen_is_the_students_own_step_alone():
+    statistics = []
+    for method, teacher in (("mkd", builtin_teacher()), ("vanilla", None)):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 48, 3, padding=1)
+        student = nn.Sequential(*layers, nn.PixelShuffle(4))
+        options = dataclasses.replace(TINY, method=method, student_points=("0", "2")).resolved()
+        step = make_step(options, Networks(student, teacher), torch.device("cpu"))
+        assert ("meta_objective" in step(0, *patches())) == (method == "mkd")
+        statistics.append((student[1].running_mean, student[1].num_batches_tracked))
+    torch.testing.assert_close(*statistics)
 
 
 class Matched(DistillationMethod):
