@@ -16,13 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 
 import mkdext.comparison.processes as processes
 from mkdext import train
 from mkdext.compare import main, parse
+from mkdext.comparison import crops
 from mkdext.comparison.cells import as_folder
+from mkdext.comparison.results import read_results
 from mkdext.models import create_model
+from mkdext.training import TrainOptions
+from mkdext.training.photographs import validation_photographs
 from mkdext.training.run_directory import RunDirectory
 
 METHODS = ("vanilla", "fitnet")
@@ -122,8 +127,13 @@ def test_tables_hold_means_gains_and_costs(comparison):
     gain = rows["fitnet"]["psnr_gain"]
     assert gain["mean"] == pytest.approx((psnr[2] - psnr[0] + psnr[3] - psnr[1]) / 2)
     assert rows["vanilla"]["psnr_gain"] is None
-    assert all(float(line["seconds_per_step"]) > 0 for line in lines)
-    assert all(int(line["peak_bytes"]) > 10**8 for line in lines)
+    for line in lines:
+        cell = run(comparison, line["method"], int(line["seed"]))
+        seconds = json.loads((cell / "summary.json").read_text())["seconds"]
+        assert float(line["seconds_per_step"]) == pytest.approx(seconds / 2) and seconds > 0
+        records = map(json.loads, (cell / "metrics.jsonl").read_text().splitlines())
+        peaks = [record["peak_bytes"] for record in records if "peak_bytes" in record]
+        assert int(line["peak_bytes"]) == max(peaks) > 10**8
     assert report["students"]["rcan-a"]["paper_flops"] == pytest.approx(22.03e9, rel=1e-3)
     summary = json.loads((run(comparison, "fitnet", 1) / "summary.json").read_text())
     assert psnr[3] == summary["validation"]["photographs"]["student"]["psnr_y"]
@@ -145,6 +155,21 @@ def test_pictures_are_drawn(comparison):
     for name in ("curves.png", "cost.png", "crops_rcan-a_photographs.png"):
         with Image.open(comparison / name) as image:
             assert min(image.size) > 200
+
+
+def test_crops_are_of_the_photographs_where_methods_differ_most(comparison, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(crops, "_ROWS", 1)
+    monkeypatch.setattr(crops.ContactSheet, "add", lambda sheet, name, *_: shown.append(name))
+    monkeypatch.setattr(crops.ContactSheet, "save", lambda sheet, path: None)
+    results = read_results(comparison)
+    crops.save_crops(tmp_path, results, Console(quiet=True))
+    networks = {result.method: crops._network(result) for result in results if result.seed == 0}
+    options = TrainOptions(val_dir=results[0].val_dir)
+    (pairs,) = validation_photographs(options, lambda title: iter).values()
+    found = list(crops._differing(pairs, networks, 4))
+    assert len(found) == 2 and found[0].variance != found[1].variance
+    assert shown == [max(found, key=lambda photograph: photograph.variance).name]
 
 
 def test_a_finished_comparison_only_writes_its_report_again(comparison, flags, trained, tmp_path):

@@ -91,6 +91,9 @@ def test_the_noise_in_images_has_the_asked_exponent_too():
     ]
     # Colours cut off at 0 and 1 are edges, whose spectrum is in between.
     assert slopes == pytest.approx([0.8, 1.6], abs=0.15)
+    usual = [spectral_exponent(coloured_noise(1, 64, 64, seeded(seed))) for seed in range(24)]
+    assert sum(usual) / 24 == pytest.approx(1.2, abs=0.15)
+    assert min(usual) < 1.05 and max(usual) > 1.35
 
 
 def spectral_exponent(images):

@@ -13,3 +13,19 @@ def test_every_method_is_known_by_its_name():
 def test_an_unknown_method_is_refused_with_near_names():
     with pytest.raises(ValueError, match=r"got 'respons'; did you mean response\?"):
         method_class("respons")
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        *(("fitnet", 100), ("at", 1000), ("vid", 1), ("ickd", 2.5), ("fakd", 10 / 255)),
+        *(("l2t-ww", 0.5), ("pisr", 1e-6), ("response", 1)),
+        *((f"mkd{case}", 3e-3) for case in ("", "-case1", "-case2", "-case3")),
+    ],
+)
+def test_a_method_has_its_published_weight_and_mkd_keeps_its_loss_in_the_meta_objective(
+    name, weight
+):
+    method = method_class(name)
+    assert method.published_weight == pytest.approx(weight)
+    assert method.published_meta.keep == (0.1 if name.startswith("mkd") else 0)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mkdext.distill import DistillationMethod, MKDOptions
+from mkdext.distill import DistillationMethod, MKDOptions, method_names
 from mkdext.distill.registry import _METHODS
 from mkdext.meta import InnerAdam
-from mkdext.models import builtin_teacher, forward_with_features
+from mkdext.models import builtin_teacher, create_model, forward_with_features
 from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError
 from mkdext.training.plan import Networks, make_step, prepare
 from mkdext.training.steps import require_finite
@@ -127,6 +127,23 @@ class Matched(DistillationMethod):
         return functional.mse_loss(self.match(student[0]), teacher[0])
 
 
+class Scaled(Matched):
+    """The same times a number, which the meta-gradient trains."""
+
+    def __init__(self, student_channels, teacher_channels):
+        """Make the number."""
+        super().__init__(student_channels, teacher_channels)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def meta_parameters(self):
+        """The number."""
+        return [self.scale]
+
+    def forward(self, student, teacher):
+        """Mean squared gap, scaled."""
+        return self.scale * super().forward(student, teacher)
+
+
 @pytest.fixture
 def matched(monkeypatch):
     monkeypatch.setitem(_METHODS, "mkd", Matched)
@@ -155,18 +172,6 @@ def test_adapters_descend_the_weighted_loss_with_the_student(matched):
 
 def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     """The meta-gradient for other parameters is that of the joint step, by finite differences."""
-
-    class Scaled(Matched):
-        def __init__(self, student_channels, teacher_channels):
-            super().__init__(student_channels, teacher_channels)
-            self.scale = nn.Parameter(torch.ones(()))
-
-        def meta_parameters(self):
-            return [self.scale]
-
-        def forward(self, student, teacher):
-            return self.scale * super().forward(student, teacher)
-
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
     meta = MetaOptions(steps=2, inner_lr=1e-4, keep=0.1)
     step = prepare(dataclasses.replace(matched, meta=meta)).step
@@ -187,6 +192,37 @@ def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     objective(1.0)
     around = [float(objective(1 + sign * 1e-4)["meta_objective"]) for sign in (1, -1)]
     assert taken[0] == pytest.approx((around[0] - around[1]) / 2e-4, rel=1e-4)
+
+
+def test_the_meta_objective_holds_the_share_of_the_distillation_loss_that_is_kept(
+    matched, monkeypatch
+):
+    monkeypatch.setitem(_METHODS, "mkd", Scaled)
+    meta = MetaOptions(inner_lr=1e-12, keep=0.3, lr=5e-3, weight_decay=0.25)
+    step = prepare(dataclasses.replace(matched, meta=meta)).step
+    lr, hr = patches()
+    sr, maps = forward_with_features(step.student, step.distillation.student_points, lr)
+    hints = step.distillation.teacher(lr, hr)
+    gap = step.distillation.method(maps, hints).detach()
+    values = step.meta_step(step.distillation, lr, step.reconstruction(hr, hints), hints, maps)
+    torch.testing.assert_close(values["meta_objective"], (sr - hr).abs().mean() + 0.3 * gap)
+    # The first step of Adam is as long as its rate.
+    assert float(step.distillation.method.scale) == pytest.approx(1 - 5e-3)
+    assert step.distillation.optimizer.param_groups[0]["weight_decay"] == 0.25
+
+
+@pytest.mark.parametrize("way", ["plain", "meta"])
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_trains_either_way(name, way):
+    options = dataclasses.replace(TINY, method=name, method_training=way).resolved()
+    teacher = None if options.privileged else builtin_teacher()
+    student = create_model("rcan-a", 4)
+    step = make_step(options, Networks(student, teacher), torch.device("cpu"))
+    own = [p.detach().clone() for p in step.distillation.method.parameters()]
+    values = step(0, *patches())
+    assert ("meta_gradient" in values) == (way == "meta" and bool(own))
+    moved = zip(step.distillation.method.parameters(), own, strict=True)
+    assert not own or sum(not torch.equal(p, before) for p, before in moved) >= len(own) / 2
 
 
 def test_an_inner_loop_with_the_students_own_optimizer_has_its_rate():

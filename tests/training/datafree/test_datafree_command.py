@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(reference, flags, tmp_path, m
 class Opened:
     """Pictures that the process opens to read, told by the interpreter itself."""
 
-    SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy", ".bin")
+    SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy", ".bin", ".u8")
 
     def __init__(self) -> None:
         self.paths: list[str] | None = None

@@ -4,9 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from rich.console import Console
 
 from mkdext.data import imresize
+from mkdext.datafree import global_views, local_views, procedural_images
+from mkdext.datafree.contrastive import discrimination_loss, pooled
+from mkdext.datafree.generator import LATENT
 from mkdext.datafree.losses import LossWeights
+from mkdext.models import features_at
 from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.datafree.image_maker import (
     CollapseError,
@@ -15,7 +20,10 @@ from mkdext.training.datafree.image_maker import (
     require_different,
 )
 from mkdext.training.datafree.plan import Plan, prepare
-from mkdext.training.datafree.randomness import Draw, drawn
+from mkdext.training.datafree.randomness import Draw, drawn, random_for
+from mkdext.training.datafree.student import DataFreeLoop
+from mkdext.training.loop import Done
+from mkdext.training.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -69,6 +77,58 @@ def test_without_contrast_the_losses_are_those_of_dfsr(options):
     assert "contrastive" not in values
 
 
+def test_with_contrast_the_losses_are_those_of_the_views(options):
+    contrastive = ContrastiveOptions(
+        temperature=0.3, positive_in_denominator=False, bank_bytes=2000, negatives=2
+    )
+    options = dataclasses.replace(
+        options, contrastive=contrastive, error="squared", reduction="sum"
+    )
+    _, maker, student = begun(options)
+    maker.improve(0, student)  # The bank holds a batch from now on.
+    random = random_for(options.seed, Draw.GENERATION, 1)
+    with torch.no_grad():
+        images = maker.generator(torch.randn(3, LATENT, generator=random))
+        seen = global_views(images, random)
+        local = local_views(images, random)
+        whole, part = (
+            pooled(features_at(maker.teacher, maker.points, views)) for views in (seen, local)
+        )
+        kept = maker.bank.sample(2, random)
+        enlarged, guess = maker.teacher(seen), student(seen)
+        expected = {
+            "contrastive": discrimination_loss(maker.discriminator, part, whole, kept, 0.3, False),
+            "adversarial": -(enlarged - guess).square().sum().log1p(),
+            "consistency": (imresize(enlarged, 1 / 2) - seen).square().sum(),
+        }
+    values = maker.improve(1, student)
+    torch.testing.assert_close({name: values[name] for name in expected}, expected)
+    # What is kept of an image: its local view, then its global one.
+    torch.testing.assert_close(maker.bank.rows()[-3:], torch.cat((part, whole), dim=1))
+
+
+def test_the_student_is_measured_as_it_will_be_used_and_goes_on_as_it_was(options):
+    _, maker, student = begun(options)
+    ways: list[bool] = []
+    student.register_forward_hook(lambda module, *_: ways.append(module.training))
+    assert student.training
+    maker.improve(0, student)
+    assert ways == [False] and student.training
+
+
+def test_the_rate_of_a_generator_falls_like_that_of_the_student(options):
+    _, maker, student = begun(options)
+    maker.improve(options.iterations // 2, student)
+    assert maker.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * 0.505)
+
+
+def test_a_discriminator_knows_the_scale_of_features_of_usual_images(options):
+    _, maker, _ = begun(options)
+    images = procedural_images(64, 8, 8, random_for(options.seed, Draw.USUAL))
+    features = pooled(features_at(maker.teacher, maker.points, images))
+    torch.testing.assert_close(maker.discriminator.mean, features.mean(dim=0))
+
+
 def test_the_generator_learns_where_the_student_fails(options):
     options = dataclasses.replace(
         options,
@@ -103,6 +163,34 @@ def test_the_bank_is_filled_after_rounds_or_stages(every, options):
     assert len(maker.bank) == (6 if every == "round" else 3)
 
 
+def test_what_waits_for_the_bank_is_there_after_a_resume(options):
+    contrastive = ContrastiveOptions(bank_every="stage", bank_bytes=2000)
+    options = dataclasses.replace(options, contrastive=contrastive, stages=2)
+    (_, maker, student), (_, resumed, _) = begun(options), begun(options)
+    maker.improve(0, student)
+    resumed.load_state_dict(maker.state_dict())
+    for each in (maker, resumed):
+        each.end_stage()
+    torch.testing.assert_close(resumed.bank.rows(), maker.bank.rows())
+    assert len(maker.bank) == 3
+
+
+def test_the_bank_is_filled_when_the_student_grows(options, tmp_path):
+    contrastive = ContrastiveOptions(bank_every="stage", bank_bytes=2000)
+    generator = GeneratorOptions(every=1)
+    options = dataclasses.replace(
+        options, contrastive=contrastive, generator=generator, stages=2, iterations=4
+    )
+    plan, maker, _ = begun(options)
+    console, done = Console(quiet=True), Done(0, 0.0, {})
+    loop = DataFreeLoop(plan, RunDirectory(tmp_path), plan.begin_stage(0), {}, done, console)
+    sizes = []
+    for step in range(4):
+        loop.compute(step)
+        sizes.append(len(maker.bank))
+    assert sizes == [0, 0, 3, 3]
+
+
 def test_a_teacher_with_normalisation_layers_counts_their_statistics(options, tmp_path):
     file = tmp_path / "network.py"
     file.write_text(
@@ -112,8 +200,14 @@ def test_a_teacher_with_normalisation_layers_counts_their_statistics(options, tm
     options = dataclasses.replace(
         options, teacher=f"{file}:net", teacher_weights=None, teacher_points=("0",)
     )
-    _, maker, student = begun(options)
-    assert maker.improve(0, student)["statistics"] > 0
+    norms = []
+    for weight in (0.0, 1.0):
+        weights = LossWeights(statistics=weight)
+        _, maker, student = begun(dataclasses.replace(options, weights=weights))
+        values = maker.improve(0, student)
+        assert values["statistics"] > 0
+        norms.append(values["generator_gradient"])
+    assert norms[0] != norms[1]
 
 
 @pytest.mark.parametrize("source", ["generator", "procedural", "mixed"])
