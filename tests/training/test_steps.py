@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from mkdext.distill import DistillationMethod, MKDOptions, method_names
 from mkdext.distill.registry import _METHODS
 from mkdext.meta import InnerAdam
 from mkdext.models import builtin_teacher, create_model, forward_with_features
-from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError
+from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError, steps
 from mkdext.training.plan import Networks, make_step, prepare
 from mkdext.training.steps import require_finite
 
@@ -207,8 +208,28 @@ def test_the_meta_objective_holds_the_share_of_the_distillation_loss_that_is_kep
     values = step.meta_step(step.distillation, lr, step.reconstruction(hr, hints), hints, maps)
     torch.testing.assert_close(values["meta_objective"], (sr - hr).abs().mean() + 0.3 * gap)
     # The first step of Adam is as long as its rate.
-    assert float(step.distillation.method.scale) == pytest.approx(1 - 5e-3)
+    assert step.distillation.method.scale.item() == pytest.approx(1 - 5e-3)
     assert step.distillation.optimizer.param_groups[0]["weight_decay"] == 0.25
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_step_on_the_reconstruction_loss_may_close_the_inner_loop(closing, matched, monkeypatch):
+    monkeypatch.setitem(_METHODS, "mkd", Scaled)
+    meta = MetaOptions(inner_lr=0.1, keep=0, closing_step=closing)
+    step = prepare(dataclasses.replace(matched, meta=meta)).step
+    step.distillation.method.scale.data.zero_()  # so that the other step leads nowhere
+    lr, hr = patches()
+    hints = step.distillation.teacher(lr, hr)
+    values = step.meta_step(
+        step.distillation, lr, step.reconstruction(hr, hints), hints, features=None
+    )
+    named = dict(step.student.named_parameters())
+    loss = functional.l1_loss(step.student(lr), hr)
+    slopes = torch.autograd.grad(loss, named.values(), allow_unused=True, materialize_grads=True)
+    if closing:
+        named = {n: p - 0.1 * s for (n, p), s in zip(named.items(), slopes, strict=True)}
+    expected = functional.l1_loss(functional_call(step.student, named, (lr,)), hr)
+    torch.testing.assert_close(values["meta_objective"], expected.detach())
 
 
 @pytest.mark.parametrize("way", ["plain", "meta"])
@@ -225,14 +246,27 @@ def test_every_method_trains_either_way(name, way):
     assert not own or sum(not torch.equal(p, before) for p, before in moved) >= len(own) / 2
 
 
-def test_an_inner_loop_with_the_students_own_optimizer_has_its_rate():
-    step = prepare(dataclasses.replace(TINY, method="l2t-ww", lr=3e-3, lr_min=1e-3, warmup=0)).step
+def test_an_inner_loop_with_the_students_own_optimizer_has_its_rate_and_moments(monkeypatch):
+    rates = {"lr": 3e-3, "lr_min": 1e-3, "warmup": 0}
+    step = prepare(dataclasses.replace(TINY, method="l2t-ww", iterations=8, **rates)).step
     step(0, *patches())
     step(1, *patches())
     inner, state = step.inner_optimizer(dict(step.student.named_parameters()))
     assert inner == InnerAdam(step.optimizer.param_groups[0]["lr"])
     assert 1e-3 < inner.lr < 3e-3
     assert state is not None
+    moments = [step.optimizer.state[p]["exp_avg"].clone() for p in step.student.parameters()]
+    given = []
+    compute = steps.meta_gradient
+
+    def watched(*arguments):
+        given.extend(tensor.clone() for tensor in arguments[-1])
+        return compute(*arguments)
+
+    monkeypatch.setattr(steps, "meta_gradient", watched)
+    step(4, *patches())  # The next meta step is due.
+    assert given[0] == 2
+    torch.testing.assert_close(given[1 : 1 + len(moments)], moments)
 
 
 def test_a_method_of_pictures_compares_what_the_networks_give():
