@@ -131,7 +131,7 @@ def parse(arguments: list[str]) -> CompareCommand:
 
 
 def _flags_of_file(path: Path) -> list[str]:
-    config = load_config(path)
+    config = {str(name).replace("-", "_"): value for name, value in load_config(path).items()}
     # The file of a training names one student and one method.
     for one, several in (("student", "students"), ("method", "methods")):
         if one in config:

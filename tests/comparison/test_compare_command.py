@@ -297,11 +297,13 @@ def test_a_configuration_file_may_be_that_of_a_training(comparison, tmp_path):
     assert parse(["--config", str(config)]).methods == ("fitnet",)
 
 
-def test_a_configuration_file_holds_options_of_methods(tmp_path):
+@pytest.mark.parametrize("key", ["method_options", "method-options"])
+def test_a_configuration_file_holds_options_of_methods(key, tmp_path):
     file = tmp_path / "compare.yaml"
     file.write_text(
         "methods: [vanilla, mkd]\nseeds: 5\nseed: 2\n"
-        "method_options:\n  mkd: {kd-weight: 1e-2, meta: {every: 4}, kd_fade: false}\n"
+        f"{key}:\n"
+        "  mkd: {kd-weight: 1e-2, meta: {every: 4}, kd_fade: false}\n"
     )
     comparison = parse(["--config", str(file), "--method-options", "mkd", "lr=2e-4"]).comparison()
     assert list(comparison.seeds) == [2, 3, 4, 5, 6]
