@@ -138,6 +138,8 @@ class SharedOptions:
         )
         positive(self, "lr")
         at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed must be at most {2**63 - 1}, got {self.seed}")
         if self.lr_min > self.lr:
             raise ValueError(f"--lr-min must be at most --lr {self.lr}, got {self.lr_min}")
         if not 0 <= self.hint_share < 1:

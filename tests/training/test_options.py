@@ -22,6 +22,7 @@ from mkdext.training.config_files import config_of, read_config
         ("kd_weight", -0.1),
         ("hint_share", 1.0),
         ("seed", -1),
+        ("seed", 2**63),
         ("lr_min", 1.0),
         ("method", "fitnett"),
         ("teacher_cache_crops", 0),
