@@ -256,6 +256,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(estimated, flags, tmp_path,
     assert "memory bank x2: 15 images of 128 bytes, 1,920 bytes" in shown
     assert "memory of a step: about 0.0" in shown
     assert not (tmp_path / "dry").exists()
+    assert main([*flags, "--dry-run", "--val-dir", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_into_memory_is_refused(estimated, flags, tmp_path, capsys):
