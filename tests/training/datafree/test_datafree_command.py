@@ -249,6 +249,13 @@ def test_sgd_also_cuts_the_gradients_of_a_methods_own_parameters(flags, tmp_path
     assert sum(m.square().sum() for m in moved).sqrt() < 2 * 0.4 / (1 - 0.9)
 
 
+def test_options_that_need_stages_or_a_large_batch_do_not_hinder_the_estimate(estimated, flags):
+    # It is made of one stage and few images.
+    stages = ["--contrastive.bank-every", "stage"]
+    batch = ["--batch-size", "5", "--procedural-share", "0.2"]
+    assert prepare(parse([*flags, *stages, *batch]).options()).memory
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(estimated, flags, tmp_path, capsys):
     assert main([*flags, "--dry-run", "--out", str(tmp_path / "dry")]) == 0
     shown = capsys.readouterr().out
