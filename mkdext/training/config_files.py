@@ -168,6 +168,10 @@ def _arguments(
             if not isinstance(value, dict):
                 raise ValueError(f"{source}: {key!r} must hold names and values")
             yield from _arguments(value, known[name], source, f"{prefix}{name}.")
+        elif isinstance(value, dict) or (
+            isinstance(value, list) and not isinstance(known[name], tuple)
+        ):
+            raise ValueError(f"{source}: {prefix + str(key)!r} must be one value, got {value!r}")
         elif isinstance(value, bool) and types[name] is bool:
             flag = name if value else f"no_{name}"
             yield f"--{prefix}{flag}".replace("_", "-")

@@ -72,6 +72,8 @@ def test_flags_count_more_than_the_configuration(tmp_path):
         ("itertions: 3", "there is no option 'itertions'; did you mean 'iterations'"),
         ("meta: {stepps: 3}", "there is no option 'meta.stepps'; did you mean 'steps'"),
         ("meta: 3", "'meta' must hold names and values"),
+        ("meta: {steps: [2, 3]}", r"'meta.steps' must be one value, got \[2, 3\]"),
+        ("lr: {first: 1}", "'lr' must be one value, got {'first': 1}"),
         ("- 1\n- 2", "must hold names and values, got list"),
         ("a: b: c", "is not YAML"),
     ],
