@@ -17,6 +17,7 @@ from mkdext.training.config_files import config_of, read_config
         ("iterations", 0),
         ("batch_size", -1),
         ("patch_size", 0),
+        ("patch_size", 10**29),
         ("lr", 0.0),
         ("lr", float("nan")),
         ("kd_weight", -0.1),
