@@ -228,16 +228,20 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(flags, tmp_path, ca
     assert "mkdext.datafree: step 2: " in error and "Lower --lr (now 1e+20)" in error
 
 
-def test_sgd_has_learning_rates_of_its_own():
+def test_sgd_has_learning_rates_of_its_own(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("optimizer: sgd\n")
     rates = [
         (options.lr, options.lr_min)
         for options in (
             parse([]),
             parse(["--optimizer", "sgd"]),
             parse(["--optimizer", "sgd", "--lr", "0.05"]),
+            parse(["--config", str(file)]),
+            parse(["--config", str(file), "--optimizer", "adam"]),
         )
     ]
-    assert rates == [(1e-3, 1e-5), (0.1, 1e-4), (0.05, 1e-4)]
+    assert rates == [(1e-3, 1e-5), (0.1, 1e-4), (0.05, 1e-4), (0.1, 1e-4), (1e-3, 1e-5)]
 
 
 def test_sgd_also_cuts_the_gradients_of_a_methods_own_parameters(flags, tmp_path):
