@@ -38,3 +38,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(rows)
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(text.getvalue().encode())
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written to the folder that `--out` names, without writing anything.
+
+    Args:
+        folder: It need not be there yet.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--out {folder} cannot be written: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {folder} cannot be written: no permission in {existing}")

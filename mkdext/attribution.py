@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mkdext
-from mkdext._files import atomic_write, write_csv, write_text
+from mkdext._files import atomic_write, check_writable, write_csv, write_text
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -165,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         command = tyro.cli(AttributionCommand, args=arguments, prog="python -m mkdext.attribution")
+        check_writable(command.out)
         networks = find_networks(command)
         scene = make_scene(command, networks[0].scale)
         _check_memory(command, networks, scene)

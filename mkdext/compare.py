@@ -131,7 +131,7 @@ def parse(arguments: list[str]) -> CompareCommand:
 
 
 def _flags_of_file(path: Path) -> list[str]:
-    config = load_config(path)
+    config = {str(name).replace("-", "_"): value for name, value in load_config(path).items()}
     # The file of a training names one student and one method.
     for one, several in (("student", "students"), ("method", "methods")):
         if one in config:
@@ -147,13 +147,17 @@ def _flags_of_file(path: Path) -> list[str]:
 
 
 def _split(names: Iterable[str]) -> list[str]:
-    return [part for name in names for part in name.split(",") if part]
+    parts = (part.strip() for name in names for part in name.split(","))
+    return [part for part in parts if part]
 
 
 def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]:
     """Nested values by method, from `(method, "name=value", "group.name=value", ...)`."""
     methods: dict[str, dict[str, Any]] = {}
-    for method, *settings in filter(None, given):
+    for names in given:
+        if not names:
+            raise ValueError("--method-options takes a method and name=value, got nothing")
+        method, *settings = names
         if not settings:
             raise ValueError(f"--method-options {method} takes name=value, got nothing")
         for setting in settings:

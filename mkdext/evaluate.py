@@ -8,7 +8,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mkdext
-from mkdext._files import write_csv, write_text
+from mkdext._files import check_writable, write_csv, write_text
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -145,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         command = tyro.cli(EvaluateCommand, args=arguments, prog="python -m mkdext.evaluate")
+        check_writable(command.out)
         networks = load_networks(
             [file for group in command.weights for file in group],
             command.scale,
@@ -233,6 +235,28 @@ def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[T
     return imresize(hr.double() / 255, 1 / scale).float(), hr
 
 
+def check_photographs(
+    photographs: Iterable[Photograph], scale: int, protocol: Protocol, border: int
+) -> None:
+    """Check that all photographs can be measured on, before the first one is.
+
+    Raises:
+        ValueError: Some cannot.
+    """
+    bad = []
+    for photograph in photographs:
+        try:
+            _, hr = read_pair(photograph, scale, protocol)
+        except BadImageError as error:
+            bad.append(BadImage(photograph.hr, str(error)))
+            continue
+        if min(hr.shape[1:]) < 2 * border + _WINDOW:
+            reason = f"is too small for SSIM inside a border of {border} pixels"
+            bad.append(BadImage(photograph.hr, reason))
+    if bad:
+        raise ValueError(bad_images_message(bad))
+
+
 def evaluate(
     command: EvaluateCommand,
     networks: Sequence[Network],
@@ -249,27 +273,15 @@ def evaluate(
     scale = networks[0].scale
     border = scale if command.border is None else command.border
     scores: list[Score] = []
+    shown = partial(track, console=console, transient=True, disable=not console.is_terminal)
+    check_photographs(shown(photographs, "reading"), scale, protocol, border)
     command.out.mkdir(parents=True, exist_ok=True)
-    shown = track(
-        photographs,
-        "measuring",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
     ways = [BICUBIC, *(network.name for network in networks)]
-    for name, group in itertools.groupby(shown, lambda photograph: photograph.set):
+    measured = shown(photographs, "measuring")
+    for name, group in itertools.groupby(measured, lambda photograph: photograph.set):
         sheet = ContactSheet(["HR", *ways])
         for photograph in group:
-            try:
-                lr, hr = read_pair(photograph, scale, protocol)
-            except BadImageError as error:
-                raise ValueError(
-                    bad_images_message([BadImage(photograph.hr, str(error))])
-                ) from None
-            if min(hr.shape[1:]) < 2 * border + _WINDOW:
-                reason = f"is too small for SSIM inside a border of {border} pixels"
-                raise ValueError(bad_images_message([BadImage(photograph.hr, reason)]))
+            lr, hr = read_pair(photograph, scale, protocol)
             pictures = {}
             for way, network in zip(ways, [None, *networks], strict=True):
                 tiling = _tiling(photograph, lr, network)

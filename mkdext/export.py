@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._files import atomic_write
-from mkdext.data import builtin_photographs, imresize, read_image
+from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
 from mkdext.inference import Network, load_network
 from mkdext.models import SAN, VDSR, AdaptedNetwork, WeightsMetadata, read_metadata
 from mkdext.models.san import RegionNonLocal
@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = tyro.cli(ExportCommand, args=arguments, prog="python -m mkdext.export")
         check_packages()
+        if command.out.is_dir():
+            raise ValueError(f"--out {command.out} is a folder; name a file in it")
         if command.out.exists() and not command.overwrite:
             raise ValueError(f"{command.out} exists; give another --out, or --overwrite")
         if not command.out.absolute().parent.is_dir():
@@ -126,7 +128,10 @@ def read_photograph(path: Path | None, scale: int) -> Tensor:
     Raises:
         ValueError: It cannot be used.
     """
-    image = read_image(path or builtin_photographs("validation")[-1])
+    try:
+        image = read_image(path or builtin_photographs("validation")[-1])
+    except BadImageError as error:
+        raise ValueError(f"--image {path}: {error}") from None
     height, width = (
         min(side // scale, size) for side, size in zip(image.shape[1:], _CHECK_SIZE, strict=True)
     )

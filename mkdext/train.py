@@ -17,7 +17,9 @@ from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
 from mkdext.training.command import exit_status
 from mkdext.training.config_files import config_of, defaults_for, with_config
+from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters, prepare
+from mkdext.training.progress import track
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
@@ -94,8 +96,9 @@ def show_plan(options: TrainOptions, console: Console) -> None:
     """Print what a training would do."""
     options = options.resolved()
     RunDirectory(options.out).check(config_of(options))
-    for folder in options.train_dir + options.val_dir:
+    for folder in options.train_dir:
         find_photographs(folder, options.scale)
+    validation_photographs(options, track(console))
     plan = prepare(options)
     console.print(yaml.safe_dump(config_of(options), sort_keys=False).rstrip(), highlight=False)
     table = Table("", "parameters", title="sizes")

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from mkdext._files import atomic_write
+from mkdext._files import atomic_write, check_writable
 from mkdext.data import BadImage, BadImageError, bad_images_message, find_images, imresize
 from mkdext.inference import (
     Network,
@@ -112,9 +112,11 @@ def find_jobs(command: UpscaleCommand) -> dict[Path, Path]:
     """Pictures, each with the file that it shall become; nothing is written.
 
     Raises:
-        ValueError: An input does not exist or is no picture, two would become the same file, or a
-            result would take the place of an input or of a file that may not be overwritten.
+        ValueError: An input does not exist or is no picture, two would become the same file, a
+            result would take the place of an input or of a file that may not be overwritten, or
+            results cannot be written.
     """
+    check_writable(command.out)
     targets: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
     for source, name in _sources(command.inputs, command.out):

@@ -159,6 +159,9 @@ def broken(case: str, folder: Path, photograph: Path) -> list[str]:
     flags = ["--image", str(photograph)]
     if case == "missing":
         return ["--image", str(folder / "nowhere.png")]
+    if case == "file as output":
+        (folder / "out").touch()
+        return flags
     if case == "text":
         (folder / "letter.png").write_text("dear reader")
         return ["--image", str(folder / "letter.png")]
@@ -194,8 +197,9 @@ def broken(case: str, folder: Path, photograph: Path) -> list[str]:
         ("--window -1 0", "--window must be 0 to 58 from the left"),
         ("--size 19", "--size must be at least 20 for x4 and a window of 16, got 19"),
         ("--window-size 70", "is 75x61 pixels, needs at least 72 on each side"),
-        ("--scale 2", "the built-in teacher is for scale 4 only, got 2"),
+        ("--scale 2", "the built-in network is for scale 4 only, got --scale 2; give --weights"),
         ("--device tpu", "--device must be cpu, cuda or cuda:N, got 'tpu'"),
+        ("file as output", "out is not a directory"),
         ("missing", "nowhere.png: cannot be read (No such file or directory)"),
         ("text", "letter.png: not an image of a known format"),
         ("small", "small.png: is 19x40 pixels, needs at least 20 on each side"),

@@ -213,7 +213,13 @@ def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
         Image.new("RGB", (40, 18)).save(bad / "small.png")
     if case == "tiny":
         Image.new("RGB", (40, 3)).save(bad / "tiny.png")
-    if case in ("text", "small", "tiny"):
+    if case == "all":
+        (bad / "a.png").write_text("dear reader")
+        Image.new("RGB", (40, 18)).save(bad / "b.png")
+    if case == "file as output":
+        (folder / "out").touch()
+        return data
+    if case in ("text", "small", "tiny", "all"):
         return ["--data", str(bad)]
     if case.startswith("lr"):
         Image.new("RGB", (32, 24)).save(bad / "chelsea.png")
@@ -239,6 +245,8 @@ def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
         ("same name", "--data has two folders called 'Set2'"),
         ("text", "letter.png: not an image"),
         ("small", "small.png: is too small for SSIM inside a border of 4 pixels"),
+        ("all", "b.png: is too small for SSIM inside a border of 4 pixels"),
+        ("file as output", "out is not a directory"),
         ("tiny", "tiny.png: has 40x3 pixels, too few for x4"),
         ("lr missing", "none of coffee, coffeex4, coffee_x4"),
         ("lr of another size", "must be 32x25 pixels in low resolution"),

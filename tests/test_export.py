@@ -172,6 +172,18 @@ def test_a_file_is_replaced_only_if_asked_and_only_by_a_whole_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edsr.onnx", "small.png"]
 
 
+def test_a_folder_as_output_and_a_broken_photograph_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mkdext.export.check_packages", lambda: None)
+    assert main(["--out", str(tmp_path), "--overwrite"]) == 2
+    assert f"--out {tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+    letter = tmp_path / "letter.png"
+    letter.write_text("dear reader")
+    assert main(["--out", str(tmp_path / "x.onnx"), "--image", str(letter)]) == 2
+    assert f"--image {letter}: not an image" in capsys.readouterr().err
+
+
 def test_a_file_that_gives_something_else_is_told(exported: tuple[Path, Path]) -> None:
     lr = torch.rand(1, 3, 9, 9)
     small = network(EDSR(EDSRConfig(blocks=1, features=8), scale=2))

@@ -207,8 +207,9 @@ def test_a_picture_that_is_damaged_inside_does_not_stop_the_others(
         (["a.png", "--memory", "0.001"], "take 0.0 GB decoded; --memory 0.001 leaves 0.0 GB"),
         (["huge.png", "--memory", "2"], "has 13000x13000 pixels, which take 10.8 GB decoded"),
         (["a.png", "--model", "rcan-c"], "--model rcan-c needs --weights FILE"),
-        (["a.png", "--scale", "2"], "the built-in teacher is for scale 4 only"),
+        (["a.png", "--scale", "2"], "for scale 4 only, got --scale 2; give --weights FILE"),
         (["a.png", "--weights", "a.png"], "weights file a.png is neither"),
+        (["a.png", "--out", "letter.png"], "--out letter.png cannot be written: letter.png is not"),
         (["a.png", "--device", "gpu"], "--device must be cpu, cuda or cuda:N, got 'gpu'"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -130,7 +131,7 @@ def prepare(command: PrepareCommand, console: Console) -> int:
         console,
         f"{prepared.folder}: {prepared.photographs} photographs, {prepared.size / 1e6:,.1f} MB, "
         f"every checksum is right ({prepared.written} written now)\n"
-        f"use it by --train-dir {prepared.folder} --scale {command.scale}",
+        f"use it by --train-dir {shlex.quote(str(prepared.folder))} --scale {command.scale}",
     )
     return 0
 

@@ -18,6 +18,7 @@ from mkdext.training.config_files import config_of, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data
 from mkdext.training.datafree.options import with_usual_rates
 from mkdext.training.datafree.plan import prepare
+from mkdext.training.datafree.student import photographs
 from mkdext.training.plan import count_parameters
 from mkdext.training.run_directory import RunDirectory
 
@@ -85,6 +86,7 @@ def show_plan(options: DataFreeOptions, console: Console) -> None:
     options = options.resolved()
     config = config_of(options)
     RunDirectory(options.out).check(config)
+    photographs(options, console)
     plan = prepare(options)
     console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)
     table = Table("", "parameters", title="sizes")

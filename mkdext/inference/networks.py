@@ -19,6 +19,7 @@ from mkdext.models import (
     load_own,
     read_metadata,
 )
+from mkdext.models.builtin import BUILTIN_SCALE
 from mkdext.models.own import is_own, unwrapped
 
 
@@ -149,7 +150,12 @@ def _of_this_package(weights: Path | None, scale: int | None, name: str | None) 
     if weights is None:
         if name is not None:
             raise ValueError(f"--model {name} needs --weights FILE")
-        model = builtin_teacher() if scale is None else builtin_teacher(scale)
+        if scale not in (None, BUILTIN_SCALE):
+            raise ValueError(
+                f"the built-in network is for scale {BUILTIN_SCALE} only, got --scale {scale}; "
+                f"give --weights FILE of a network for scale {scale}"
+            )
+        model = builtin_teacher()
     else:
         try:
             model = load_model(weights, scale, name)

@@ -55,18 +55,19 @@ def read_config(path: Path, options: SharedOptions) -> list[str]:
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """What a flag is given on a command line, before the line is parsed as a whole.
+    """What a flag is given on a command line, the last time, before the line is parsed as a whole.
 
     Example:
         >>> value_of("--out", ["--lr", "1e-4", "--out=runs/a"])
         'runs/a'
     """
+    value = None
     for index, argument in enumerate(arguments):
         if argument == flag and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-    return None
+            value = arguments[index + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.split("=", 1)[1]
+    return value
 
 
 def defaults_for(arguments: Sequence[str]) -> TrainOptions:
@@ -168,6 +169,10 @@ def _arguments(
             if not isinstance(value, dict):
                 raise ValueError(f"{source}: {key!r} must hold names and values")
             yield from _arguments(value, known[name], source, f"{prefix}{name}.")
+        elif isinstance(value, dict) or (
+            isinstance(value, list) and not isinstance(known[name], tuple)
+        ):
+            raise ValueError(f"{source}: {prefix + str(key)!r} must be one value, got {value!r}")
         elif isinstance(value, bool) and types[name] is bool:
             flag = name if value else f"no_{name}"
             yield f"--{prefix}{flag}".replace("_", "-")

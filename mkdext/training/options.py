@@ -137,7 +137,9 @@ class SharedOptions:
             "log_every",
         )
         positive(self, "lr")
-        at_least(0, self, "lr_min", "warmup", "kd_weight", "seed")
+        at_least(0, self, "lr_min", "warmup", "kd_weight")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed must be at least 0 and below 2^63, got {self.seed}")
         if self.lr_min > self.lr:
             raise ValueError(f"--lr-min must be at most --lr {self.lr}, got {self.lr_min}")
         if not 0 <= self.hint_share < 1:
@@ -230,11 +232,15 @@ class TrainOptions(SharedOptions):
 def at_least(least: float, options: object, *names: str, prefix: str = "") -> None:
     """Check that options, where they are given, are finite and not smaller than `least`.
 
+    Integers must also be below 2^53, so that PyTorch can count what they make.
+
     Raises:
         ValueError: One is not.
     """
     for name in names:
         value = getattr(options, name)
+        if isinstance(value, int) and value >= 2**53:
+            raise ValueError(f"{_flag(prefix + name)} must be below 2^53, got {value}")
         if value is not None and not (value >= least and math.isfinite(value)):
             raise ValueError(f"{_flag(prefix + name)} must be at least {least}, got {value}")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +20,8 @@ from rich.progress import (
 from rich.progress import track as rich_track
 
 _PLAIN_SECONDS = 30.0
+
+_Pair = TypeVar("_Pair")
 
 
 class TrainingProgress:
@@ -80,6 +83,18 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._bar.console.print(text, highlight=False)
+
+
+def measuring(console: Console, pairs: Sequence[_Pair], what: str) -> Iterable[_Pair]:
+    """Pictures to measure on, with a bar that shows how far it has come."""
+    return rich_track(
+        pairs,
+        f"measuring {what}",
+        total=len(pairs),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def track(console: Console) -> Callable[[str], Callable[[Iterable[Path]], Iterable[Path]]]:

@@ -7,7 +7,6 @@ import dataclasses
 import fcntl
 import io
 import json
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import yaml
 from torch import nn
 
-from mkdext._files import atomic_write, write_text
+from mkdext._files import atomic_write, check_writable, write_text
 from mkdext.models import save_model
 
 
@@ -122,11 +121,7 @@ class RunDirectory:
             ValueError: The folder cannot be written, holds something that is not a run, or belongs
                 to a run of other options, which are named.
         """
-        existing = next(p for p in (self.root, *self.root.absolute().parents) if p.exists())
-        if not existing.is_dir():
-            raise ValueError(f"--out {self.root} cannot be written: {existing} is not a directory")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise ValueError(f"--out {self.root} cannot be written: no permission in {existing}")
+        check_writable(self.root)
         if not self.config.exists():
             if any(path.exists() for path in (self.state, self.metrics, self.summary)):
                 raise ValueError(f"--out {self.root} holds a run without {self.config.name}")
@@ -139,10 +134,11 @@ class RunDirectory:
             raise ValueError(
                 f"--out {self.root}: {self.config.name} is damaged; give another --out"
             )
-        names = [name for name in {**there, **config} if there.get(name) != config.get(name)]
+        before, now = dict(_flat(there)), dict(_flat(config))
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if names:
             changes = "; ".join(
-                f"{name} was {there.get(name)!r}, now {config.get(name)!r}" for name in names
+                f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names
             )
             raise ValueError(
                 f"--out {self.root} holds a run of other options ({changes}): "
@@ -200,3 +196,12 @@ class RunDirectory:
         """Append one record, which must have a `step`."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(dict(record)) + "\n")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, those of groups as `group.name`."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

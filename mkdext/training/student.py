@@ -21,7 +21,7 @@ from mkdext.training.origin import origin
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import Plan, count_parameters, prepare
 from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teacher
-from mkdext.training.progress import track
+from mkdext.training.progress import measuring, track
 from mkdext.training.report import conclude, save_curves, save_strip
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.steps import TrainingFailed, TrainingStep
@@ -272,12 +272,16 @@ def _finish(
     ways: dict[str, Upscaler] = {"bicubic": bicubic(options.scale), "student": plan.student}
     with evaluation_mode(plan.student):
         validation: dict[str, dict[str, Scores]] = {
-            name: {way: measure(upscale, pairs, options.scale) for way, upscale in ways.items()}
+            name: {
+                way: measure(up, measuring(console, pairs, f"{way} on {name}"), options.scale)
+                for way, up in ways.items()
+            }
             for name, pairs in sets.items()
         }
     if teacher:
         for name, pairs in sets.items():
-            seen = ((teacher.source(lr, hr), hr) for lr, hr in pairs)
+            shown = measuring(console, pairs, f"{teacher.name.replace('_', ' ')} on {name}")
+            seen = ((teacher.source(lr, hr), hr) for lr, hr in shown)
             validation[name][teacher.name] = measure(teacher.network, seen, options.scale)
     summary: Summary = {
         "method": options.method,

@@ -257,6 +257,7 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--method-options", "fitnet", "kd-weight"], "takes name=value, got 'kd-weight'"),
         (["--method-options", "fitnet", "kd-wait=1"], "did you mean 'kd_weight'"),
         (["--method-options", "fitnett", "kd-weight=1"], "fitnett is unknown"),
+        (["--method-options"], "--method-options takes a method and name=value, got nothing"),
         (["--method-options", "fitnet"], "--method-options fitnet takes name=value, got nothing"),
         (["--method-options", "fitnet", "kd-weight=[1"], r"as in YAML, got 'kd-weight=\[1'"),
         (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
@@ -322,11 +323,13 @@ def test_a_configuration_file_may_be_that_of_a_training(comparison, tmp_path):
     assert parse(["--config", str(config)]).methods == ("fitnet",)
 
 
-def test_a_configuration_file_holds_options_of_methods(tmp_path):
+@pytest.mark.parametrize("key", ["method_options", "method-options"])
+def test_a_configuration_file_holds_options_of_methods(key, tmp_path):
     file = tmp_path / "compare.yaml"
     file.write_text(
-        "methods: [vanilla, mkd]\nseeds: 5\nseed: 2\n"
-        "method_options:\n  mkd: {kd-weight: 1e-2, meta: {every: 4}, kd_fade: false}\n"
+        "methods: vanilla, mkd\nseeds: 5\nseed: 2\n"
+        f"{key}:\n"
+        "  mkd: {kd-weight: 1e-2, meta: {every: 4}, kd_fade: false}\n"
     )
     comparison = parse(["--config", str(file), "--method-options", "mkd", "lr=2e-4"]).comparison()
     assert list(comparison.seeds) == [2, 3, 4, 5, 6]

@@ -38,13 +38,13 @@ def run(capsys, *arguments):
 
 
 def test_prepare_says_what_it_made_and_how_to_use_it(train, tmp_path, capsys):
-    store = tmp_path / "store"
+    store = tmp_path / "my store"
     arguments = ["prepare", train, "--scale", 2, "--out", store, "--workers", 1]
     status, output, _ = run(capsys, *arguments)
     assert status == 0
     assert "3 photographs" in output
     assert "every checksum is right (3 written now)" in output
-    assert f"use it by --train-dir {store} --scale 2" in output
+    assert f"use it by --train-dir '{store}' --scale 2" in output
     assert "(0 written now)" in run(capsys, *arguments)[1]
 
 

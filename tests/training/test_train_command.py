@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
@@ -14,11 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from mkdext.models import create_model
 from mkdext.train import main, parse
-from mkdext.training import TrainOptions
+from mkdext.training import TrainOptions, train
 from mkdext.training.config_files import config_of
 from mkdext.training.run_directory import RunDirectory
 
@@ -66,6 +68,13 @@ def test_a_run_leaves_all_that_was_promised(reference, photographs, capsys):
     assert load_file(reference / "checkpoints/student.safetensors").keys() == names
     with Image.open(reference / "samples/step_0000012.png") as strip:
         assert strip.width == 4 * strip.height
+
+
+def test_the_end_of_a_run_shows_how_far_the_measuring_has_come(flags, tmp_path):
+    shown = io.StringIO()
+    options = parse([*flags, "--iterations", "1", "--out", str(tmp_path)]).options()
+    train(options, Console(file=shown, force_terminal=True))
+    assert "measuring teacher on photographs" in shown.getvalue()
 
 
 def test_the_method_learns_from_the_meta_gradient(reference):
@@ -185,6 +194,8 @@ def test_a_run_of_other_options_is_refused(reference, flags, capsys):
     message = capsys.readouterr().err
     assert "lr was 0.0001, now 0.0003" in message
     assert weights(reference) == before
+    assert main([*flags, "--out", str(reference), "--mkd.kernel-size", "5"]) == 2
+    assert "run of other options (mkd.kernel_size was 3, now 5):" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_cause(flags, tmp_path, capsys):
@@ -203,6 +214,12 @@ def test_a_dry_run_writes_nothing(estimated, flags, tmp_path, capsys):
     assert "49,799" in shown
     assert "memory of a step" in shown
     assert not (tmp_path / "dry").exists()
+
+
+def test_a_dry_run_looks_at_the_photographs_to_measure_on(flags, photographs, tmp_path, capsys):
+    twice = ["--val-dir", str(photographs), str(photographs)]
+    assert main([*flags, *twice, "--dry-run", "--out", str(tmp_path / "dry")]) == 2
+    assert "--val-dir has two folders called 'photographs'" in capsys.readouterr().err
 
 
 def test_vanilla_and_distilled_students_begin_alike_and_see_the_same_patches(flags, tmp_path):

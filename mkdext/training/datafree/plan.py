@@ -114,7 +114,14 @@ def estimate_memory(options: DataFreeOptions, networks: ByScale) -> int | None:
         ValueError: The sizes asked for are impossible, or the networks do not go together.
     """
     meta, samples, scale = torch.device("meta"), 2, options.scale[0]
-    few = dataclasses.replace(options, batch_size=samples, stages=1, scale=(scale,))
+    few = dataclasses.replace(
+        options,
+        batch_size=samples,
+        procedural_share=0.5,
+        stages=1,
+        scale=(scale,),
+        contrastive=dataclasses.replace(options.contrastive, bank_every="round"),
+    )
     teacher = networks.teachers[scale]
     try:
         with LiveBytes() as memory:

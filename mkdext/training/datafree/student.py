@@ -23,7 +23,7 @@ from mkdext.training.datafree.stages import Stage
 from mkdext.training.loop import Done, Loop
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
-from mkdext.training.progress import track
+from mkdext.training.progress import measuring, track
 from mkdext.training.report import conclude
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.steps import TrainingFailed
@@ -271,7 +271,10 @@ def _finish(
                 "student": stage.students[scale],
                 "teacher": plan.networks.teachers[scale],
             }
-            validation[name] = {way: measure(up, pairs, scale) for way, up in ways.items()}
+            validation[name] = {
+                way: measure(up, measuring(console, pairs, f"{way} on {name}"), scale)
+                for way, up in ways.items()
+            }
         lr, hr = next(iter(sets.values())).pairs[0]
         scale = options.scale[0]
         shown = {

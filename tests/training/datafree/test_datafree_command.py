@@ -228,16 +228,20 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(flags, tmp_path, ca
     assert "mkdext.datafree: step 2: " in error and "Lower --lr (now 1e+20)" in error
 
 
-def test_sgd_has_learning_rates_of_its_own():
+def test_sgd_has_learning_rates_of_its_own(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("optimizer: sgd\n")
     rates = [
         (options.lr, options.lr_min)
         for options in (
             parse([]),
             parse(["--optimizer", "sgd"]),
             parse(["--optimizer", "sgd", "--lr", "0.05"]),
+            parse(["--config", str(file)]),
+            parse(["--config", str(file), "--optimizer", "adam"]),
         )
     ]
-    assert rates == [(1e-3, 1e-5), (0.1, 1e-4), (0.05, 1e-4)]
+    assert rates == [(1e-3, 1e-5), (0.1, 1e-4), (0.05, 1e-4), (0.1, 1e-4), (1e-3, 1e-5)]
 
 
 def test_sgd_also_cuts_the_gradients_of_a_methods_own_parameters(flags, tmp_path):
@@ -249,6 +253,13 @@ def test_sgd_also_cuts_the_gradients_of_a_methods_own_parameters(flags, tmp_path
     assert sum(m.square().sum() for m in moved).sqrt() < 2 * 0.4 / (1 - 0.9)
 
 
+def test_options_that_need_stages_or_a_large_batch_do_not_hinder_the_estimate(estimated, flags):
+    # It is made of one stage and few images.
+    stages = ["--contrastive.bank-every", "stage"]
+    batch = ["--batch-size", "5", "--procedural-share", "0.2"]
+    assert prepare(parse([*flags, *stages, *batch]).options()).memory
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(estimated, flags, tmp_path, capsys):
     assert main([*flags, "--dry-run", "--out", str(tmp_path / "dry")]) == 0
     shown = capsys.readouterr().out
@@ -256,6 +267,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(estimated, flags, tmp_path,
     assert "memory bank x2: 15 images of 128 bytes, 1,920 bytes" in shown
     assert "memory of a step: about 0.0" in shown
     assert not (tmp_path / "dry").exists()
+    assert main([*flags, "--dry-run", "--val-dir", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_into_memory_is_refused(estimated, flags, tmp_path, capsys):
