@@ -275,7 +275,7 @@ def test_cuda_is_built_where_torch_has_it_unless_the_user_says_otherwise(
 
 def test_every_source_is_compiled_for_every_architecture(nvcc: Path, tmp_path: Path) -> None:
     build = cuda_build.CudaBuild(
-        nvcc, tmp_path / "torch", ROOT / "csrc", [], ["8.0", "9.0+PTX"], "the hash"
+        nvcc, Path("torch"), ROOT / "csrc", [Path("pybind11")], ["8.0", "9.0+PTX"], "the hash"
     )
     build.build(tmp_path / "out" / "_C_cuda.so", tmp_path / "scratch")
     *compiled, stub, linked = (tmp_path / "calls").read_text().splitlines()
@@ -284,6 +284,8 @@ def test_every_source_is_compiled_for_every_architecture(nvcc: Path, tmp_path: P
         assert "arch=compute_80,code=[sm_80]" in call
         assert "arch=compute_90,code=[sm_90,compute_90]" in call
         assert "the hash" in call
+        # Not the copy of pybind11 in PyTorch 2.11, an error in code for the stable ABI.
+        assert "-isystem pybind11 -isystem torch/include" in call
     assert "-shared" in linked and "-cudart static" in linked and "-ltorch_cpu" in linked
     # A PyTorch that has no CUDA was built with; the library needs that of one that has.
     assert "-soname -Xlinker libtorch_cuda.so" in stub and "scratch/libtorch_cuda.so" in linked
