@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.metadata
 import inspect
 import json
 import re
@@ -354,6 +355,22 @@ def test_gpu_check_tells_at_once_what_is_not_installed(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     with pytest.raises(SystemExit, match=r"a-package must be installed: `.*pip install a-package`"):
         gpu_check.main()
+
+
+def test_gpu_check_tells_at_once_of_setuptools_that_cannot_build(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_check, "NEEDED", {"setuptools": "setuptools"})
+    for version, wanted in (("68.1.2", ["'setuptools>=77'"]), ("81.0.0", [])):
+        monkeypatch.setattr(importlib.metadata, "version", lambda _, found=version: found)
+        assert gpu_check.to_install() == wanted
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'requires = ["setuptools>={gpu_check.SETUPTOOLS}"' in pyproject
+
+
+def test_memcheck_counts_no_failed_calls_of_pytorch(nvcc: Path, tmp_path: Path) -> None:
+    (memcheck,) = (part for part in gpu_check.parts(tmp_path) if part.name == "memcheck")
+    assert "--tool memcheck --report-api-errors no" in " ".join(memcheck.command)
 
 
 def test_both_sides_name_the_same_variables() -> None:
