@@ -41,8 +41,9 @@ class BuildOperators(build_ext):
         if ext.name == cuda_operators.name:
             self._build_cuda(torch)
             return
-        # -isystem: the warnings of other people's headers are not ours.
-        for include in (torch / "include", Path(pybind11.get_include())):
+        # -isystem: the warnings of other people's headers are not ours. pybind11 comes first: torch
+        # has a copy, which in some versions refuses code for the stable ABI.
+        for include in (Path(pybind11.get_include()), torch / "include"):
             ext.extra_compile_args += ["-isystem", str(include)]
         ext.library_dirs.append(str(torch / "lib"))
         with ParallelCompile(default=os.cpu_count() or 1, needs_recompile=lambda *_: True):

@@ -146,7 +146,8 @@ class CudaBuild:
         command += ["-DUSE_CUDA", f'-DMKDEXT_SOURCE_HASH="{self.source_hash}"']
         command += [f'-DMKDEXT_CUDA_TOOLKIT="{toolkit_version(self.nvcc)}"']
         command += [f'-DMKDEXT_CUDA_ARCHITECTURES="{" ".join(self.architectures)}"']
-        for include in (self.torch / "include", *self.includes):
+        # torch comes last: its copy of pybind11 refuses, in some versions, code for the stable ABI.
+        for include in (*self.includes, self.torch / "include"):
             command += ["-isystem", str(include)]
         for name in self.architectures:
             digits = _digits(name)

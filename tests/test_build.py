@@ -10,6 +10,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import pybind11
 import pytest
 
 from mkdext import _extension, doctor
@@ -75,6 +76,16 @@ def test_failing_compiler_is_an_error_where_operators_are_required(
     assert built.returncode != 0
     assert re.search(r"error: command \S*\bfalse\b", built.stderr, re.IGNORECASE), built.stderr
     assert not list((tmp_path / "out").glob("*.whl"))
+
+
+def test_pybind11_is_taken_and_not_the_copy_in_torch(tree: Path, tmp_path: Path) -> None:
+    # That of PyTorch 2.11 is an error in code for the stable ABI.
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexit 1\n')
+    compiler.chmod(0o755)
+    call_backend("build_wheel", tree, tmp_path / "out", CC=str(compiler), CXX=str(compiler))
+    call = (tmp_path / "calls").read_text().splitlines()[0]
+    assert 0 < call.index(pybind11.get_include()) < call.index("torch/include")
 
 
 def test_a_build_neither_takes_from_the_tree_what_is_no_source_nor_leaves_anything_there(

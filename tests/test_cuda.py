@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.metadata
 import inspect
 import json
 import re
@@ -79,7 +80,7 @@ def test_every_name_of_torch_that_is_used_exists(source: ModuleType) -> None:
 
 def test_the_driver_of_this_machine_is_asked_by_the_library_itself() -> None:
     status = _cuda.status()
-    if status.state == "missing":
+    if status.state == "missing" or not torch.version.cuda:
         pytest.skip(f"{status.reason}: {status.fix}")
     assert (_cuda.driver_version() is not None) >= torch.cuda.is_available()
 
@@ -275,7 +276,7 @@ def test_cuda_is_built_where_torch_has_it_unless_the_user_says_otherwise(
 
 def test_every_source_is_compiled_for_every_architecture(nvcc: Path, tmp_path: Path) -> None:
     build = cuda_build.CudaBuild(
-        nvcc, tmp_path / "torch", ROOT / "csrc", [], ["8.0", "9.0+PTX"], "the hash"
+        nvcc, Path("torch"), ROOT / "csrc", [Path("pybind11")], ["8.0", "9.0+PTX"], "the hash"
     )
     build.build(tmp_path / "out" / "_C_cuda.so", tmp_path / "scratch")
     *compiled, stub, linked = (tmp_path / "calls").read_text().splitlines()
@@ -284,6 +285,8 @@ def test_every_source_is_compiled_for_every_architecture(nvcc: Path, tmp_path: P
         assert "arch=compute_80,code=[sm_80]" in call
         assert "arch=compute_90,code=[sm_90,compute_90]" in call
         assert "the hash" in call
+        # Not the copy of pybind11 in PyTorch 2.11, an error in code for the stable ABI.
+        assert "-isystem pybind11 -isystem torch/include" in call
     assert "-shared" in linked and "-cudart static" in linked and "-ltorch_cpu" in linked
     # A PyTorch that has no CUDA was built with; the library needs that of one that has.
     assert "-soname -Xlinker libtorch_cuda.so" in stub and "scratch/libtorch_cuda.so" in linked
@@ -352,6 +355,22 @@ def test_gpu_check_tells_at_once_what_is_not_installed(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     with pytest.raises(SystemExit, match=r"a-package must be installed: `.*pip install a-package`"):
         gpu_check.main()
+
+
+def test_gpu_check_tells_at_once_of_setuptools_that_cannot_build(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_check, "NEEDED", {"setuptools": "setuptools"})
+    for version, wanted in (("68.1.2", ["'setuptools>=77'"]), ("81.0.0", [])):
+        monkeypatch.setattr(importlib.metadata, "version", lambda _, found=version: found)
+        assert gpu_check.to_install() == wanted
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'requires = ["setuptools>={gpu_check.SETUPTOOLS}"' in pyproject
+
+
+def test_memcheck_counts_no_failed_calls_of_pytorch(nvcc: Path, tmp_path: Path) -> None:
+    (memcheck,) = (part for part in gpu_check.parts(tmp_path) if part.name == "memcheck")
+    assert "--tool memcheck --report-api-errors no" in " ".join(memcheck.command)
 
 
 def test_both_sides_name_the_same_variables() -> None:

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mkdext._device import sent
+
 _RADIUS = 2  # of the bicubic kernel
 
 
@@ -70,7 +72,7 @@ def _resize_floats(planes: Tensor, factor: int, enlarge: bool) -> Tensor:
     """Resize `[N, H, W]` to `[N, H', W']`, at least in float32."""
     dtype = torch.float64 if planes.dtype == torch.float64 else torch.float32
     rows, columns = (
-        torch.from_numpy(_matrix(size, factor, enlarge)).to(planes.device, dtype)
+        sent(torch.from_numpy(_matrix(size, factor, enlarge)).to(dtype), planes.device)
         for size in planes.shape[-2:]
     )
     # Meta tensors have no autocast to turn off.

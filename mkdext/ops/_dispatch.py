@@ -31,6 +31,9 @@ def has_kernel(tensor: Tensor) -> bool:
 def is_autocast(tensor: Tensor) -> bool:
     """Tell whether automatic mixed precision is on for this tensor's device."""
     device = tensor.device.type
+    # PyTorch 2.11 cannot trace the question whether a device has autocast.
+    if torch.compiler.is_compiling():
+        return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -144,8 +144,12 @@ class StudentLoop(Loop):
         self.plan = plan
         self.cache = cache
         self.sets = sets
-        device = torch.device(plan.options.device)
-        self.batches = transferred(sampler.batches(done.step, plan.options.iterations), device)
+        batches: Iterator[tuple[Tensor, ...]] = sampler.batches(done.step, self.iterations)
+        if cache:
+            # Looked up before they are sent, where a GPU is not waited for.
+            numbered = enumerate(batches, done.step)
+            batches = ((lr, hr, cache.rows(step, lr)) for step, (lr, hr) in numbered)
+        self.batches = transferred(batches, torch.device(plan.options.device))
 
     @property
     def lr(self) -> float:
@@ -155,8 +159,9 @@ class StudentLoop(Loop):
 
     def compute(self, step: int) -> dict[str, Tensor]:
         """Take a step on the next batch."""
-        low, high = self._batch = next(self.batches)
-        self._hints = self.cache.maps(step, low) if self.cache else None
+        low, high, *rows = next(self.batches)
+        self._batch = low, high
+        self._hints = self.cache.maps(*rows) if self.cache else None
         return self.plan.step(step, low, high, self._hints)
 
     def statistics(self) -> dict[str, float]:

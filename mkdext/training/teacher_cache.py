@@ -118,29 +118,35 @@ class TeacherCache:
         shape = (crops, self.row_bytes)
         self._rows = np.memmap(self.folder / "maps.bin", np.uint8, "r", shape=shape)
 
-    def maps(self, step: int, lr: Tensor) -> list[Tensor]:
-        """The teacher's maps for the batch of a step, as `Teacher` gives them.
+    def rows(self, step: int, lr: Tensor) -> Tensor:
+        """The teacher's maps for the batch of a step as they are kept, in the processor's memory.
 
         Args:
             step: Which batch of the crops.
             lr: That batch, `[B, 3, p, p]`.
 
+        Returns:
+            For `maps`, uint8 `[B, row_bytes]`.
+
         Raises:
             ValueError: The crops are not those that the teacher saw.
         """
         if self._rows is None:
-            raise ValueError("TeacherCache: fill() must come before maps()")
-        indices = self.crops.indices(step)
-        rows = self._rows[indices]
+            raise ValueError("TeacherCache: fill() must come before rows()")
+        rows = self._rows[self.crops.indices(step)]
         if not np.array_equal(rows[:, -_CHECKSUM_BYTES:], _checksums(lr)):
             raise ValueError(self._stale("photographs have changed"))
-        return self.teacher.fitted([m.to(self.device) for m in self._maps_of(rows)])
+        return torch.from_numpy(rows)
 
-    def _maps_of(self, rows: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+    def maps(self, rows: Tensor) -> list[Tensor]:
+        """The maps in what `rows` gives, as `Teacher` gives them, on the device of the rows."""
+        return self.teacher.fitted(list(self._maps_of(rows)))
+
+    def _maps_of(self, rows: Tensor) -> Iterator[Tensor]:
         begin = 0
         for shape in self.shapes:
             end = begin + _map_bytes(shape, self.teacher.dtype)
-            levels = torch.from_numpy(np.array(rows[:, begin:end]))
+            levels = rows[:, begin:end].contiguous()
             yield levels.view(self.teacher.dtype).reshape(len(rows), *shape)
             begin = end
 
@@ -197,8 +203,8 @@ class TeacherCache:
             raise ValueError(self._stale("its files are damaged"))
         # The code of a network can change while its weights stay.
         stored = np.memmap(self.folder / "maps.bin", np.uint8, "r", shape=(1, self.row_bytes))
-        now = self._compute(0)[:1]
-        for old, new in zip(self._maps_of(stored), self._maps_of(now), strict=True):
+        both = (torch.from_numpy(np.array(row)) for row in (stored, self._compute(0)[:1]))
+        for old, new in zip(*map(self._maps_of, both), strict=True):
             gap = (old.float() - new.float()).norm()
             if not gap <= _TOLERANCE * new.float().norm():
                 raise ValueError(self._stale("the teacher computes something else now"))

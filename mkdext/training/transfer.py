@@ -12,19 +12,19 @@ Batch = tuple[Tensor, ...]
 
 
 def transferred(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield the batches on a device, in channels-last.
+    """Yield the batches on a device, pictures in channels-last.
 
     For a GPU a thread makes the next batch and copies it, from pinned memory and on a stream of its
     own, while the GPU computes with this one: it waits for neither. The batches and their order are
     the same.
 
     Args:
-        batches: Tensors `[B, C, H, W]` in the memory of the processor.
+        batches: Tensors in the memory of the processor, those `[B, C, H, W]` being pictures.
         device: Where to.
     """
     if device.type != "cuda":
         for batch in batches:
-            yield tuple(side.to(device, memory_format=torch.channels_last) for side in batch)
+            yield tuple(side.to(device, memory_format=_layout(side)) for side in batch)
         return
     yield from _prefetched(iter(batches), device)
 
@@ -37,9 +37,7 @@ def _prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batc
         if batch is None:
             return None
         with torch.cuda.stream(stream):
-            pinned = (
-                side.contiguous(memory_format=torch.channels_last).pin_memory() for side in batch
-            )
+            pinned = (side.contiguous(memory_format=_layout(side)).pin_memory() for side in batch)
             sent = tuple(side.to(device, non_blocking=True) for side in pinned)
             return sent, stream.record_event()
 
@@ -53,3 +51,7 @@ def _prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batc
             for side in batch:
                 side.record_stream(current)  # its memory is not given away before `current` is done
             yield batch
+
+
+def _layout(side: Tensor) -> torch.memory_format:
+    return torch.channels_last if side.ndim == 4 else torch.contiguous_format

@@ -1,4 +1,5 @@
 import math
+import sys
 import time
 
 import numpy as np
@@ -156,6 +157,19 @@ def test_a_photograph_is_reduced_in_milliseconds():
         imresize(image, 1 / 4)
         used.append(time.thread_time() - start)
     assert min(used) < 0.05
+
+
+def test_nothing_goes_to_a_gpu_in_a_way_that_waits(monkeypatch) -> None:
+    images, seen = torch.rand(1, 3, 8, 12), []
+
+    def sent(tensor, device):
+        seen.append((*tensor.shape, tensor.dtype, device))
+        return tensor
+
+    monkeypatch.setattr(sys.modules["mkdext.data.imresize"], "sent", sent)
+    imresize(images, 2)
+    cpu = torch.device("cpu")
+    assert seen == [(16, 8, torch.float32, cpu), (24, 12, torch.float32, cpu)]
 
 
 def test_meta_tensors_are_resized_in_shape() -> None:

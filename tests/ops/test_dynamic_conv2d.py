@@ -400,6 +400,15 @@ def test_torch_compile_traces_forward_and_backward_without_a_break(algorithm):
         _assert_near(a, e)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_torch_compile_need_not_trace_whether_a_device_has_autocast(monkeypatch):
+    untraceable = torch.compiler.disable(torch.amp.is_autocast_available)  # as in PyTorch 2.11
+    monkeypatch.setattr(torch.amp, "is_autocast_available", untraceable)
+    input, weight = _tensors((2, 3, 4, 5, 6, 3))
+    compiled = torch.compile(dynamic_conv2d, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(input, weight), dynamic_conv2d(input, weight))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @ALGORITHMS
 def test_half_precision_is_computed_in_float32_and_rounded_once(dtype, algorithm):

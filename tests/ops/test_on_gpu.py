@@ -232,6 +232,7 @@ def test_memory_that_runs_out_is_pytorch_s_error_and_nothing_is_kept():
     assert dynamic_conv2d(x, w[:, :1]).shape == x.shape
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_function_gives_the_same():
     x, w = _tensors((2, 16, 16, 24, 24, 3))[:2]
     compiled = torch.compile(dynamic_conv2d, fullgraph=True)

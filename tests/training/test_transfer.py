@@ -19,13 +19,16 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_batches_arrive_unchanged_in_their_order_and_in_channels_last(device: str) -> None:
-    batches = [(torch.rand(2, 3, 4, 5), torch.rand(2, 3, 8, 10)) for _ in range(4)]
+    batches = [
+        (torch.rand(2, 3, 4, 5), torch.rand(2, 3, 8, 10), torch.rand(2, 7)) for _ in range(4)
+    ]
     arrived = list(transferred(iter(batches), torch.device(device)))
     assert len(arrived) == len(batches)
     for batch, expected in zip(arrived, batches, strict=True):
         for side, original in zip(batch, expected, strict=True):
             assert side.device.type == device
-            assert side.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if side.ndim == 4 else torch.contiguous_format
+            assert side.is_contiguous(memory_format=layout)
             assert torch.equal(side.cpu(), original)
 
 

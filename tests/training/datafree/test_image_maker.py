@@ -257,3 +257,24 @@ def test_scales_are_drawn_evenly_and_by_the_seed():
     assert all(150 < sequence.count(scale) < 250 for scale in scales)
     assert sequence == [drawn(scales, 0, Draw.SCALE, step) for step in range(600)]
     assert sequence != [drawn(scales, 0, Draw.GENERATION_SCALE, step) for step in range(600)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("teacher", ["rcan", "vdsr"])
+def test_the_steps_of_student_and_generator_wait_for_nothing(options, teachers, teacher):
+    device, weights = "cuda", teachers[teacher]
+    plan = prepare(dataclasses.replace(options, teacher_weights=weights, device=device))
+    maker, stage = plan.makers[2], plan.begin_stage(0)
+
+    def take(step):
+        stage.imitate(step, 2, maker.images(step))
+        return maker.improve(step, stage.student)
+
+    take(0)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        values = [take(step) for step in (1, 2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert values[-1]["generator_gradient"] > 0
