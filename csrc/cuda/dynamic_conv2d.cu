@@ -17,12 +17,8 @@ namespace {
 
 constexpr int kAdditionThreads = 256;
 
-// Blocks that must fit a multiprocessor together, so that one's loads hide behind another's
-// products; it leaves a thread 168 registers, which all kernels keep within.
-constexpr int kBlocksTogether = 3;
-
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, kBlocksTogether) correlation_kernel(
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) correlation_kernel(
     const __grid_constant__ CorrelationArguments<typename Kernel::Element> arguments) {
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
@@ -34,7 +30,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, kBlocksTogether) correlation
 }
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, kBlocksTogether) weight_gradient_kernel(
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) weight_gradient_kernel(
     const __grid_constant__ WeightGradientArguments<typename Kernel::Element, typename Kernel::Sum>
         arguments) {
   __shared__ typename Kernel::Shared shared;

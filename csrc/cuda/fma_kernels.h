@@ -32,6 +32,7 @@ struct FmaCorrelation {
 
   static constexpr int kStrips = kColumns / kStrip;
   static constexpr int kThreads = kOutputs / kOutputsPerThread * kRows * kStrips;
+  static constexpr int kBlocks = kBlocksTogether;
   static constexpr int kMapRows = kRows + kTaps - 1;
   static constexpr int kMapColumns = kColumns + kTaps - 1;
   static constexpr int kMapPitch = padded(kMapColumns, 4);
@@ -198,6 +199,7 @@ struct FmaWeightGradient {
   static constexpr int kColumns = 16;
   using Pixels = PixelTiles<kRows, kColumns>;
   static constexpr int kThreads = kOut / kOutPerThread * kIn;
+  static constexpr int kBlocks = kBlocksTogether;
   static constexpr int kMapRows = kRows + kTaps - 1;
   static constexpr int kMapColumns = kColumns + kTaps - 1;
   static constexpr int kMapPlane = kMapRows * kMapColumns | 1;  // odd: channels in different banks

@@ -9,8 +9,9 @@
 
 namespace mkdext::cuda {
 
-// The dtype of the tensors, and for float32 whether tensor cores may round it to tf32.
-enum class Precision { kFloat32, kTf32, kFloat64, kBFloat16, kFloat16 };
+// The dtype of the tensors, and for float32 how: on multiply-add units, rounded to tf32 on tensor
+// cores, or as sums of two tf32 there.
+enum class Precision { kFloat32, kTf32, kTf32x3, kFloat64, kBFloat16, kFloat16 };
 
 struct CorrelationRequest {
   struct Term {

@@ -13,6 +13,10 @@ namespace mkdext::cuda {
 
 constexpr int kTaps = 3;  // of a square, each way
 
+// Blocks that shall fit a multiprocessor together, so that one's loads hide behind another's
+// products. With 128 threads each it leaves a thread 168 registers.
+constexpr int kBlocksTogether = 3;
+
 MKDEXT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
 MKDEXT_HOST_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,4 +1,5 @@
-// Correlation and weight gradient on tensor cores: tf32, bfloat16 and float16, sums in float32.
+// Correlation and weight gradient on tensor cores: tf32, float32 as sums of two tf32, bfloat16 and
+// float16; sums in float32.
 //
 // Correlation       A block makes kOutputs channels of a tile of pixels, a warp 4 rows x 16 columns
 //                   of it. A matrix product has output channels as rows, 8 pixels in a row as
@@ -68,11 +69,13 @@ MKDEXT_DEVICE Element load_if(bool valid, const Element* base, int64_t offset) {
   return *(valid ? base + offset : &kZero);
 }
 
-template <typename Type, int kWarpsOut, int kWarpsPixels, int kFragments, bool kAllTaps>
+template <typename Type, int kWarpsOut, int kWarpsPixels, int kFragments, bool kAllTaps,
+          int kTogether = kBlocksTogether>
 struct TensorCoreCorrelation {
   using Element = typename Type::Element;
 
   static constexpr int kThreads = kWarpsOut * kWarpsPixels * kLanes;
+  static constexpr int kBlocks = kTogether;
   static constexpr int kOutputs = kWarpsOut * kFragments * kFragmentRows;
   static constexpr int kWarpRows = 4;
   static constexpr int kSegments = 2;  // of 8 pixels
@@ -98,8 +101,8 @@ struct TensorCoreCorrelation {
   };
   struct Registers {
     float sums[kFragments][kWarpRows][kSegments][4];
-    uint32_t weight[kFragments][4];
-    uint32_t map[kWarpRows + kTaps - 1][kSegments][2];
+    uint32_t weight[kFragments][4 * Type::kParts];
+    uint32_t map[kWarpRows + kTaps - 1][kSegments][2 * Type::kParts];
   };
 
   template <typename Block>
@@ -234,8 +237,9 @@ struct TensorCoreCorrelation {
         MKDEXT_UNROLL for (int r = 0; r < kWarpRows + kTaps - 1; ++r) {
           MKDEXT_UNROLL for (int s = 0; s < kSegments; ++s) {
             const int pixel = (at.row + r) * kMapColumns + s * kFragmentColumns + at.group + j;
-            registers.map[r][s][0] = shared.map[at.member][pixel];
-            registers.map[r][s][1] = shared.map[at.member + 4][pixel];
+            uint32_t* const words = registers.map[r][s];
+            Type::split(shared.map[at.member][pixel], words, 2);
+            Type::split(shared.map[at.member + 4][pixel], words + 1, 2);
           }
         }
       });
@@ -257,7 +261,7 @@ struct TensorCoreCorrelation {
                     kFlipped ? d * kFlippedPitch + m * kSquare : m * kPitch + d * kSquare;
                 values[p] = shared.weight[kernel + row * kTaps + column];
               }
-              registers.weight[f][q] = Type::pack(values);
+              Type::split(Type::pack(values), registers.weight[f] + q, 4);
             }
           }
         });
@@ -324,6 +328,7 @@ struct TensorCoreWeightGradient {
   using Sum = float;
 
   static constexpr int kThreads = kWarpsOut * kWarpsIn * kLanes;
+  static constexpr int kBlocks = kBlocksTogether;
   static constexpr int kOut = kWarpsOut * kFragmentsOut * kFragmentRows;
   static constexpr int kIn = kWarpsIn * kFragmentsIn * kFragmentColumns;
   using Grid = WeightGradientGrid<kOut, kIn>;
@@ -343,8 +348,8 @@ struct TensorCoreWeightGradient {
   };
   struct Registers {
     float sums[kFragmentsOut][kFragmentsIn][kTaps * kTaps][4];
-    uint32_t grad[kFragmentsOut][4];
-    uint32_t map[kFragmentsIn][kTaps][2];
+    uint32_t grad[kFragmentsOut][4 * Type::kParts];
+    uint32_t map[kFragmentsIn][kTaps][2 * Type::kParts];
   };
   using Arguments = WeightGradientArguments<Element, float>;
 
@@ -441,7 +446,8 @@ struct TensorCoreWeightGradient {
           MKDEXT_UNROLL for (int f = 0; f < kFragmentsOut; ++f) {
             MKDEXT_UNROLL for (int q = 0; q < 4; ++q) {
               const int m = at.out + f * kFragmentRows + at.group + q % 2 * 8;
-              registers.grad[f][q] = shared.grad[m][r * kWords + step + at.member + q / 2 * 4];
+              Type::split(shared.grad[m][r * kWords + step + at.member + q / 2 * 4],
+                          registers.grad[f] + q, 4);
             }
           }
         });
@@ -476,15 +482,12 @@ struct TensorCoreWeightGradient {
 
   // The word at `from` and the words that begin one and two pixels later, of which `bits` count.
   static MKDEXT_DEVICE void shifted(const uint32_t* from, uint32_t bits, int half,
-                                    uint32_t (*words)[2]) {
-    words[0][half] = from[0] & bits;
-    if constexpr (Type::kPerWord == 1) {
-      words[1][half] = from[1] & bits;
-      words[2][half] = from[2] & bits;
-    } else {
-      words[1][half] = (from[0] >> 16 | from[1] << 16) & bits;
-      words[2][half] = from[1] & bits;
-    }
+                                    uint32_t (*words)[2 * Type::kParts]) {
+    constexpr bool kSingle = Type::kPerWord == 1;
+    const uint32_t second = kSingle ? from[1] : from[0] >> 16 | from[1] << 16;
+    Type::split(from[0] & bits, words[0] + half, 2);
+    Type::split(second & bits, words[1] + half, 2);
+    Type::split((kSingle ? from[2] : from[1]) & bits, words[2] + half, 2);
   }
 
   // The bits of so many pixels of a word, of all if there are more.

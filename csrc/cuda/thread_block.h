@@ -82,8 +82,8 @@ class DeviceBlock {
 // The registers that one thread brings to a matrix product of its warp.
 struct Fragments {
   float* sum;         // 4
-  const uint32_t* a;  // 4
-  const uint32_t* b;  // 2
+  const uint32_t* a;  // 4 of each part
+  const uint32_t* b;  // 2 of each part
 };
 
 }  // namespace mkdext::cuda

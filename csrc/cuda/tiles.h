@@ -40,9 +40,12 @@ struct Tiles<double> {
 template <typename Type>
 struct TensorCoreTiles {
   using Element = typename Type::Element;
+  // Operands of two parts take more registers than three blocks leave to some.
+  static constexpr bool kWhole = Type::kParts == 1;
+  static constexpr int kTogether = kWhole ? kBlocksTogether : 2;
   using Many = TensorCoreCorrelation<Type, 2, 2, 2, true>;
-  using Few = TensorCoreCorrelation<Type, 1, 4, 1, true>;
-  using Any = TensorCoreCorrelation<Type, 2, 2, 2, false>;
+  using Few = TensorCoreCorrelation<Type, 1, 4, 1, kWhole, kTogether>;
+  using Any = TensorCoreCorrelation<Type, 2, 2, 2, false, kTogether>;
   using ManyOut = TensorCoreWeightGradient<Type, 2, 2, 2, 1, true>;
   using FewOut = TensorCoreWeightGradient<Type, 1, 4, 1, 2, true>;
   using AnyOut = TensorCoreWeightGradient<Type, 2, 2, 2, 1, false>;
@@ -50,6 +53,8 @@ struct TensorCoreTiles {
 
 template <>
 struct Tiles<Tf32> : TensorCoreTiles<Tf32> {};
+template <>
+struct Tiles<Tf32x3> : TensorCoreTiles<Tf32x3> {};
 template <>
 struct Tiles<Bf16> : TensorCoreTiles<Bf16> {};
 template <>
@@ -110,6 +115,8 @@ void with_precision(Precision precision, const Run& run) {
       return run(static_cast<double*>(nullptr));
     case Precision::kTf32:
       return run(static_cast<Tf32*>(nullptr));
+    case Precision::kTf32x3:
+      return run(static_cast<Tf32x3*>(nullptr));
     case Precision::kBFloat16:
       return run(static_cast<Bf16*>(nullptr));
     case Precision::kFloat16:

@@ -23,7 +23,7 @@ void for_each(int64_t count, const Function& function) {
   for (int64_t n = 0; n < count; ++n) function(last_thread_first ? count - 1 - n : n);
 }
 
-// Words of a fragment as numbers.
+// Operands of a fragment as numbers.
 template <typename Type>
 double element(uint32_t word, int index) {
   if constexpr (Type::kPerWord == 1) {
@@ -70,26 +70,35 @@ class HostBlock {
   void multiply_add(const Operands& operands) {
     constexpr int kPerWord = Type::kPerWord, kDepth = kWordsPerStep * kPerWord;
     for (size_t warp = 0; warp < registers_.size(); warp += kLanes) {
-      double a[16][kDepth], b[kDepth][8];
+      constexpr int kParts = Type::kParts;
+      double a[kParts][16][kDepth], b[kParts][kDepth][8];
       Fragments lanes[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) {
         lanes[lane] = operands(registers_[warp + lane]);
         const int group = lane / 4, member = lane % 4;
-        for (int p = 0; p < kPerWord; ++p) {
-          const int k = member * kPerWord + p, later = k + 4 * kPerWord;
-          a[group][k] = element<Type>(lanes[lane].a[0], p);
-          a[group + 8][k] = element<Type>(lanes[lane].a[1], p);
-          a[group][later] = element<Type>(lanes[lane].a[2], p);
-          a[group + 8][later] = element<Type>(lanes[lane].a[3], p);
-          b[k][group] = element<Type>(lanes[lane].b[0], p);
-          b[later][group] = element<Type>(lanes[lane].b[1], p);
+        for (int part = 0; part < kParts; ++part) {
+          const uint32_t* const of_a = lanes[lane].a + 4 * part;
+          const uint32_t* const of_b = lanes[lane].b + 2 * part;
+          for (int p = 0; p < kPerWord; ++p) {
+            const int k = member * kPerWord + p, later = k + 4 * kPerWord;
+            a[part][group][k] = element<Type>(of_a[0], p);
+            a[part][group + 8][k] = element<Type>(of_a[1], p);
+            a[part][group][later] = element<Type>(of_a[2], p);
+            a[part][group + 8][later] = element<Type>(of_a[3], p);
+            b[part][k][group] = element<Type>(of_b[0], p);
+            b[part][later][group] = element<Type>(of_b[1], p);
+          }
         }
       }
       for (int lane = 0; lane < kLanes; ++lane) {
         for (int q = 0; q < 4; ++q) {
           const int row = lane / 4 + q / 2 * 8, column = lane % 4 * 2 + q % 2;
           double sum = lanes[lane].sum[q];
-          for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[k][column];
+          for (int part = 0; part < kParts; ++part) {
+            for (int other = 0; part + other < kParts; ++other) {  // without the smallest product
+              for (int k = 0; k < kDepth; ++k) sum += a[part][row][k] * b[other][k][column];
+            }
+          }
           lanes[lane].sum[q] = static_cast<float>(sum);
         }
       }

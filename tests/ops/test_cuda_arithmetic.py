@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
+    "tf32x3": torch.float32,
     "float64": torch.float64,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -35,6 +36,7 @@ PRECISIONS = list(DTYPES)  # in the order of launch.h
 TOLERANCES = {
     "float32": 2e-6,
     "tf32": 5e-4,
+    "tf32x3": 1e-6,
     "float64": 1e-14,
     "bfloat16": 2.5e-3,
     "float16": 3e-4,
@@ -184,10 +186,11 @@ def _assert_near(actual, expected, precision):
     assert error <= TOLERANCES[precision] * (expected.norm() + expected.numel() ** 0.5)
 
 
-# tf32 and bfloat16 share their source, and so do the others: together they take every shape.
+# tf32, tf32x3 and bfloat16 share their source, and so do the others: together they take every shape.
 SHARE = {
     "float32": (0, 1),
     "tf32": (0, 2),
+    "tf32x3": (1, 3),
     "float64": (0, 3),
     "bfloat16": (1, 2),
     "float16": (2, 4),
