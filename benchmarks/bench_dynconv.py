@@ -46,7 +46,7 @@ from mkdext.ops._dispatch import has_kernel
 
 SIZES = ("16,64,64,48", "16,64,16,48", "16,64,144,48", "16,16,16,48", "4,64,64,96", "16,64,64,24")
 PRIMITIVES = ("forward", "input grad", "weight grad", "all seven")
-ALGORITHMS = ("auto", "direct", "winograd", "tf32")
+ALGORITHMS = ("auto", "direct", "winograd", "tf32", "tf32x3")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 OURS = "mkdext"
 REPLAY = f"{OURS}, graph replay"

@@ -59,14 +59,15 @@ LIMIT = 530
 MAIN_SIZE = "16,64,64,48"
 LARGE_BATCH = "64,64,64,48"
 COMPILED = "float32, compiled peers"
-CONVOLUTIONS = ("float32", "tf32", "bfloat16", "float16", COMPILED)
+DIRECT = "float32, multiply-add units"
+CONVOLUTIONS = ("float32", DIRECT, "tf32", "bfloat16", "float16", COMPILED)
 
 SANITIZED = """
 import torch
 from mkdext.ops import dynamic_conv2d, texture_kernels
 
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-    for algorithm in ("direct", "tf32") if dtype == torch.float32 else ("direct",):
+    for algorithm in ("direct", "tf32", "tf32x3") if dtype == torch.float32 else ("direct",):
         for ins, outs, side, k in ((18, 65, 17, 3), (64, 16, 9, 3), (5, 3, 18, 5)):
             x, ggx = (torch.randn(2, ins, side, side, device="cuda").to(dtype) for _ in range(2))
             w, ggw = (torch.randn(2, outs, ins, k, k, device="cuda").to(dtype) for _ in range(2))
@@ -147,6 +148,7 @@ def parts(out: Path) -> list[Part]:
         convolution("tf32", "--tf32"),
         convolution("bfloat16", "--dtype", "bfloat16"),
         convolution("float16", "--dtype", "float16"),
+        convolution(DIRECT, "--algorithm", "direct"),
         bench("meta step", "bench_meta_step", 60, "--repeats", "5"),
         Part("training", train, 60),
         # To import torch under the sanitizer takes most of their time.

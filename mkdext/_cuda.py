@@ -147,6 +147,15 @@ def _parsed(architectures: str) -> Iterator[tuple[tuple[int, int], bool]]:
         yield (int(major), int(minor)), bool(ptx)
 
 
+def float32_algorithm(device: torch.device) -> str:
+    """Return what ``"auto"`` of `dynamic_conv2d` is for float32 on a GPU, tf32 not being allowed.
+
+    For when the operators are loaded: it is they who choose.
+    """
+    algorithm: str = sys.modules[f"mkdext.{OPERATORS.name}"].float32_algorithm(device.index or 0)
+    return algorithm
+
+
 def allows_tf32() -> bool:
     """Tell whether PyTorch's settings let float32 matrix products round their factors to tf32.
 

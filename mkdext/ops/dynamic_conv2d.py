@@ -37,7 +37,7 @@ from mkdext.ops._dispatch import (
 )
 
 _NAME = "dynamic_conv2d"
-_ALGORITHMS = ("auto", "direct", "winograd", "tf32")
+_ALGORITHMS = ("auto", "direct", "winograd", "tf32", "tf32x3")
 _PRIMITIVES = ("forward", "input_grad", "weight_grad")
 
 
@@ -66,17 +66,23 @@ def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Te
       elements of a kernel; never to another sample.
     - ``"tf32"`` rounds the factors, not the sums, to 10 bits of mantissa; float32 on CUDA only. The
       error is about 3e-4.
+    - ``"tf32x3"`` takes each factor as the sum of two tf32 and three of their four products, which
+      is as exact as ``"direct"``; float32 on CUDA only. NaN whose payload fits 13 bits, which no
+      operation makes, may become an infinity.
     - ``"auto"`` takes the fastest for the shape and dtype, for each derivative by itself:
-      `dynamic_conv2d_algorithms` tells which. On CUDA it is ``"direct"``, or ``"tf32"`` for float32
-      if PyTorch is told so (``torch.backends.cuda.matmul.fp32_precision = "tf32"``,
-      ``torch.set_float32_matmul_precision("high")``); not within `torch.compile`.
+      `dynamic_conv2d_algorithms` tells which. On CUDA it is ``"direct"``, and for float32 either
+      ``"tf32"``, if PyTorch is told so (``torch.backends.cuda.matmul.fp32_precision = "tf32"``,
+      ``torch.set_float32_matmul_precision("high")``; not within `torch.compile`), or else
+      ``"tf32x3"`` on GPUs of compute capability 8.0, 9.x and 10.x, whose tensor cores are by their
+      published rates fast enough.
 
     Args:
         input: ``[B, Ci, H, W]``, float32, float64, float16 or bfloat16; any strides. B may be 0,
             the other sizes may not.
         weight: ``[B, Co, Ci, k, k]``, k odd, of the same dtype and device; under autocast the dtype
             may differ, unless one is float64.
-        algorithm: ``"auto"``, ``"direct"``, ``"winograd"`` (CPU) or ``"tf32"`` (CUDA).
+        algorithm: ``"auto"``, ``"direct"``, ``"winograd"`` (CPU), ``"tf32"`` or ``"tf32x3"``
+            (CUDA).
 
     Returns:
         ``[B, Co, H, W]``, of the dtype of ``input``.
@@ -113,9 +119,9 @@ def dynamic_conv2d_algorithms(input: Tensor, weight: Tensor) -> dict[str, str]:
         weight: As for `dynamic_conv2d`.
 
     Returns:
-        ``"direct"``, ``"winograd"`` or ``"tf32"`` for each of ``"forward"``, ``"input_grad"`` and
-        ``"weight_grad"``, of which every derivative is made; ``"reference"`` for all where no
-        compiled kernel runs.
+        ``"direct"``, ``"winograd"``, ``"tf32"`` or ``"tf32x3"`` for each of ``"forward"``,
+        ``"input_grad"`` and ``"weight_grad"``, of which every derivative is made; ``"reference"``
+        for all where no compiled kernel runs.
 
     Raises:
         TypeError: As `dynamic_conv2d`.
@@ -129,8 +135,12 @@ def dynamic_conv2d_algorithms(input: Tensor, weight: Tensor) -> dict[str, str]:
     if not has_kernel(input):
         return dict.fromkeys(_PRIMITIVES, "reference")
     if input.device.type == "cuda":
-        taken = _resolved(to_product_dtype(input), "auto")
-        return dict.fromkeys(_PRIMITIVES, "direct" if taken == "auto" else taken)
+        used = to_product_dtype(input)
+        taken = _resolved(used, "auto")
+        if taken == "auto":
+            single = used.dtype == torch.float32
+            taken = _cuda.float32_algorithm(input.device) if single else "direct"
+        return dict.fromkeys(_PRIMITIVES, taken)
     chosen: dict[str, str] = _extension.module().dynamic_conv2d_algorithms(**_case(input, weight))
     return {primitive: chosen[primitive] for primitive in _PRIMITIVES}
 
@@ -180,7 +190,7 @@ def _check_algorithm(input: Tensor, weight: Tensor, algorithm: object) -> None:
     can = _runnable(input, weight)
     if algorithm not in can:
         needs, got = "float32 and a 3x3 kernel", f"{weight.shape[-1]}x{weight.shape[-1]}"
-        if algorithm == "tf32":
+        if algorithm in ("tf32", "tf32x3"):
             needs, got = "float32 on CUDA", str(input.device)
         elif input.device.type == "cuda":
             needs, got = "tensors on the CPU", str(input.device)
@@ -194,7 +204,7 @@ def _runnable(input: Tensor, weight: Tensor) -> list[str]:
     """List the algorithms that can compute this shape and dtype on this device."""
     if input.device.type == "cuda":
         single = to_product_dtype(input).dtype == torch.float32
-        return ["auto", "direct", *(["tf32"] if single else [])]
+        return ["auto", "direct", *(["tf32", "tf32x3"] if single else [])]
     names: list[str] = _extension.module().dynamic_conv2d_runnable(**_case(input, weight))
     return names
 

@@ -186,7 +186,7 @@ def _assert_near(actual, expected, precision):
     assert error <= TOLERANCES[precision] * (expected.norm() + expected.numel() ** 0.5)
 
 
-# tf32, tf32x3 and bfloat16 share their source, and so do the others: together they take every shape.
+# Those on tensor cores share their source, and so do the others: together they take every shape.
 SHARE = {
     "float32": (0, 1),
     "tf32": (0, 2),

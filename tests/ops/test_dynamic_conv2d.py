@@ -542,7 +542,7 @@ def test_the_automatic_choice_is_told_and_taken(shape, dtype):
 @pytest.mark.usefixtures("library")
 def test_the_names_are_those_of_the_kernels():
     module = importlib.import_module("mkdext.ops.dynamic_conv2d")
-    names = ", ".join(name for name in module._ALGORITHMS if name != "tf32")  # CUDA only
+    names = ", ".join(name for name in module._ALGORITHMS if "tf32" not in name)  # CUDA only
     with pytest.raises(ValueError, match=f"{names}, got fft$"):
         torch.ops.mkdext.dynamic_conv2d(X, W, "fft")
 
@@ -566,7 +566,11 @@ def test_forcing_an_algorithm_that_cannot_do_it_tells_which_can(dtype, size):
 @pytest.mark.parametrize(
     ("algorithm", "error", "message"),
     [
-        ("fft", ValueError, 'algorithm must be "auto", "direct", "winograd" or "tf32", got "fft"'),
+        (
+            "fft",
+            ValueError,
+            'algorithm must be "auto", "direct", "winograd", "tf32" or "tf32x3", got "fft"',
+        ),
         (None, TypeError, "algorithm must be a str, got NoneType"),
         (3, TypeError, "algorithm must be a str, got int"),
     ],

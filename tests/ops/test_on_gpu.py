@@ -33,6 +33,7 @@ SHAPES = [
 TOLERANCES = {
     "float32": 2e-6,
     "tf32": 1e-3,
+    "tf32x3": 2e-6,
     "float64": 1e-13,
     "bfloat16": 1e-2,
     "float16": 2e-3,
@@ -59,6 +60,13 @@ def _tensors(shape, dtype=torch.float32):
     return [torch.randn(sizes[n], device=CUDA).to(dtype) for n in (0, 1, 2, 0, 1)]
 
 
+def _form(precision):
+    """`dynamic_conv2d` in a precision, and the dtype for it."""
+    if precision in ("tf32", "tf32x3"):
+        return partial(dynamic_conv2d, algorithm=precision), torch.float32
+    return partial(dynamic_conv2d, algorithm="direct"), getattr(torch, precision)
+
+
 def _derivatives(function, x, w, g, ggx, ggw):
     x, w, g = (t.detach().requires_grad_() for t in (x, w, g))
     y = function(x, w)
@@ -70,9 +78,8 @@ def _derivatives(function, x, w, g, ggx, ggw):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_all_seven_products_agree_with_the_reference(precision, shape):
-    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    function, dtype = _form(precision)
     tensors = _tensors(shape, dtype)
-    function = partial(dynamic_conv2d, algorithm="tf32" if precision == "tf32" else "direct")
     actual = _derivatives(function, *tensors)
     expected = _derivatives(reference.dynamic_conv2d, *(t.double().cpu() for t in tensors))
     for a, e in zip(actual, expected, strict=True):
@@ -129,8 +136,7 @@ def test_views_and_other_memory_formats_are_right():
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_results_do_not_vary_from_run_to_run(precision):
-    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
-    function = partial(dynamic_conv2d, algorithm="tf32" if precision == "tf32" else "direct")
+    function, dtype = _form(precision)
     tensors = _tensors((4, 64, 64, 48, 48, 3), dtype)
     first = _derivatives(function, *tensors)
     for _ in range(5):
@@ -195,20 +201,31 @@ def test_autocast_computes_in_its_dtype():
     assert torch.equal(output, dynamic_conv2d(x.bfloat16(), w.bfloat16()))
 
 
-@pytest.mark.parametrize(("setting", "taken"), [("tf32", "tf32"), ("ieee", "direct")])
-def test_tf32_is_taken_only_when_pytorch_allows_it(setting, taken):
+def test_float32_is_computed_on_tensor_cores_where_they_are_fast():
+    x, w = _tensors((2, 16, 16, 24, 24, 3))[:2]
+    fast = torch.cuda.get_device_capability() in [(8, 0), (9, 0), (10, 0), (10, 3)]
+    taken = dynamic_conv2d_algorithms(x, w)["forward"]
+    assert taken == ("tf32x3" if fast else "direct")
+    assert torch.equal(dynamic_conv2d(x, w), dynamic_conv2d(x, w, taken))
+    halves = (x.half(), w.half())
+    assert dynamic_conv2d_algorithms(*halves)["forward"] == "direct"
+
+
+@pytest.mark.parametrize("setting", ["tf32", "ieee"])
+def test_tf32_is_taken_only_when_pytorch_allows_it(setting):
     x, w = _tensors((2, 16, 16, 24, 24, 3))[:2]
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     try:
         matmul.fp32_precision = setting
-        assert dynamic_conv2d_algorithms(x, w)["forward"] == taken
+        taken = dynamic_conv2d_algorithms(x, w)["forward"]
+        assert (taken == "tf32") is (setting == "tf32")
         assert torch.equal(dynamic_conv2d(x, w), dynamic_conv2d(x, w, taken))
     finally:
         matmul.fp32_precision = before
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", "tf32"])
+@pytest.mark.parametrize("algorithm", ["winograd", "tf32", "tf32x3"])
 def test_an_algorithm_that_cannot_run_here_tells_which_can(algorithm):
     x, w = _tensors((2, 3, 4, 5, 6, 3), torch.float64)[:2]
     with pytest.raises(ValueError, match=f'"{algorithm}" needs .*: "auto" and "direct" can'):
