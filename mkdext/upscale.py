@@ -141,9 +141,9 @@ def find_jobs(command: UpscaleCommand) -> dict[Path, Path]:
             source = identities[_identity(target)]
             raise ValueError(f"{target} is the picture {source} itself; give another --out")
     if present and command.existing == "refuse":
-        more = f" and {len(present) - 1} more" if len(present) > 1 else ""
+        exist = f"and {len(present) - 1} more exist" if len(present) > 1 else "exists"
         raise ValueError(
-            f"{present[0]}{more} exist; give another --out, --existing skip or --existing overwrite"
+            f"{present[0]} {exist}; give another --out, --existing skip or --existing overwrite"
         )
     kept = set(present) if command.existing == "skip" else set()
     return {source: target for source, target in sources.items() if target not in kept}
