@@ -84,8 +84,10 @@ class PISR(DistillationMethod):
     """Negative log-likelihood of the teacher's maps, given the student's.
 
     At each point two heads of 1x1 convolutions with a PReLU between them turn the student's map
-    into mean and scale of a Laplace distribution for every pixel and channel of the teacher's. All
-    scales begin at 0.07, however large the maps are.
+    into mean and scale of a Laplace distribution for every pixel and channel of the teacher's. Maps
+    are divided by their mean magnitude, for the method was made for networks whose maps are of the
+    size of 1. (Of larger ones random weights make some scales next to nothing, and the student's
+    map, from which scales come as well, would grow to make them larger.)
 
     Example:
         >>> pisr = PISR([16], [32])
@@ -102,33 +104,37 @@ class PISR(DistillationMethod):
         channels = list(zip(student_channels, teacher_channels, strict=True))
         self.means = nn.ModuleList(_head(*each) for each in channels)
         self.scales = nn.ModuleList(_head(*each) for each in channels)
-        # Of large maps random weights would make some scales of 1e-8, a loss of 1e9 and a gradient
-        # that is theirs alone.
-        for last in (head.get_submodule("2") for head in self.scales):
-            for parameter in last.parameters():
-                nn.init.zeros_(parameter)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Sum over the points of `mean(log 2b + |mu - t| / b)`, `b = 0.1 softplus(.) + 1e-8`.
 
         It has no least value: the surer of the right mean, the lower.
         """
-        points = zip(self.means, self.scales, student, teacher, strict=True)
-        return total(
-            [
-                laplace(mean(s), _SLOPE * functional.softplus(scale(s)) + _LEAST, t)
-                for mean, scale, s, t in points
-            ]
-        )
+        losses = []
+        for mean, scale, s, t in zip(self.means, self.scales, student, teacher, strict=True):
+            own = of_unit_size(s)
+            b = _SLOPE * functional.softplus(scale(own)) + _LEAST
+            losses.append(laplace(mean(own), b, of_unit_size(t)))
+        return total(losses)
 
     @torch.no_grad()
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
-        """`gap`: mean of `|mu - t|` relative to that of `|t|`, averaged over the points."""
+        """`gap`: mean of `|mu - t|`, averaged over the points; that of `|t|` is 1."""
         gaps = [
-            functional.l1_loss(mean(s), t) / t.abs().mean()
+            functional.l1_loss(mean(of_unit_size(s)), of_unit_size(t))
             for mean, s, t in zip(self.means, student, teacher, strict=True)
         ]
         return {"gap": float(torch.stack(gaps).mean())}
+
+
+def of_unit_size(features: Tensor) -> Tensor:
+    """A map divided by the mean of its magnitude, over the batch too.
+
+    Example:
+        >>> of_unit_size(torch.tensor([3.0, -1.0]))
+        tensor([ 1.5000, -0.5000])
+    """
+    return features / features.abs().mean().clamp_min(_LEAST)
 
 
 def laplace(mean: Tensor, scale: Tensor, value: Tensor) -> Tensor:
