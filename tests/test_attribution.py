@@ -258,5 +258,26 @@ def test_a_folder_that_cannot_be_written_is_told(
 ) -> None:
     (tmp_path / "file").write_text("")
     flags = ["--image", str(photograph), "--steps", "1", "--out", str(tmp_path / "file")]
-    assert main(flags) == 1
-    assert capsys.readouterr().err.startswith("mkdext.attribution: ")
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mkdext.attribution: --out ") and "is not a directory" in error
+
+
+def test_a_result_that_cannot_be_written_is_told(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "attribution.json").mkdir()
+    assert main(["--image", str(photograph), "--steps", "1", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mkdext.attribution: ") and "attribution.json" in error
+
+
+def test_an_interruption_is_told(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mkdext.attribution.attribute", interrupted)
+    assert main(["--image", str(photograph), "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "mkdext.attribution: interrupted\n"
