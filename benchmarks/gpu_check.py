@@ -59,8 +59,8 @@ LIMIT = 530
 MAIN_SIZE = "16,64,64,48"
 LARGE_BATCH = "64,64,64,48"
 COMPILED = "float32, compiled peers"
-DIRECT = "float32, multiply-add units"
-CONVOLUTIONS = ("float32", DIRECT, "tf32", "bfloat16", "float16", COMPILED)
+DIRECT, SPLIT = "float32, multiply-add units", "float32, tensor cores"
+CONVOLUTIONS = ("float32", DIRECT, SPLIT, "tf32", "bfloat16", "float16", COMPILED)
 
 SANITIZED = """
 import torch
@@ -149,6 +149,7 @@ def parts(out: Path) -> list[Part]:
         convolution("bfloat16", "--dtype", "bfloat16"),
         convolution("float16", "--dtype", "float16"),
         convolution(DIRECT, "--algorithm", "direct"),
+        convolution(SPLIT, "--algorithm", "tf32x3"),
         bench("meta step", "bench_meta_step", 60, "--repeats", "5"),
         Part("training", train, 60),
         # To import torch under the sanitizer takes most of their time.

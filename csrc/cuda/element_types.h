@@ -68,7 +68,8 @@ struct Tf32 : Whole {
 };
 
 // float32 as the sum of two tf32, a large and a small one. Of their four products that of the small
-// ones is left out: it is at most 2^-20 of the whole, and mostly far less.
+// ones is left out, at most 2^-20 of the whole and mostly far less; a small one is rounded, by
+// 2^-22 of the whole.
 struct Tf32x3 {
   using Element = float;
   static constexpr int kPerWord = 1;
@@ -76,8 +77,8 @@ struct Tf32x3 {
 
   static MKDEXT_DEVICE uint32_t pack(const float* values) { return bits_of(*values); }
 
-  // The small part has the sign of the number, and is 0 only if the number is: an infinity times a
-  // number whose rest is 0 must not be NaN, which infinity times 0 is.
+  // The small part has the sign of the number, and is 0 only of 0 and of numbers below 2^-137: an
+  // infinity times a number whose rest is 0 must not be NaN, which infinity times 0 is.
   static MKDEXT_DEVICE void split(uint32_t word, uint32_t* parts, int apart) {
     const uint32_t large = word & 0xffffe000;
     const float value = float_of(word);

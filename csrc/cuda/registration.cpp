@@ -55,7 +55,7 @@ Precision precision_of(const Tensor& tensor, const char* op) {
 }
 
 // Whether the tensor cores of a GPU multiply tf32 so much faster than its other units float32 that
-// three products for one pay: eight times and more on GPUs for data centres, once or twice on
+// three products for one pay: seven times and more on GPUs for data centres, once or twice on
 // others, by their published rates.
 bool tensor_cores_serve_float32(int device) {
   int major = 0, minor = 0;

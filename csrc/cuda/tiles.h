@@ -40,7 +40,8 @@ struct Tiles<double> {
 template <typename Type>
 struct TensorCoreTiles {
   using Element = typename Type::Element;
-  // Operands of two parts take more registers than three blocks leave to some.
+  // Operands of two parts take more registers than three blocks leave to some; without the branches
+  // of kAllTaps = false that for few channels even more than there are.
   static constexpr bool kWhole = Type::kParts == 1;
   static constexpr int kTogether = kWhole ? kBlocksTogether : 2;
   using Many = TensorCoreCorrelation<Type, 2, 2, 2, true>;

@@ -23,6 +23,7 @@ IMITATION_WEIGHT = 1e-4
 """Weight of the encoder's imitation of the low-resolution image in the teacher's loss."""
 _WIDTHS = 56, 12
 _SLOPE, _LEAST = 0.1, 1e-8
+_LEAST_SIZE = 1e-4  # of a map; the gradient of a map of zeros is the inverse of it
 
 
 class PrivilegedEncoder(nn.Sequential):
@@ -128,13 +129,13 @@ class PISR(DistillationMethod):
 
 
 def of_unit_size(features: Tensor) -> Tensor:
-    """A map divided by the mean of its magnitude, over the batch too.
+    """A map divided by the mean of its magnitude, over the batch too, or by 1e-4 if that is more.
 
     Example:
         >>> of_unit_size(torch.tensor([3.0, -1.0]))
         tensor([ 1.5000, -0.5000])
     """
-    return features / features.abs().mean().clamp_min(_LEAST)
+    return features / features.abs().mean().clamp_min(_LEAST_SIZE)
 
 
 def laplace(mean: Tensor, scale: Tensor, value: Tensor) -> Tensor:
