@@ -8,8 +8,9 @@
 //
 // With g = lane / 4 and t = lane % 4 a lane holds, in words along K,
 //
-//   a[0..3] = A(g, t), A(g + 8, t), A(g, t + 4), A(g + 8, t + 4)      b[0..1] = B(t, g), B(t + 4,
-//   g) sum[0..3] = C(g, 2t), C(g, 2t + 1), C(g + 8, 2t), C(g + 8, 2t + 1)
+//   a[0..3]   = A(g, t), A(g + 8, t), A(g, t + 4), A(g + 8, t + 4)
+//   b[0..1]   = B(t, g), B(t + 4, g)
+//   sum[0..3] = C(g, 2t), C(g, 2t + 1), C(g + 8, 2t), C(g + 8, 2t + 1)
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -40,12 +40,12 @@ struct Tiles<double> {
 template <typename Type>
 struct TensorCoreTiles {
   using Element = typename Type::Element;
-  // Operands of two parts take more registers than three blocks leave to some; without the branches
-  // of kAllTaps = false that for few channels even more than there are.
+  // Operands of two parts take more registers than three blocks leave to the last; and without the
+  // branches of kAllTaps = false that for few channels takes more than there are.
   static constexpr bool kWhole = Type::kParts == 1;
   static constexpr int kTogether = kWhole ? kBlocksTogether : 2;
   using Many = TensorCoreCorrelation<Type, 2, 2, 2, true>;
-  using Few = TensorCoreCorrelation<Type, 1, 4, 1, kWhole, kTogether>;
+  using Few = TensorCoreCorrelation<Type, 1, 4, 1, kWhole>;
   using Any = TensorCoreCorrelation<Type, 2, 2, 2, false, kTogether>;
   using ManyOut = TensorCoreWeightGradient<Type, 2, 2, 2, 1, true>;
   using FewOut = TensorCoreWeightGradient<Type, 1, 4, 1, 2, true>;

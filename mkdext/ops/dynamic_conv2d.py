@@ -68,8 +68,8 @@ def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Te
       error is about 3e-4.
     - ``"tf32x3"`` takes each factor as the sum of two tf32, and of their four products the three
       larger; float32 on CUDA only. A product is within 1.3e-6 of itself, for factors above 1e-30,
-      so that sums of many are as exact as those of ``"direct"``. NaN whose payload fits 13 bits,
-      which no operation makes, may become an infinity.
+      and sums of many are, in emulation, as exact as those of ``"direct"``. NaN whose payload fits
+      13 bits, which no operation makes, may become an infinity.
     - ``"auto"`` takes the fastest for the shape and dtype, for each derivative by itself:
       `dynamic_conv2d_algorithms` tells which. On CUDA it is ``"direct"``, and for float32 either
       ``"tf32"``, if PyTorch is told so (``torch.backends.cuda.matmul.fp32_precision = "tf32"``,

@@ -114,6 +114,7 @@ def estimate_memory(options: DataFreeOptions, networks: ByScale) -> int | None:
         ValueError: The sizes asked for are impossible, or the networks do not go together.
     """
     meta, samples, scale = torch.device("meta"), 2, options.scale[0]
+    # What stages and large batches allow is not refused for their being left out here.
     few = dataclasses.replace(
         options,
         batch_size=samples,
