@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) correlation
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
   DeviceBlock<typename Kernel::Registers> block(registers);
-  const int64_t index = blockIdx.x;
+  const int index = static_cast<int>(blockIdx.x);
   const bool second = index >= arguments.first_of_second;
   Kernel::run(block, shared, arguments.maps, arguments.jobs[second],
               second ? index - arguments.first_of_second : index);
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) weight_grad
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
   DeviceBlock<typename Kernel::Registers> block(registers);
-  Kernel::run(block, shared, arguments, blockIdx.x);
+  Kernel::run(block, shared, arguments, static_cast<int>(blockIdx.x));
 }
 
 template <typename T, typename Sum>

@@ -1,8 +1,8 @@
 // The types that tensor cores multiply, packed in 32-bit words; sums are float32.
 //
-// pack         makes a word of kPerWord elements, on its way to shared memory.
-// split        makes kParts operands of a word, on its way to the tensor cores; they stand `apart`
-//              from each other.
+// pack         makes a word of kPerWord elements.
+// split        makes kParts operands of a word, on its way from shared memory to the tensor cores;
+//              they stand `apart` from each other.
 // multiply_add is mma.sync m16n8k8 (tf32) or m16n8k16 (bf16, fp16), or a few of them:
 //              sum [16, 8] += a [16, K] b [K, 8], where K is 8 words.
 //
@@ -41,27 +41,35 @@ constexpr int kWordsPerStep = 8;  // along K
 #define MKDEXT_MULTIPLY_ADD(shape)
 #endif
 
-// A word is one operand.
-struct Whole {
-  static constexpr int kParts = 1;
-  static MKDEXT_DEVICE void split(uint32_t word, uint32_t* parts, int) { *parts = word; }
-};
-
-struct Tf32 : Whole {
+// A word is one float32.
+struct Single {
   using Element = float;
   static constexpr int kPerWord = 1;
 
+  static MKDEXT_DEVICE uint32_t pack(const float* value) { return bits_of(*value); }
+
+  static MKDEXT_DEVICE uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+  }
+  static MKDEXT_DEVICE float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+};
+
+struct Tf32 : Single {
+  static constexpr int kParts = 1;
+
   // Rounded to the 10 bits of a tf32 mantissa, ties away from zero.
-  static MKDEXT_DEVICE uint32_t pack(const float* values) {
+  static MKDEXT_DEVICE void split(uint32_t word, uint32_t* parts, int) {
 #if defined(__CUDACC__)
-    uint32_t word;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(*values));
-    return word;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(*parts) : "f"(float_of(word)));
 #else
-    uint32_t word;
-    std::memcpy(&word, values, sizeof word);
     const bool finite = (word & 0x7f800000) != 0x7f800000;
-    return finite ? (word + 0x1000) & ~uint32_t{0x1fff} : word;
+    *parts = finite ? (word + 0x1000) & ~uint32_t{0x1fff} : word;
 #endif
   }
 
@@ -71,12 +79,8 @@ struct Tf32 : Whole {
 // float32 as the sum of two tf32, a large and a small one. Of their four products that of the small
 // ones is left out, at most 2^-20 of the whole and mostly far less; a small one is rounded, by
 // 2^-22 of the whole.
-struct Tf32x3 {
-  using Element = float;
-  static constexpr int kPerWord = 1;
+struct Tf32x3 : Single {
   static constexpr int kParts = 2;
-
-  static MKDEXT_DEVICE uint32_t pack(const float* values) { return bits_of(*values); }
 
   // The small part has the sign of the number, and is 0 only of 0 and of numbers below 2^-137: an
   // infinity times a number whose rest is 0 must not be NaN, which infinity times 0 is.
@@ -108,28 +112,20 @@ struct Tf32x3 {
 
  private:
   static constexpr float kLeast = 0x1p-126f;
-
-  static MKDEXT_DEVICE uint32_t bits_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-  }
-  static MKDEXT_DEVICE float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-  }
 };
 
 // Two elements to a word, the first one in the lower half.
 template <typename T>
-struct SixteenBits : Whole {
+struct SixteenBits {
   using Element = T;
   static constexpr int kPerWord = 2;
+  static constexpr int kParts = 1;
 
   static MKDEXT_DEVICE uint32_t pack(const T* values) {
     return values[0].x | static_cast<uint32_t>(values[1].x) << 16;
   }
+
+  static MKDEXT_DEVICE void split(uint32_t word, uint32_t* parts, int) { *parts = word; }
 };
 
 struct Bf16 : SixteenBits<c10::BFloat16> {

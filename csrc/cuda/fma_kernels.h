@@ -53,7 +53,7 @@ struct FmaCorrelation {
 
   template <typename Block>
   static MKDEXT_DEVICE void run(Block& block, Shared& shared, const Maps& maps,
-                                const Correlation<T>& job, int64_t index) {
+                                const Correlation<T>& job, int index) {
     const CorrelationTile tile = Grid::tile(maps, job.outputs, index);
     const int steps = correlation_steps(maps, job, kDepth);
     block.each_thread([&](int, Registers& registers) {
@@ -81,10 +81,9 @@ struct FmaCorrelation {
   static MKDEXT_DEVICE void copy(Block& block, Stage& stage, const Maps& maps,
                                  const Correlation<T>& job, const CorrelationTile& tile,
                                  const CorrelationStep& step) {
-    const int64_t area = static_cast<int64_t>(maps.height) * maps.width;
-    const T* const map = job.terms[step.term].map + tile.sample * job.channels * area;
-    const T* const weight = job.terms[step.term].weight + tile.sample * job.channels * job.outputs *
-                                                              (maps.kernel_size * maps.kernel_size);
+    const int64_t area = area_of(maps);
+    const T* const map = map_of_sample(maps, job.terms[step.term].map, job.channels, tile.sample);
+    const T* const weight = weight_of_sample(maps, job, step.term, tile.sample);
     const int row = tile.row + step.taps.row - maps.kernel_size / 2;
     const int column = tile.column + step.taps.column - maps.kernel_size / 2;
     block.each_thread([&](int thread, Registers&) {
@@ -159,6 +158,7 @@ struct FmaCorrelation {
   template <typename Block>
   static MKDEXT_DEVICE void store(Block& block, const Maps& maps, const Correlation<T>& job,
                                   const CorrelationTile& tile) {
+    T* const output = job.output + static_cast<int64_t>(tile.sample) * job.outputs * area_of(maps);
     block.each_thread([&](int thread, Registers& registers) {
       const Place at = place(thread);
       const int h = tile.row + at.row, v = tile.column + at.column;
@@ -166,8 +166,7 @@ struct FmaCorrelation {
       MKDEXT_UNROLL for (int m = 0; m < kOutputsPerThread; ++m) {
         const int64_t o = tile.output + at.output + m;
         if (o >= job.outputs) break;
-        T* const to =
-            job.output + ((tile.sample * job.outputs + o) * maps.height + h) * maps.width + v;
+        T* const to = output + o * area_of(maps) + static_cast<int64_t>(h) * maps.width + v;
         const bool in_fours = is_multiple_of(to, sizeof(Four<T>));
         MKDEXT_UNROLL for (int q = 0; q < kStrip; q += 4) {
           if (in_fours && v + q + 4 <= maps.width) {
@@ -218,7 +217,7 @@ struct FmaWeightGradient {
 
   template <typename Block>
   static MKDEXT_DEVICE void run(Block& block, Shared& shared,
-                                const WeightGradientArguments<T, T>& arguments, int64_t index) {
+                                const WeightGradientArguments<T, T>& arguments, int index) {
     const WeightGradientTile tile = Grid::tile(arguments, index);
     const TapSquare taps = tap_square(arguments.maps.kernel_size, tile.square);
     const Pixels pixels(arguments.maps);
@@ -259,9 +258,9 @@ struct FmaWeightGradient {
                                  const WeightGradientTile& tile, const TapSquare& taps,
                                  const Pixels& pixels, int index) {
     const Maps& maps = arguments.maps;
-    const int64_t area = static_cast<int64_t>(maps.height) * maps.width;
-    const T* const grad = arguments.grad + tile.sample * arguments.out_channels * area;
-    const T* const map = arguments.map + tile.sample * arguments.in_channels * area;
+    const int64_t area = area_of(maps);
+    const T* const grad = map_of_sample(maps, arguments.grad, arguments.out_channels, tile.sample);
+    const T* const map = map_of_sample(maps, arguments.map, arguments.in_channels, tile.sample);
     const int row = pixels.row(index), column = pixels.column(index);
     const int map_row = row + taps.row - maps.kernel_size / 2;
     const int map_column = column + taps.column - maps.kernel_size / 2;

@@ -6,6 +6,7 @@
 //   addition(arguments, size): thread n of `size` calls add_parts(arguments, size, n)
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -15,6 +16,23 @@
 
 namespace mkdext::cuda {
 
+// Whether each of the rows of `length` elements can be copied 16 bytes at a time.
+template <typename T>
+bool is_aligned(const void* rows, int64_t length) {
+  return is_multiple_of(rows, size_t{16}) && length * sizeof(T) % 16 == 0;
+}
+
+// Whether all maps and kernels of a request can.
+template <typename T>
+bool is_aligned(const DynamicConvShape& shape, const CorrelationRequest& request) {
+  const int64_t taps = shape.kernel_size * shape.kernel_size;
+  return std::all_of(request.terms.begin(), request.terms.end(), [&](const auto& term) {
+    // The kernels of an output, or flipped of a channel, are as long as the input channels.
+    return is_aligned<T>(term.map, shape.width) &&
+           is_aligned<T>(term.weight, shape.in_channels * taps);
+  });
+}
+
 template <typename T>
 Correlation<T> job_of(const DynamicConvShape& shape, const CorrelationRequest& request) {
   Correlation<T> job{};
@@ -22,13 +40,9 @@ Correlation<T> job_of(const DynamicConvShape& shape, const CorrelationRequest& r
   job.outputs = static_cast<int>(request.flipped ? shape.in_channels : shape.out_channels);
   job.flipped = request.flipped;
   job.output = static_cast<T*>(request.output);
-  // The kernels of an output, or flipped of a channel, are as long as the input channels.
-  const int64_t row = shape.in_channels * shape.kernel_size * shape.kernel_size * sizeof(T);
-  job.aligned_weights = row % 16 == 0;
   for (const CorrelationRequest::Term& term : request.terms) {
     job.terms[job.term_count++] = {static_cast<const T*>(term.map),
                                    static_cast<const T*>(term.weight)};
-    job.aligned_weights &= reinterpret_cast<uintptr_t>(term.weight) % 16 == 0;
   }
   return job;
 }
@@ -42,7 +56,7 @@ void launch_correlations(Launcher& launcher, const Maps& maps,
   for (size_t n = 0; n < jobs.size(); ++n) {
     arguments.jobs[n] = jobs[n];
     blocks += Kernel::Grid::blocks(maps, jobs[n].outputs);
-    if (n == 0) arguments.first_of_second = blocks;
+    if (n == 0) arguments.first_of_second = static_cast<int>(blocks);
   }
   launcher.template correlation<Kernel>(arguments, blocks);
 }
@@ -55,8 +69,11 @@ void plan_correlations(Launcher& launcher, Precision precision, const DynamicCon
   with_precision(precision, [&](auto* tag) {
     using Name = std::remove_pointer_t<decltype(tag)>;
     using T = typename Tiles<Name>::Element;
+    const bool aligned = std::all_of(requests.begin(), requests.end(), [&](const auto& request) {
+      return is_aligned<T>(shape, request);
+    });
     const auto launch = [&](const std::vector<Correlation<T>>& jobs) {
-      with_correlation<Name>(maps, jobs[0].outputs, [&](auto* kernel) {
+      with_correlation<Name>(maps, jobs[0].outputs, aligned, [&](auto* kernel) {
         launch_correlations<std::remove_pointer_t<decltype(kernel)>>(launcher, maps, jobs);
       });
     };
@@ -72,6 +89,7 @@ void plan_correlations(Launcher& launcher, Precision precision, const DynamicCon
   });
 }
 
+// The same for aligned maps and others: it decides in which order parts are added up.
 inline int plan_splits(Precision precision, const DynamicConvShape& shape) {
   const Maps maps = maps_of(shape);
   const auto outs = static_cast<int>(shape.out_channels);
@@ -79,7 +97,7 @@ inline int plan_splits(Precision precision, const DynamicConvShape& shape) {
   int splits = 1;
   with_precision(precision, [&](auto* tag) {
     using Name = std::remove_pointer_t<decltype(tag)>;
-    with_weight_gradient<Name>(maps, outs, ins, [&](auto* kernel) {
+    with_weight_gradient<Name>(maps, outs, ins, true, [&](auto* kernel) {
       splits = splits_of<std::remove_pointer_t<decltype(kernel)>>(maps, outs, ins);
     });
   });
@@ -95,9 +113,10 @@ void plan_weight_gradient(Launcher& launcher, Precision precision, const Dynamic
   const auto ins = static_cast<int>(shape.in_channels);
   with_precision(precision, [&](auto* tag) {
     using Name = std::remove_pointer_t<decltype(tag)>;
-    with_weight_gradient<Name>(maps, outs, ins, [&](auto* kernel) {
+    using T = typename Tiles<Name>::Element;
+    const bool aligned = is_aligned<T>(grad, shape.width) && is_aligned<T>(input, shape.width);
+    with_weight_gradient<Name>(maps, outs, ins, aligned, [&](auto* kernel) {
       using Kernel = std::remove_pointer_t<decltype(kernel)>;
-      using T = typename Kernel::Element;
       using Sum = typename Kernel::Sum;
       WeightGradientArguments<T, Sum> arguments{};
       arguments.maps = maps;
@@ -106,7 +125,7 @@ void plan_weight_gradient(Launcher& launcher, Precision precision, const Dynamic
       arguments.output = static_cast<T*>(output);
       arguments.in_channels = ins;
       arguments.out_channels = outs;
-      arguments.splits = splits_of<Kernel>(maps, outs, ins);
+      arguments.splits = plan_splits(precision, shape);
       if (arguments.splits > 1) arguments.partial = static_cast<Sum*>(partial);
       launcher.template weight_gradient<Kernel>(
           arguments, arguments.splits * Kernel::Grid::blocks_of_one_split(maps, outs, ins));

@@ -29,6 +29,10 @@ struct Maps {
   int kernel_size;
 };
 
+MKDEXT_DEVICE int64_t area_of(const Maps& maps) {
+  return static_cast<int64_t>(maps.height) * maps.width;
+}
+
 template <typename T>
 struct Term {
   const T* map;     // [B, channels, H, W]
@@ -47,7 +51,6 @@ struct Correlation {
   int channels;  // summed over
   int outputs;
   bool flipped;
-  bool aligned_weights;  // rows of kernels can be copied 16 bytes at a time; for 3 x 3 only
 };
 
 // Up to two correlations of one launch; blocks [0, first_of_second) belong to the first.
@@ -55,7 +58,7 @@ template <typename T>
 struct CorrelationArguments {
   Maps maps;
   Correlation<T> jobs[2];
-  int64_t first_of_second;
+  int first_of_second;
 };
 
 // grad_weight [B, Co, Ci, k, k] from grad [B, Co, H, W] and map [B, Ci, H, W]. The sum over pixels
@@ -76,11 +79,16 @@ struct WeightGradientArguments {
 
 // A tile of the output of a correlation.
 struct CorrelationTile {
-  int64_t sample;
+  int sample;
   int output;
   int row;
   int column;
 };
+
+// Reads a tile from shared memory, and not from registers in which it may lie.
+MKDEXT_DEVICE CorrelationTile reread(const volatile CorrelationTile& tile) {
+  return {tile.sample, tile.output, tile.row, tile.column};
+}
 
 // Blocks of kOutputs channels x kRows x kColumns pixels.
 template <int kOutputs, int kRows, int kColumns>
@@ -92,16 +100,16 @@ struct CorrelationGrid {
            divide_up(maps.width, kColumns);
   }
 
-  static MKDEXT_DEVICE CorrelationTile tile(const Maps& maps, int outputs, int64_t block) {
+  static MKDEXT_DEVICE CorrelationTile tile(const Maps& maps, int outputs, int block) {
     const auto columns = static_cast<int>(divide_up(maps.width, kColumns));
     const auto rows = static_cast<int>(divide_up(maps.height, kRows));
     const auto groups = static_cast<int>(divide_up(outputs, kOutputs));
     CorrelationTile tile;
-    tile.column = static_cast<int>(block % columns) * kColumns;
+    tile.column = block % columns * kColumns;
     block /= columns;
-    tile.row = static_cast<int>(block % rows) * kRows;
+    tile.row = block % rows * kRows;
     block /= rows;
-    tile.output = static_cast<int>(block % groups) * kOutputs;
+    tile.output = block % groups * kOutputs;
     tile.sample = block / groups;
     return tile;
   }
@@ -115,8 +123,14 @@ struct TapSquare {
   int columns;
 };
 
+MKDEXT_DEVICE int tap_squares_across(int kernel_size) { return (kernel_size + kTaps - 1) / kTaps; }
+
+MKDEXT_DEVICE int tap_squares(int kernel_size) {
+  return tap_squares_across(kernel_size) * tap_squares_across(kernel_size);
+}
+
 MKDEXT_DEVICE TapSquare tap_square(int kernel_size, int index) {
-  const int across = (kernel_size + kTaps - 1) / kTaps;
+  const int across = tap_squares_across(kernel_size);
   const int row = index / across * kTaps, column = index % across * kTaps;
   return {row, column, smaller(kTaps, kernel_size - row), smaller(kTaps, kernel_size - column)};
 }
@@ -130,18 +144,30 @@ struct CorrelationStep {
 
 template <typename T>
 MKDEXT_DEVICE int correlation_steps(const Maps& maps, const Correlation<T>& job, int depth) {
-  const int across = (maps.kernel_size + kTaps - 1) / kTaps;
-  return job.term_count * across * across * ((job.channels + depth - 1) / depth);
+  return job.term_count * tap_squares(maps.kernel_size) * ((job.channels + depth - 1) / depth);
 }
 
 template <typename T>
 MKDEXT_DEVICE CorrelationStep correlation_step(const Maps& maps, const Correlation<T>& job,
                                                int depth, int index) {
-  const int across = (maps.kernel_size + kTaps - 1) / kTaps;
+  const int squares = tap_squares(maps.kernel_size);
   const int groups = (job.channels + depth - 1) / depth;
   const int square = index / groups;
-  return {square / (across * across), tap_square(maps.kernel_size, square % (across * across)),
-          index % groups * depth};
+  return {square / squares, tap_square(maps.kernel_size, square % squares), index % groups * depth};
+}
+
+// The map of a sample, [channels, H, W].
+template <typename T>
+MKDEXT_DEVICE const T* map_of_sample(const Maps& maps, const T* map, int channels, int sample) {
+  return map + static_cast<int64_t>(sample) * channels * area_of(maps);
+}
+
+// The kernels of a sample, [Co, Ci, k, k].
+template <typename T>
+MKDEXT_DEVICE const T* weight_of_sample(const Maps& maps, const Correlation<T>& job, int term,
+                                        int sample) {
+  const int64_t kernels = static_cast<int64_t>(job.channels) * job.outputs;
+  return job.terms[term].weight + sample * kernels * (maps.kernel_size * maps.kernel_size);
 }
 
 // The position in a kernel of tap (i, j) of a square.
@@ -160,12 +186,16 @@ MKDEXT_DEVICE int64_t kernel_offset(const Maps& maps, const Correlation<T>& job,
 
 // A block of the weight gradient: one square of taps of some kernels, over some tiles of pixels.
 struct WeightGradientTile {
-  int64_t sample;
+  int sample;
   int split;
   int square;
   int out_channel;
   int in_channel;
 };
+
+MKDEXT_DEVICE WeightGradientTile reread(const volatile WeightGradientTile& tile) {
+  return {tile.sample, tile.split, tile.square, tile.out_channel, tile.in_channel};
+}
 
 template <int kOut, int kIn>
 struct WeightGradientGrid {
@@ -180,18 +210,18 @@ struct WeightGradientGrid {
 
   template <typename T, typename Sum>
   static MKDEXT_DEVICE WeightGradientTile tile(const WeightGradientArguments<T, Sum>& arguments,
-                                               int64_t block) {
+                                               int block) {
     const auto across = static_cast<int>(divide_up(arguments.maps.kernel_size, kTaps));
     const auto outs = static_cast<int>(divide_up(arguments.out_channels, kOut));
     const auto ins = static_cast<int>(divide_up(arguments.in_channels, kIn));
     WeightGradientTile tile;
-    tile.in_channel = static_cast<int>(block % ins) * kIn;
+    tile.in_channel = block % ins * kIn;
     block /= ins;
-    tile.out_channel = static_cast<int>(block % outs) * kOut;
+    tile.out_channel = block % outs * kOut;
     block /= outs;
-    tile.square = static_cast<int>(block % (across * across));
+    tile.square = block % (across * across);
     block /= across * across;
-    tile.split = static_cast<int>(block % arguments.splits);
+    tile.split = block % arguments.splits;
     tile.sample = block / arguments.splits;
     return tile;
   }

@@ -29,8 +29,15 @@ struct alignas(4 * sizeof(T)) Four {
 };
 
 template <typename T>
-MKDEXT_DEVICE bool is_multiple_of(const void* address, T bytes) {
+MKDEXT_HOST_DEVICE inline bool is_multiple_of(const void* address, T bytes) {
   return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
+
+// The same number, from which the compiler has computed nothing yet: what one phase makes of it
+// does not wait in registers for the next time.
+MKDEXT_DEVICE int anew(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
 }
 
 #if defined(__CUDACC__)
@@ -48,8 +55,8 @@ class DeviceBlock {
 
   MKDEXT_DEVICE void barrier() { __syncthreads(); }
 
-  // Copies to shared memory, or writes zeros if not `valid`; there after await_copies and a
-  // barrier.
+  // Copies to shared memory, or writes zeros if not `valid`, and then does not read; there after
+  // await_copies and a barrier.
   template <int kBytes>
   MKDEXT_DEVICE void copy_async(void* shared, const void* global, bool valid) {
     const auto target = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

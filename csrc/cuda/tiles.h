@@ -7,17 +7,20 @@
 
 #include "fma_kernels.h"
 #include "launch.h"
-#include "tensor_core_kernels.h"
+#include "tensor_core_correlation.h"
+#include "tensor_core_weight_gradient.h"
 
 namespace mkdext::cuda {
 
-// For 3 x 3 kernels with many and with few output channels, and for kernels of any size.
+// For 3 x 3 kernels with many and with few output channels, and for kernels of any size. Those of
+// tensor cores for 3 x 3 need aligned rows, see is_aligned in plan.h; others have one for any.
 template <typename Precision>
 struct Tiles;
 
 template <>
 struct Tiles<float> {
   using Element = float;
+  static constexpr bool kNeedsAlignment = false;
   using Many = FmaCorrelation<float, 64, 8, 16, 8, 4, true>;
   using Few = FmaCorrelation<float, 16, 16, 16, 4, 4, true>;
   using Any = FmaCorrelation<float, 64, 8, 16, 8, 4, false>;
@@ -29,6 +32,7 @@ struct Tiles<float> {
 template <>
 struct Tiles<double> {
   using Element = double;
+  static constexpr bool kNeedsAlignment = false;
   using Any = FmaCorrelation<double, 32, 8, 16, 4, 4, false>;
   using Many = Any;
   using Few = Any;
@@ -40,13 +44,10 @@ struct Tiles<double> {
 template <typename Type>
 struct TensorCoreTiles {
   using Element = typename Type::Element;
-  // Operands of two parts take more registers than three blocks leave to the last; and without the
-  // branches of kAllTaps = false that for few channels takes more than there are.
-  static constexpr bool kWhole = Type::kParts == 1;
-  static constexpr int kTogether = kWhole ? kBlocksTogether : 2;
-  using Many = TensorCoreCorrelation<Type, 2, 2, 2, true>;
-  using Few = TensorCoreCorrelation<Type, 1, 4, 1, kWhole>;
-  using Any = TensorCoreCorrelation<Type, 2, 2, 2, false, kTogether>;
+  static constexpr bool kNeedsAlignment = true;
+  using Many = TensorCoreCorrelation<Type, 2, 1, 2, 2, true>;
+  using Few = TensorCoreCorrelation<Type, 1, 2, 2, 1, true>;
+  using Any = TensorCoreCorrelation<Type, 2, 1, 2, 2, false>;
   using ManyOut = TensorCoreWeightGradient<Type, 2, 2, 2, 1, true>;
   using FewOut = TensorCoreWeightGradient<Type, 1, 4, 1, 2, true>;
   using AnyOut = TensorCoreWeightGradient<Type, 2, 2, 2, 1, false>;
@@ -55,7 +56,10 @@ struct TensorCoreTiles {
 template <>
 struct Tiles<Tf32> : TensorCoreTiles<Tf32> {};
 template <>
-struct Tiles<Tf32x3> : TensorCoreTiles<Tf32x3> {};
+struct Tiles<Tf32x3> : TensorCoreTiles<Tf32x3> {
+  // Operands of two parts take more registers than three blocks leave to each.
+  using ManyOut = TensorCoreWeightGradient<Tf32x3, 2, 2, 2, 1, true, 2>;
+};
 template <>
 struct Tiles<Bf16> : TensorCoreTiles<Bf16> {};
 template <>
@@ -72,7 +76,7 @@ inline bool saves_work(int64_t few, int64_t many) { return few * 5 < many * 4; }
 
 // Calls run with a null pointer of the correlation that makes so many outputs.
 template <typename Precision, typename Run>
-void with_correlation(const Maps& maps, int outputs, const Run& run) {
+void with_correlation(const Maps& maps, int outputs, bool aligned, const Run& run) {
   using Choice = Tiles<Precision>;
   using Many = typename Choice::Many;
   using Few = typename Choice::Few;
@@ -80,7 +84,7 @@ void with_correlation(const Maps& maps, int outputs, const Run& run) {
     using Grid = typename std::remove_pointer_t<decltype(kernel)>::Grid;
     return Grid::blocks(maps, outputs) * Grid::kSumsOfBlock;
   };
-  if (maps.kernel_size != kTaps) {
+  if (maps.kernel_size != kTaps || (Choice::kNeedsAlignment && !aligned)) {
     run(static_cast<typename Choice::Any*>(nullptr));
   } else if (saves_work(sums(static_cast<Few*>(nullptr)), sums(static_cast<Many*>(nullptr)))) {
     run(static_cast<Few*>(nullptr));
@@ -91,7 +95,8 @@ void with_correlation(const Maps& maps, int outputs, const Run& run) {
 
 // Calls run with a null pointer of the weight gradient for so many channels.
 template <typename Precision, typename Run>
-void with_weight_gradient(const Maps& maps, int out_channels, int in_channels, const Run& run) {
+void with_weight_gradient(const Maps& maps, int out_channels, int in_channels, bool aligned,
+                          const Run& run) {
   using Choice = Tiles<Precision>;
   using Many = typename Choice::ManyOut;
   using Few = typename Choice::FewOut;
@@ -99,7 +104,7 @@ void with_weight_gradient(const Maps& maps, int out_channels, int in_channels, c
     using Grid = typename std::remove_pointer_t<decltype(kernel)>::Grid;
     return Grid::blocks_of_one_split(maps, out_channels, in_channels) * Grid::kSumsOfBlock;
   };
-  if (maps.kernel_size != kTaps) {
+  if (maps.kernel_size != kTaps || (Choice::kNeedsAlignment && !aligned)) {
     run(static_cast<typename Choice::AnyOut*>(nullptr));
   } else if (saves_work(sums(static_cast<Few*>(nullptr)), sums(static_cast<Many*>(nullptr)))) {
     run(static_cast<Few*>(nullptr));
@@ -129,7 +134,7 @@ void with_precision(Precision precision, const Run& run) {
 
 // Enough blocks to fill a GPU, and a number that depends on the shape alone, so that every GPU adds
 // up in the same order.
-constexpr int64_t kBlocksOfWeightGradient = 512;
+constexpr int64_t kBlocksOfWeightGradient = 256;
 
 template <typename Kernel>
 int splits_of(const Maps& maps, int out_channels, int in_channels) {

@@ -123,7 +123,7 @@ class HostLauncher {
   template <typename Kernel>
   void correlation(const CorrelationArguments<typename Kernel::Element>& arguments,
                    int64_t blocks) {
-    each_block<Kernel>(blocks, [&](auto& block, auto& shared, int64_t index) {
+    each_block<Kernel>(blocks, [&](auto& block, auto& shared, int index) {
       const bool second = index >= arguments.first_of_second;
       Kernel::run(block, shared, arguments.maps, arguments.jobs[second],
                   second ? index - arguments.first_of_second : index);
@@ -134,7 +134,7 @@ class HostLauncher {
   void weight_gradient(
       const WeightGradientArguments<typename Kernel::Element, typename Kernel::Sum>& arguments,
       int64_t blocks) {
-    each_block<Kernel>(blocks, [&](auto& block, auto& shared, int64_t index) {
+    each_block<Kernel>(blocks, [&](auto& block, auto& shared, int index) {
       Kernel::run(block, shared, arguments, index);
     });
   }
@@ -149,7 +149,8 @@ class HostLauncher {
   template <typename Kernel, typename Run>
   void each_block(int64_t blocks, const Run& run) {
     ++launches;
-    for_each(blocks, [&](int64_t index) {
+    for_each(blocks, [&](int64_t at) {
+      const auto index = static_cast<int>(at);
       const auto shared = std::make_unique<typename Kernel::Shared>();
       std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
       HostBlock<typename Kernel::Registers> block(Kernel::kThreads);
