@@ -12,6 +12,7 @@
 // Order of sums     Fixed by the shape alone.
 #pragma once
 
+#include "copies.h"
 #include "problem.h"
 #include "thread_block.h"
 
@@ -52,26 +53,26 @@ struct FmaCorrelation {
   };
 
   template <typename Block>
-  static MKDEXT_DEVICE void run(Block& block, Shared& shared, const Maps& maps,
-                                const Correlation<T>& job, int index) {
+  static MKDEXT_DEVICE void run(Block& block, Shared& shared, Maps maps, const Correlation<T>& job,
+                                int index) {
+    if (kAllTaps) maps.kernel_size = kTaps;
     const CorrelationTile tile = Grid::tile(maps, job.outputs, index);
-    const int steps = correlation_steps(maps, job, kDepth);
     block.each_thread([&](int, Registers& registers) {
       MKDEXT_UNROLL for (int m = 0; m < kOutputsPerThread; ++m) {
         MKDEXT_UNROLL for (int s = 0; s < kStrip; ++s) registers.sums[m][s] = T(0);
       }
     });
-    copy(block, shared.stages[0], maps, job, tile, correlation_step(maps, job, kDepth, 0));
+    CorrelationStep step = first_step(maps);
+    copy(block, shared.stages[0], maps, job, tile, step);
     block.each_thread([&](int, Registers&) { block.await_copies(); });
     block.barrier();
-    for (int n = 0; n < steps; ++n) {
-      const CorrelationStep step = correlation_step(maps, job, kDepth, n);
-      if (n + 1 < steps)
-        copy(block, shared.stages[(n + 1) % 2], maps, job, tile,
-             correlation_step(maps, job, kDepth, n + 1));
-      multiply(block, shared.stages[n % 2], step.taps);
+    for (int stage = 0; step.term < job.term_count; stage = 1 - stage) {
+      const CorrelationStep next = step_after(step, maps, job, kDepth);
+      if (next.term < job.term_count) copy(block, shared.stages[1 - stage], maps, job, tile, next);
+      multiply(block, shared.stages[stage], step.taps);
       block.each_thread([&](int, Registers&) { block.await_copies(); });
       block.barrier();
+      step = next;
     }
     store(block, maps, job, tile);
   }
@@ -87,29 +88,25 @@ struct FmaCorrelation {
     const int row = tile.row + step.taps.row - maps.kernel_size / 2;
     const int column = tile.column + step.taps.column - maps.kernel_size / 2;
     block.each_thread([&](int thread, Registers&) {
-      for (int e = thread; e < kDepth * kMapRows * kMapColumns; e += kThreads) {
-        const int s = e % kMapColumns, r = e / kMapColumns % kMapRows;
-        const int d = e / (kMapColumns * kMapRows);
+      copy_places<kMapRows * kMapColumns, kDepth, kThreads>(thread, [&](int place, int d) {
+        const int r = place / kMapColumns, s = place % kMapColumns;
         const int h = row + r, v = column + s, c = step.channel + d;
-        const bool valid =
-            c < job.channels && h >= 0 && h < maps.height && v >= 0 && v < maps.width;
-        const T* const from =
-            valid ? map + c * area + static_cast<int64_t>(h) * maps.width + v : map;
-        block.template copy_async<sizeof(T)>(&stage.map[d][r * kMapPitch + s], from, valid);
-      }
-      // Eight taps by four outputs to a warp.
-      for (int e = thread; e < padded(kTapsOfStep, 8) * kOutputs; e += kThreads) {
-        const int tap = e % 8 + e / (8 * kOutputs) * 8, m = e / 8 % kOutputs;
-        if (tap >= kTapsOfStep) continue;
+        const bool inside = h >= 0 && h < maps.height && v >= 0 && v < maps.width;
+        block.template copy_async<sizeof(T)>(
+            &stage.map[d][r * kMapPitch + s],
+            map + (c * area + static_cast<int64_t>(h) * maps.width + v),
+            inside && c < job.channels);
+      });
+      copy_transposed<kTapsOfStep, kOutputs, kThreads>(thread, [&](int tap, int m) {
         const int d = tap / (kTaps * kTaps), i = tap / kTaps % kTaps, j = tap % kTaps;
         const int o = tile.output + m, c = step.channel + d;
-        const bool valid =
-            o < job.outputs && c < job.channels && i < step.taps.rows && j < step.taps.columns;
-        const T* const from = valid ? weight + kernel_offset(maps, job, o, c) +
-                                          tap_offset(maps.kernel_size, step.taps, i, j, job.flipped)
-                                    : weight;
-        block.template copy_async<sizeof(T)>(&stage.weight[tap][m], from, valid);
-      }
+        const bool exists = c < job.channels && i < step.taps.rows && j < step.taps.columns;
+        block.template copy_async<sizeof(T)>(
+            &stage.weight[tap][m],
+            weight + (kernel_offset(maps, job, o, c) +
+                      tap_offset(maps.kernel_size, step.taps, i, j, job.flipped)),
+            exists && o < job.outputs);
+      });
     });
   }
 
@@ -265,27 +262,21 @@ struct FmaWeightGradient {
     const int map_row = row + taps.row - maps.kernel_size / 2;
     const int map_column = column + taps.column - maps.kernel_size / 2;
     block.each_thread([&](int thread, Registers&) {
-      // Eight pixels by four channels to a warp, whose writes then fall into different banks.
-      for (int e = thread; e < kRows * kColumns * kOut; e += kThreads) {
-        const int p = e % 8 + e / (8 * kOut) * 8, m = e / 8 % kOut;
-        const int h = row + p / kColumns, v = column + p % kColumns;
-        const int64_t o = tile.out_channel + m;
-        const bool valid = o < arguments.out_channels && h < maps.height && v < maps.width;
-        const T* const from =
-            valid ? grad + o * area + static_cast<int64_t>(h) * maps.width + v : grad;
-        block.template copy_async<sizeof(T)>(&stage.grad[p][m], from, valid);
-      }
-      for (int e = thread; e < kIn * kMapRows * kMapColumns; e += kThreads) {
-        const int s = e % kMapColumns, r = e / kMapColumns % kMapRows;
-        const int d = e / (kMapColumns * kMapRows);
-        const int h = map_row + r, v = map_column + s;
-        const int64_t c = tile.in_channel + d;
-        const bool valid =
-            c < arguments.in_channels && h >= 0 && h < maps.height && v >= 0 && v < maps.width;
-        const T* const from =
-            valid ? map + c * area + static_cast<int64_t>(h) * maps.width + v : map;
-        block.template copy_async<sizeof(T)>(&stage.map[d][r * kMapColumns + s], from, valid);
-      }
+      copy_transposed<kRows * kColumns, kOut, kThreads>(thread, [&](int pixel, int m) {
+        const int h = row + pixel / kColumns, v = column + pixel % kColumns;
+        const int o = tile.out_channel + m;
+        block.template copy_async<sizeof(T)>(
+            &stage.grad[pixel][m], grad + (o * area + static_cast<int64_t>(h) * maps.width + v),
+            h < maps.height && v < maps.width && o < arguments.out_channels);
+      });
+      copy_places<kMapRows * kMapColumns, kIn, kThreads>(thread, [&](int place, int d) {
+        const int h = map_row + place / kMapColumns, v = map_column + place % kMapColumns;
+        const int c = tile.in_channel + d;
+        const bool inside = h >= 0 && h < maps.height && v >= 0 && v < maps.width;
+        block.template copy_async<sizeof(T)>(
+            &stage.map[d][place], map + (c * area + static_cast<int64_t>(h) * maps.width + v),
+            inside && c < arguments.in_channels);
+      });
     });
   }
 

@@ -135,25 +135,31 @@ MKDEXT_DEVICE TapSquare tap_square(int kernel_size, int index) {
   return {row, column, smaller(kTaps, kernel_size - row), smaller(kTaps, kernel_size - column)};
 }
 
-// One step of a correlation's sum: a term, a square of taps and `depth` channels from `channel` on.
+// One step of a correlation's sum: a term, a square of taps and some channels from `channel` on.
 struct CorrelationStep {
   int term;
+  int square;
   TapSquare taps;
   int channel;
 };
 
-template <typename T>
-MKDEXT_DEVICE int correlation_steps(const Maps& maps, const Correlation<T>& job, int depth) {
-  return job.term_count * tap_squares(maps.kernel_size) * ((job.channels + depth - 1) / depth);
+MKDEXT_DEVICE CorrelationStep first_step(const Maps& maps) {
+  return {0, 0, tap_square(maps.kernel_size, 0), 0};
 }
 
+// The step after one of `depth` channels; its term does not exist after the last.
 template <typename T>
-MKDEXT_DEVICE CorrelationStep correlation_step(const Maps& maps, const Correlation<T>& job,
-                                               int depth, int index) {
-  const int squares = tap_squares(maps.kernel_size);
-  const int groups = (job.channels + depth - 1) / depth;
-  const int square = index / groups;
-  return {square / squares, tap_square(maps.kernel_size, square % squares), index % groups * depth};
+MKDEXT_DEVICE CorrelationStep step_after(CorrelationStep step, const Maps& maps,
+                                         const Correlation<T>& job, int depth) {
+  step.channel += depth;
+  if (step.channel < job.channels) return step;
+  step.channel = 0;
+  if (++step.square == tap_squares(maps.kernel_size)) {
+    step.square = 0;
+    ++step.term;
+  }
+  step.taps = tap_square(maps.kernel_size, step.square);
+  return step;
 }
 
 // The map of a sample, [channels, H, W].

@@ -16,6 +16,7 @@
 // Order of sums  Fixed by the shape alone.
 #pragma once
 
+#include "copies.h"
 #include "element_types.h"
 #include "problem.h"
 #include "tensor_cores.h"
@@ -95,7 +96,8 @@ struct TensorCoreCorrelation {
       MKDEXT_NO_UNROLL for (int square = 0; square < squares; ++square) {
         const TapSquare taps = tap_square(kAligned ? kTaps : maps.kernel_size, square);
         MKDEXT_NO_UNROLL for (int c = 0; c < job.channels; c += kDepth) {
-          add_step<kFlipped>(block, shared, maps, job, reread(shared.tile), {term, taps, c});
+          add_step<kFlipped>(block, shared, maps, job, reread(shared.tile),
+                             {term, square, taps, c});
         }
       }
     }

@@ -15,6 +15,7 @@
 // Order of sums  Fixed by the shape alone.
 #pragma once
 
+#include "copies.h"
 #include "element_types.h"
 #include "problem.h"
 #include "tensor_cores.h"
@@ -45,13 +46,23 @@ struct TensorCoreWeightGradient {
   static constexpr int kGradPitch = pitch_of_rows(kRows * kWords);
   static constexpr int kMapPlane = pitch_of_rows(kMapRows * kMapWords);
 
-  struct Shared {
-    WeightGradientTile tile;  // here, because multiply takes all registers
+  static constexpr int kSquare = kTaps * kTaps;
+  static constexpr int kSumRows = kWarpsOut * kFragmentRows;
+  static constexpr int kSumPitch = kIn * kSquare + 1;
+
+  struct Stage {
     alignas(kBytesOfPiece) uint32_t grad[kOut][kGradPitch];
     alignas(kBytesOfPiece) uint32_t map[kIn][kMapPlane];
   };
+  struct Shared {
+    WeightGradientTile tile;  // here, because multiply takes all registers
+    union {
+      Stage stage;
+      float sums[kSumRows][kSumPitch];
+    };
+  };
   struct Registers {
-    float sums[kFragmentsOut][kFragmentsIn][kTaps * kTaps][4];
+    float sums[kFragmentsOut][kFragmentsIn][kSquare][4];
     uint32_t grad[kTaps][kFragmentsOut][4 * Type::kParts];  // of the latest rows
     uint32_t map[kFragmentsIn][kTaps][2 * Type::kParts];    // moved by each column of taps
   };
@@ -64,7 +75,7 @@ struct TensorCoreWeightGradient {
       if (thread == 0) shared.tile = Grid::tile(arguments, index);
       MKDEXT_UNROLL for (int f = 0; f < kFragmentsOut; ++f) {
         MKDEXT_UNROLL for (int n = 0; n < kFragmentsIn; ++n) {
-          MKDEXT_UNROLL for (int t = 0; t < kTaps * kTaps; ++t) {
+          MKDEXT_UNROLL for (int t = 0; t < kSquare; ++t) {
             MKDEXT_UNROLL for (int q = 0; q < 4; ++q) registers.sums[f][n][t][q] = 0.0f;
           }
         }
@@ -78,28 +89,32 @@ struct TensorCoreWeightGradient {
       const WeightGradientTile tile = reread(shared.tile);
       const TapSquare taps = tap_square(kAligned ? kTaps : arguments.maps.kernel_size, tile.square);
       if constexpr (kAligned) {
-        copy(block, shared, arguments, tile, pixels.row(n), pixels.column(n));
+        copy(block, shared.stage, arguments, tile, pixels.row(n), pixels.column(n));
         block.each_thread([&](int, Registers&) { block.await_copies(); });
       } else {
-        load(block, shared, arguments, tile, taps, pixels.row(n), pixels.column(n));
+        load(block, shared.stage, arguments, tile, taps, pixels.row(n), pixels.column(n));
       }
       block.barrier();
       // No further: the zeros beyond the edge must not meet an infinity of the map.
-      multiply(block, shared, taps, smaller(kRows, arguments.maps.height - pixels.row(n)),
+      multiply(block, shared.stage, taps, smaller(kRows, arguments.maps.height - pixels.row(n)),
                smaller(kColumns, arguments.maps.width - pixels.column(n)));
       block.barrier();
     }
     const WeightGradientTile tile = reread(shared.tile);
-    store(block, arguments, tile, tap_square(arguments.maps.kernel_size, tile.square));
+    if constexpr (kAligned) {
+      store_rows(block, shared, arguments, tile);
+    } else {
+      store(block, arguments, tile, tap_square(arguments.maps.kernel_size, tile.square));
+    }
   }
 
  private:
   template <typename Block>
-  static MKDEXT_DEVICE void copy(Block& block, Shared& shared, const Arguments& arguments,
+  static MKDEXT_DEVICE void copy(Block& block, Stage& stage, const Arguments& arguments,
                                  const WeightGradientTile& tile, int row, int column) {
-    copy_rows<kOut, kRows, kWords>(block, shared.grad, arguments.maps, arguments.grad, tile.sample,
+    copy_rows<kOut, kRows, kWords>(block, stage.grad, arguments.maps, arguments.grad, tile.sample,
                                    tile.out_channel, arguments.out_channels, row, column);
-    copy_rows<kIn, kMapRows, kMapWords>(block, shared.map, arguments.maps, arguments.map,
+    copy_rows<kIn, kMapRows, kMapWords>(block, stage.map, arguments.maps, arguments.map,
                                         tile.sample, tile.in_channel, arguments.in_channels,
                                         row - 1, column - kPixelsOfPiece);
   }
@@ -126,16 +141,16 @@ struct TensorCoreWeightGradient {
   }
 
   template <typename Block>
-  static MKDEXT_DEVICE void load(Block& block, Shared& shared, const Arguments& arguments,
+  static MKDEXT_DEVICE void load(Block& block, Stage& stage, const Arguments& arguments,
                                  const WeightGradientTile& tile, const TapSquare& taps, int row,
                                  int column) {
     const Maps& maps = arguments.maps;
-    load_rows<kOut, kRows, kWords, 0, kWords>(block, shared.grad, maps, arguments.grad, tile.sample,
+    load_rows<kOut, kRows, kWords, 0, kWords>(block, stage.grad, maps, arguments.grad, tile.sample,
                                               tile.out_channel, arguments.out_channels, row,
                                               column);
     // From the word on that ends with the first pixel that is needed.
     load_rows<kIn, kMapRows, kMapWords, kWordsOfPiece - 1, kWords + 2>(
-        block, shared.map, maps, arguments.map, tile.sample, tile.in_channel, arguments.in_channels,
+        block, stage.map, maps, arguments.map, tile.sample, tile.in_channel, arguments.in_channels,
         row + taps.row - maps.kernel_size / 2,
         column + taps.column - maps.kernel_size / 2 + 1 - Type::kPerWord);
   }
@@ -180,14 +195,14 @@ struct TensorCoreWeightGradient {
   }
 
   template <typename Block>
-  static MKDEXT_DEVICE void multiply(Block& block, const Shared& shared, const TapSquare& taps,
+  static MKDEXT_DEVICE void multiply(Block& block, const Stage& stage, const TapSquare& taps,
                                      int rows, int columns) {
     MKDEXT_NO_UNROLL for (int step = 0; step < kWords; step += kWordsPerStep) {
       MKDEXT_UNROLL for (int row = 0; row < kMapRows; ++row) {
         block.each_thread([&](int thread, Registers& registers) {
           const Place at = place(thread);
-          if (row < kRows) fetch_grad(shared, at, row, step, registers.grad[row % kTaps]);
-          fetch_map(shared, at, row, step, columns, registers.map);
+          if (row < kRows) fetch_grad(stage, at, row, step, registers.grad[row % kTaps]);
+          fetch_map(stage, at, row, step, columns, registers.map);
         });
         MKDEXT_UNROLL for (int i = 0; i < kTaps; ++i) {
           const int r = row - i;
@@ -208,12 +223,12 @@ struct TensorCoreWeightGradient {
     }
   }
 
-  static MKDEXT_DEVICE void fetch_grad(const Shared& shared, const Place& at, int row, int step,
+  static MKDEXT_DEVICE void fetch_grad(const Stage& stage, const Place& at, int row, int step,
                                        uint32_t (&fragments)[kFragmentsOut][4 * Type::kParts]) {
     MKDEXT_UNROLL for (int f = 0; f < kFragmentsOut; ++f) {
       MKDEXT_UNROLL for (int q = 0; q < 4; ++q) {
         const int m = at.out + f * kFragmentRows + at.group + q % 2 * 8;
-        Type::split(shared.grad[m][row * kWords + step + at.member + q / 2 * 4], fragments[f] + q,
+        Type::split(stage.grad[m][row * kWords + step + at.member + q / 2 * 4], fragments[f] + q,
                     4);
       }
     }
@@ -221,13 +236,13 @@ struct TensorCoreWeightGradient {
 
   // Of the pixels that meet the first `columns` of the gradient; others are 0.
   static MKDEXT_DEVICE void fetch_map(
-      const Shared& shared, const Place& at, int row, int step, int columns,
+      const Stage& stage, const Place& at, int row, int step, int columns,
       uint32_t (&fragments)[kFragmentsIn][kTaps][2 * Type::kParts]) {
     MKDEXT_UNROLL for (int n = 0; n < kFragmentsIn; ++n) {
       const int c = at.in + n * kFragmentColumns + at.group;
       MKDEXT_UNROLL for (int half = 0; half < 2; ++half) {
         const int word = step + at.member + half * 4;
-        const uint32_t* const from = &shared.map[c][row * kMapWords + kWordsOfPiece + word];
+        const uint32_t* const from = &stage.map[c][row * kMapWords + kWordsOfPiece + word];
         const uint32_t bits = bits_of_pixels(columns - word * Type::kPerWord);
         constexpr bool kSingle = Type::kPerWord == 1;
         const uint32_t before = kSingle ? from[-1] : join(from[-1], 1, from[0], 0);
@@ -243,6 +258,50 @@ struct TensorCoreWeightGradient {
   static MKDEXT_DEVICE uint32_t bits_of_pixels(int count) {
     if (count >= Type::kPerWord) return ~uint32_t{0};
     return count == 1 ? uint32_t{0xffff} : 0;
+  }
+
+  // By way of shared memory, so that neighbouring threads write neighbours: the nine taps of all
+  // input channels of an output channel lie in a row.
+  template <typename Block>
+  static MKDEXT_DEVICE void store_rows(Block& block, Shared& shared, const Arguments& arguments,
+                                       const WeightGradientTile& tile) {
+    const int pitch = arguments.in_channels * kSquare;
+    const int first = tile.in_channel * kSquare;
+    const int length = smaller(kIn * kSquare, pitch - first);
+    const int64_t part = arguments.partial == nullptr ? 0 : tile.split * arguments.maps.batch;
+    const int64_t row = (part + tile.sample) * arguments.out_channels + tile.out_channel;
+    MKDEXT_UNROLL for (int f = 0; f < kFragmentsOut; ++f) {
+      block.each_thread([&](int thread, Registers& registers) {
+        const Place at = place(thread);
+        MKDEXT_UNROLL for (int n = 0; n < kFragmentsIn; ++n) {
+          MKDEXT_UNROLL for (int q = 0; q < 4; ++q) {
+            const int m = at.out / kFragmentsOut + at.group + q / 2 * 8;
+            const int c = at.in + n * kFragmentColumns + at.member * 2 + q % 2;
+            MKDEXT_UNROLL for (int t = 0; t < kSquare; ++t) {
+              shared.sums[m][c * kSquare + t] = registers.sums[f][n][t][q];
+            }
+          }
+        }
+      });
+      block.barrier();
+      block.each_thread([&](int thread, Registers&) {
+        MKDEXT_NO_UNROLL for (int m = thread / kLanes; m < kSumRows; m += kThreads / kLanes) {
+          const int o = (m / kFragmentRows * kFragmentsOut + f) * kFragmentRows + m % kFragmentRows;
+          if (tile.out_channel + o >= arguments.out_channels) continue;
+          const int64_t to = (row + o) * pitch + first;
+          MKDEXT_UNROLL for (int at = 0; at < kIn * kSquare; at += kLanes) {
+            const int column = at + thread % kLanes;
+            if (column >= length) break;
+            if (arguments.partial == nullptr) {
+              arguments.output[to + column] = static_cast<Element>(shared.sums[m][column]);
+            } else {
+              arguments.partial[to + column] = shared.sums[m][column];
+            }
+          }
+        }
+      });
+      block.barrier();
+    }
   }
 
   template <typename Block>
