@@ -46,7 +46,9 @@ class GlobalMemory:
         self._first = np.cumsum(sizes) - sizes
         self._writer = np.full(int(sizes.sum()), _NOBODY, np.int64)
 
-    def read(self, addresses: np.ndarray, threads: np.ndarray, width: int, count: int) -> np.ndarray:
+    def read(
+        self, addresses: np.ndarray, threads: np.ndarray, width: int, count: int
+    ) -> np.ndarray:
         """Read `count` elements of `width` bytes at every address: unsigned [addresses, count].
 
         Raises:
@@ -76,9 +78,7 @@ class GlobalMemory:
         elements = (at - self._base)[:, None] // width + np.arange(count)
         self._views[width][elements] = values
 
-    def _locate(
-        self, addresses: np.ndarray, size: int, does: str
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _locate(self, addresses: np.ndarray, size: int, does: str) -> tuple[np.ndarray, np.ndarray]:
         at = addresses.view(np.int64)
         buffer = np.searchsorted(self._begins, at, side="right") - 1
         bad = (buffer < 0) | (at + size > self._ends[buffer])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tests.ops.ptx.global_memory import Buffer
 from tests.ops.ptx.machine import Dim3, Machine, Observer
 from tests.ops.ptx.program import Module
+
+OnLaunch = Callable[[str, int, int, int], tuple[Iterable[int], Observer]]
 
 _LAUNCH = ctypes.CFUNCTYPE(
     None,
@@ -25,14 +28,13 @@ class Launches:
 
     Attributes:
         library: Its functions. What went wrong in a launch is raised by `check`, not by them.
-        only: Given a grid's number of blocks, the blocks that run; all if None.
-        observer: Is told what is executed.
+        on_launch: Given a launch's kernel, number of blocks, threads of a block and bytes of shared
+            memory it says which blocks run, and who is told what they execute. All run if None.
     """
 
     def __init__(self, library: Path, ptx: str) -> None:
         self.library = ctypes.CDLL(str(library))
-        self.only: Callable[[int], Iterable[int]] | None = None
-        self.observer: Observer | None = None
+        self.on_launch: OnLaunch | None = None
         self._machine = Machine(Module(ptx))
         self._buffers: Sequence[Buffer] = ()
         self._error: BaseException | None = None
@@ -70,6 +72,10 @@ class Launches:
         memory = bytearray()
         for (offset, size), address in zip(self._machine.parameters(name), arguments, strict=False):
             memory = memory.ljust(offset, b"\0") + ctypes.string_at(address, size)
+        only, observer = None, None
+        if self.on_launch is not None:
+            shared = self._machine.shared_bytes(name) + dynamic_shared
+            only, observer = self.on_launch(name, math.prod(grid), math.prod(block), shared)
         self._machine.launch(
             name,
             grid,
@@ -77,6 +83,6 @@ class Launches:
             bytes(memory),
             self._buffers,
             dynamic_shared=dynamic_shared,
-            only=None if self.only is None else self.only(grid[0] * grid[1] * grid[2]),
-            observer=self.observer,
+            only=only,
+            observer=observer,
         )

@@ -33,7 +33,12 @@ class Observer(Protocol):
         """So many warps run these instructions."""
 
     def access(
-        self, instruction: Instruction, space: str, addresses: np.ndarray, threads: np.ndarray, size: int
+        self,
+        instruction: Instruction,
+        space: str,
+        addresses: np.ndarray,
+        threads: np.ndarray,
+        size: int,
     ) -> None:
         """Threads access `size` bytes each."""
 
@@ -56,6 +61,10 @@ class Machine:
     def parameters(self, name: str) -> list[tuple[int, int]]:
         """Return the offset and the bytes of each parameter of a kernel, in its memory."""
         return self._module.kernel(name).parameters
+
+    def shared_bytes(self, name: str) -> int:
+        """Return the bytes of shared memory that a kernel declares."""
+        return self._module.kernel(name).shared.size
 
     def launch(
         self,
@@ -137,7 +146,10 @@ class Threads:
         self._observer = observer
         self._everyone = np.arange(count)
         self._in_grid = np.repeat(blocks * size, size) + np.tile(np.arange(size), len(blocks))
-        zeros = {kind: np.zeros(count, TYPES[kind]) for kind in set(translation.kernel.registers.values())}
+        zeros = {
+            kind: np.zeros(count, TYPES[kind])
+            for kind in set(translation.kernel.registers.values())
+        }
         self._registers = [zeros[kind] for kind in translation.kernel.registers.values()]
         # Where each thread is, the mask of those that run now, and their numbers.
         self._at = np.zeros(count, np.int64)
@@ -283,9 +295,7 @@ class Threads:
         else:
             raise Fault(f"stores to the memory of {space}", 0)
 
-    def copy(
-        self, to: np.ndarray, source: np.ndarray, size: int, taken: np.ndarray
-    ) -> None:
+    def copy(self, to: np.ndarray, source: np.ndarray, size: int, taken: np.ndarray) -> None:
         """Begin a ``cp.async`` of `size` bytes, of which only the first `taken` are read."""
         threads = self._running
         to, source, taken = (self._of_running(v) for v in (to, source, taken))

@@ -38,7 +38,13 @@ class SharedMemory:
         self._group = np.zeros(blocks * threads, np.int64)
 
     def read(
-        self, addresses: np.ndarray, threads: np.ndarray, width: int, count: int, *, by_warp: bool = False
+        self,
+        addresses: np.ndarray,
+        threads: np.ndarray,
+        width: int,
+        count: int,
+        *,
+        by_warp: bool = False,
     ) -> np.ndarray:
         """Read `count` elements of `width` bytes at every address: unsigned [addresses, count].
 

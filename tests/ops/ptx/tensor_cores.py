@@ -19,7 +19,9 @@ _GROUP = _LANE // 4  # "groupID"
 _MEMBER = _LANE % 4  # "threadID_in_group"
 
 
-def _places(rows: list[np.ndarray], columns: list[np.ndarray], height: int, width: int) -> np.ndarray:
+def _places(
+    rows: list[np.ndarray], columns: list[np.ndarray], height: int, width: int
+) -> np.ndarray:
     """Where each element of a matrix lies: the index of its register's element times 32 + lane."""
     places = np.full((height, width), -1)
     for element, (row, column) in enumerate(zip(rows, columns, strict=True)):
@@ -43,7 +45,10 @@ _HALF_B = _places(
     [_MEMBER * 2 + i % 2 + (8 if i >= 2 else 0) for i in range(4)], [_GROUP] * 4, 16, 8
 )
 _SUM = _places(
-    [_GROUP + (8 if i >= 2 else 0) for i in range(4)], [_MEMBER * 2 + i % 2 for i in range(4)], 16, 8
+    [_GROUP + (8 if i >= 2 else 0) for i in range(4)],
+    [_MEMBER * 2 + i % 2 for i in range(4)],
+    16,
+    8,
 )
 _FROM_SUM = np.argsort(_SUM.ravel())
 
@@ -126,7 +131,9 @@ def distribute_rows(rows: np.ndarray, transposed: bool) -> np.ndarray:
     return words.swapaxes(0, 1).reshape(rows.shape[1], -1)
 
 
-def shuffle(values: np.ndarray, how: str, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shuffle(
+    values: np.ndarray, how: str, b: np.ndarray, c: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """``shfl.sync``: the value of another lane, and whether there was one.
 
     Args:
@@ -136,7 +143,11 @@ def shuffle(values: np.ndarray, how: str, b: np.ndarray, c: np.ndarray) -> tuple
         c: The clamp in bits 0 to 4 and the mask of segments in bits 8 to 12.
     """
     lane = np.arange(values.size) % LANES
-    distance, clamp, segment = b & np.uint32(31), c & np.uint32(31), c >> np.uint32(8) & np.uint32(31)
+    distance, clamp, segment = (
+        b & np.uint32(31),
+        c & np.uint32(31),
+        c >> np.uint32(8) & np.uint32(31),
+    )
     distance, clamp, segment = (v.astype(np.int64) for v in (distance, clamp, segment))
     last = (lane & segment) | (clamp & ~segment & 31)
     first = lane & segment

@@ -277,7 +277,9 @@ class _Writer:
         name, offset = match[1].strip(), int(match[2] or "0", 0)
         if name not in self._registers:
             return f"t.full({self._constant(np.int64(self._number(name, np.int64) + offset))})"
-        text = self._view(name, np.int64 if self._kernel.registers[name].endswith("64") else np.uint32)
+        text = self._view(
+            name, np.int64 if self._kernel.registers[name].endswith("64") else np.uint32
+        )
         if not text.endswith("view(np.int64)"):
             text = f"{text}.astype(np.int64)"
         return f"{text} + {offset}" if offset else text
@@ -357,7 +359,9 @@ class _Writer:
     def _selp(self, parts: list[str], instruction: Instruction) -> None:
         target, a, b, predicate = instruction.operands
         kind = parts[1]
-        text = f"where({self._read(predicate, 'pred')}, {self._read(a, kind)}, {self._read(b, kind)})"
+        text = (
+            f"where({self._read(predicate, 'pred')}, {self._read(a, kind)}, {self._read(b, kind)})"
+        )
         self._write(target, kind, text)
 
     def _cvt(self, parts: list[str], instruction: Instruction) -> None:
@@ -593,7 +597,21 @@ _WHOLE = ("rni", "rzi", "rmi", "rpi")
 _LOGIC = {"and": "&", "or": "|", "xor": "^"}
 _SPECIAL_VECTORS = ("%tid", "%ntid", "%ctaid", "%nctaid")
 _SPECIAL = ("%laneid",)
-_CACHE = {"nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "relaxed", "weak", "volatile", "gpu", "cta"}
+_CACHE = {
+    "nc",
+    "ca",
+    "cg",
+    "cs",
+    "lu",
+    "cv",
+    "wb",
+    "wt",
+    "relaxed",
+    "weak",
+    "volatile",
+    "gpu",
+    "cta",
+}
 
 
 def _list(operand: str) -> list[str]:
