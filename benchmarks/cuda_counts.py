@@ -29,7 +29,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # before the package of the tests is looked for
 
-from tests.ops.cuda_operators import PRECISIONS, Shape, tensors  # noqa: E402
+from tests.ops.cuda_checks import tensors  # noqa: E402
+from tests.ops.cuda_operators import PRECISIONS, Shape  # noqa: E402
 from tests.ops.ptx.counters import CLASSES, Counts  # noqa: E402
 from tests.ops.ptx.operators import PtxOperators  # noqa: E402
 from tests.ops.ptx.toolchain import compile_operators, find_nvcc  # noqa: E402

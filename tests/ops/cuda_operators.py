@@ -1,4 +1,4 @@
-"""The CUDA operators as C functions on tensors of the processor, and what they are compared with.
+"""The CUDA operators as C functions on tensors of the processor.
 
 Two libraries have such functions: cuda_arithmetic.cpp, the kernels' source compiled for the
 processor, and ptx/operators.cpp, whose launches run the kernels that nvcc made.
@@ -7,15 +7,12 @@ processor, and ptx/operators.cpp, whose launches run the kernels that nvcc made.
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from mkdext.ops import reference
 
 DTYPES = {
     "float32": torch.float32,
@@ -27,19 +24,6 @@ DTYPES = {
 }
 PRECISIONS = list(DTYPES)
 """In the order of launch.h."""
-TOLERANCES = {
-    "float32": 2e-6,
-    "tf32": 5e-4,
-    "tf32x3": 1e-6,
-    "float64": 1e-14,
-    "bfloat16": 2.5e-3,
-    "float16": 3e-4,
-}
-"""Of a result, as the norm of its error over its own.
-
-The sums are float32 or float64; results of 16 bits are rounded to 8 or 11 bits, operands of tf32 to
-11.
-"""
 GUARD = 64
 
 Shape = tuple[int, int, int, int, int, int]
@@ -169,46 +153,3 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, shift: int = 0) -> Guarde
 def _array(kind: Any, values: Iterable[object]) -> ctypes.Array[Any]:
     values = list(values)
     return (kind * len(values))(*values)
-
-
-def tensors(precision: str, shape: Shape) -> list[Tensor]:
-    """Random x, w, g, ggx and ggw."""
-    batch, ins, outs, height, width, size = shape
-    torch.manual_seed(0)
-    sizes = [
-        (batch, ins, height, width),
-        (batch, outs, ins, size, size),
-        (batch, outs, height, width),
-    ]
-    return [torch.randn(sizes[n]).to(DTYPES[precision]) for n in (0, 1, 2, 0, 1)]
-
-
-@functools.cache
-def expected(precision: str, shape: Shape) -> list[Tensor]:
-    """The output, its gradients, and the gradients of those with the given cotangents."""
-    x, w, g, ggx, ggw = (t.double() for t in tensors(precision, shape))
-    x, w, g = (t.requires_grad_() for t in (x, w, g))
-    y = reference.dynamic_conv2d(x, w)
-    first = torch.autograd.grad(y, (x, w), g, create_graph=True)
-    second = torch.autograd.grad(first, (g, x, w), (ggx, ggw))
-    return [t.detach() for t in (y, *first, *second)]
-
-
-def assert_near(actual: Tensor, expected: Tensor, precision: str) -> None:
-    """Compare with what float64 gives."""
-    assert actual.shape == expected.shape
-    error = (actual.double() - expected).norm()
-    # One pixel or one channel may cancel, hence the absolute part.
-    assert error <= TOLERANCES[precision] * (expected.norm() + expected.numel() ** 0.5)
-
-
-def texture_cases(precision: str, shape: Shape) -> list[tuple[bool, Tensor, Tensor]]:
-    """Of the forward and of the transpose: which it is, what is given, and what is expected."""
-    torch.manual_seed(0)
-    batch, channels, _, _, grid, size = shape
-    features = torch.randn(shape[:4]).to(DTYPES[precision])
-    cotangent = torch.randn(batch, grid * grid, channels, size, size).to(DTYPES[precision])
-    leaf = features.double().requires_grad_()
-    forward = reference.texture_kernels(leaf, grid, size)
-    (transposed,) = torch.autograd.grad(forward, leaf, cotangent.double())
-    return [(False, features, forward.detach()), (True, cotangent, transposed)]
