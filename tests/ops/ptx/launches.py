@@ -11,7 +11,7 @@ from tests.ops.ptx.global_memory import Buffer
 from tests.ops.ptx.machine import Dim3, Machine, Observer
 from tests.ops.ptx.program import Module
 
-OnLaunch = Callable[[str, int, int, int], tuple[Iterable[int], Observer]]
+OnLaunch = Callable[[str, int, int, int], tuple[Iterable[int], Observer | None]]
 
 _LAUNCH = ctypes.CFUNCTYPE(
     None,
@@ -28,6 +28,7 @@ class Launches:
 
     Attributes:
         library: Its functions. What went wrong in a launch is raised by `check`, not by them.
+        kernels: The mangled names of all kernels.
         on_launch: Given a launch's kernel, number of blocks, threads of a block and bytes of shared
             memory it says which blocks run, and who is told what they execute. All run if None.
     """
@@ -35,7 +36,9 @@ class Launches:
     def __init__(self, library: Path, ptx: str) -> None:
         self.library = ctypes.CDLL(str(library))
         self.on_launch: OnLaunch | None = None
-        self._machine = Machine(Module(ptx))
+        module = Module(ptx)
+        self.kernels = list(module.entries)
+        self._machine = Machine(module)
         self._buffers: Sequence[Buffer] = ()
         self._error: BaseException | None = None
         self._callback = _LAUNCH(self._launch)  # lives as long as the library may call it

@@ -277,11 +277,11 @@ class _Writer:
         name, offset = match[1].strip(), int(match[2] or "0", 0)
         if name not in self._registers:
             return f"t.full({self._constant(np.int64(self._number(name, np.int64) + offset))})"
-        text = self._view(
-            name, np.int64 if self._kernel.registers[name].endswith("64") else np.uint32
-        )
-        if not text.endswith("view(np.int64)"):
-            text = f"{text}.astype(np.int64)"
+        if self._kernel.registers[name].endswith("64"):
+            text = self._view(name, np.int64)
+        else:
+            # Signed: a pointer may be moved to before the memory, and come back by the offset.
+            text = f"{self._view(name, np.int32)}.astype(np.int64)"
         return f"{text} + {offset}" if offset else text
 
     # Instructions.
@@ -327,7 +327,9 @@ class _Writer:
         (_, kind), (target, source) = parts, instruction.operands
         if source.startswith("{"):
             names, size = _list(source), size_of(kind)
-            words = ", ".join(self._read(name, f"b{8 * size // len(names)}") for name in names)
+            words = ", ".join(
+                self._all_threads(name, f"b{8 * size // len(names)}") for name in names
+            )
             self._write(target, kind, f"np.stack([{words}], 1).view('u{size}')[:, 0]")
         elif target.startswith("{"):
             names = _list(target)
