@@ -47,14 +47,21 @@ class GlobalMemory:
         self._writer = np.full(int(sizes.sum()), _NOBODY, np.int64)
 
     def read(
-        self, addresses: np.ndarray, threads: np.ndarray, width: int, count: int
+        self,
+        addresses: np.ndarray,
+        threads: np.ndarray,
+        width: int,
+        count: int,
+        alignment: int | None = None,
     ) -> np.ndarray:
         """Read `count` elements of `width` bytes at every address: unsigned [addresses, count].
+
+        The addresses are multiples of `alignment`, or if None of what is read.
 
         Raises:
             Fault: Outside all buffers, misaligned, or written by another thread of the launch.
         """
-        at, buffer = self._locate(addresses, width * count, "reads")
+        at, buffer = self._locate(addresses, width * count, alignment or width * count, "reads")
         if self._writable[buffer].any():
             self._check_writer(at, buffer, threads, width * count, "reads")
         elements = (at - self._base)[:, None] // width + np.arange(count)
@@ -67,7 +74,7 @@ class GlobalMemory:
             Fault: As for `read`, or the buffer may not be written.
         """
         width, count = values.itemsize, values.shape[1]
-        at, buffer = self._locate(addresses, width * count, "writes")
+        at, buffer = self._locate(addresses, width * count, width * count, "writes")
         if not (allowed := self._writable[buffer]).all():
             n = int(np.argmin(allowed))
             name = self.buffers[buffer[n]].name
@@ -78,14 +85,16 @@ class GlobalMemory:
         elements = (at - self._base)[:, None] // width + np.arange(count)
         self._views[width][elements] = values
 
-    def _locate(self, addresses: np.ndarray, size: int, does: str) -> tuple[np.ndarray, np.ndarray]:
+    def _locate(
+        self, addresses: np.ndarray, size: int, alignment: int, does: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         at = addresses.view(np.int64)
         buffer = np.searchsorted(self._begins, at, side="right") - 1
         bad = (buffer < 0) | (at + size > self._ends[buffer])
         if bad.any():
             n = int(np.argmax(bad))
             raise Fault(f"{does} {size} bytes at {at[n]:#x}, outside {self._near(int(at[n]))}", n)
-        bad = (at & (size - 1)) != 0
+        bad = (at & (alignment - 1)) != 0
         if bad.any():
             n = int(np.argmax(bad))
             raise Fault(f"{does} {size} bytes at {at[n]:#x}, which is misaligned", n)
@@ -105,7 +114,7 @@ class GlobalMemory:
         """Return the granules of the accesses, [accesses, granules of one]."""
         offset = at // self._granule - self._begins[buffer] // self._granule
         first = self._first[buffer] + np.where(self._writable[buffer], offset, 0)
-        granules = first[:, None] + np.arange(size // self._granule)
+        granules = first[:, None] + np.arange(-(-size // self._granule))
         writer = self._writer[granules]
         bad = (writer != _NOBODY) & (writer != threads[:, None]) & self._writable[buffer][:, None]
         if bad.any():

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tests.ops.ptx.global_memory import Buffer
-from tests.ops.ptx.machine import Dim3, Machine, Observer
+from tests.ops.ptx.machine import Machine
 from tests.ops.ptx.program import Module
+from tests.ops.ptx.threads import Dim3, Observer
 
 OnLaunch = Callable[[str, int, int, int], tuple[Iterable[int], Observer | None]]
 

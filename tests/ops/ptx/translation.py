@@ -1,7 +1,7 @@
 """From PTX to Python: every run of instructions without a branch becomes one function on arrays.
 
 In a function `r` are the registers, numpy arrays of one value per thread, `t` the threads
-(machine.Threads) and, where not all threads take part, `m` a mask of those that do. Registers are
+(threads.Threads) and, where not all threads take part, `m` a mask of those that do. Registers are
 replaced, never changed.
 """
 
@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import re
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from tests.ops.ptx import arithmetic, tensor_cores
+from tests.ops.ptx.control_flow import End, InstructionBlock, cut
+from tests.ops.ptx.formulas import FORMULAS
 from tests.ops.ptx.program import TYPES, Instruction, Kernel, size_of
 
 WINDOWS = {"shared": 1 << 60, "local": 2 << 60, "param": 3 << 60}
@@ -25,38 +27,17 @@ Run = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Branch:
-    """How a block of instructions ends, but for falling through to the next one."""
-
-    kind: str
-    """``jump``, ``branch``, ``barrier`` or ``exit``."""
-    target: int = -1
-    """The block that is jumped to."""
-    predicate: int = -1
-    """The register that decides."""
-    negated: bool = False
-
-
-@dataclass
 class Block:
-    """Instructions that threads run together: they branch at its end alone."""
+    """Instructions that threads run together, as functions."""
 
     instructions: list[Instruction]
-    end: Branch | None
-    """None: the next block follows."""
+    end: End
+    predicate: int | None
+    """The register that decides on a branch."""
     run: Run
     """Runs it for all threads: ``run(t, r)``."""
     run_masked: Run
     """Runs it for some: ``run(t, r, m)``."""
-
-
-@dataclass
-class _Cut:
-    instructions: list[Instruction] = field(default_factory=list)
-    end: Branch | None = None
-
-
-_ENDS = ("bra", "ret", "exit", "bar", "barrier")
 
 
 class Translation:
@@ -65,83 +46,37 @@ class Translation:
     def __init__(self, kernel: Kernel, symbols: dict[str, int]) -> None:
         """Translate; `symbols` are the addresses of variables in global memory."""
         self.kernel = kernel
-        self.registers = {name: n for n, name in enumerate(kernel.registers)}
+        self._registers = {name: n for n, name in enumerate(kernel.registers)}
         self._symbols = {
             **symbols,
             **kernel.parameter_names.offsets,
             **kernel.shared.offsets,
             **kernel.local.offsets,
         }
-        self.blocks = [self._block(cut) for cut in self._cuts()]
+        self.blocks = [self._block(block) for block in cut(kernel)]
 
-    def granule(self, *spaces: str) -> int:
-        """Return the least number of bytes that is read or written at once in these memories."""
+    def granule(self, space: str) -> int:
+        """Return the least number of bytes that is read or written at once in a memory."""
         sizes = [16]
         for instruction in self.kernel.instructions:
             parts = instruction.parts
-            if parts[0] in ("ld", "st") and not {"param", "local"} & set(parts):
-                if set(spaces) & set(parts) or not {"global", "shared"} & set(parts):
-                    sizes.append(size_of(parts[-1]))
+            if parts[0] in ("ld", "st") and _access(parts[1:])[0] in (space, "generic"):
+                sizes.append(size_of(parts[-1]))
             elif parts[:2] == ["cp", "async"] and len(instruction.operands) >= 3:
                 sizes.append(int(instruction.operands[2]))
         return min(sizes)
 
-    def _cuts(self) -> list[_Cut]:
-        """Cut at labels, branches and barriers, and around what only some threads do."""
-        instructions, starts = self.kernel.instructions, set(self.kernel.labels.values())
-        cuts: list[_Cut] = [_Cut()]
-        first: dict[int, int] = {}
-        ends: list[tuple[_Cut, Instruction]] = []
-        for n, instruction in enumerate(instructions):
-            is_end = instruction.parts[0] in _ENDS
-            guarded = instruction.guard is not None and not is_end
-            if n in starts or guarded:
-                cuts.append(_Cut())
-            first[n] = len(cuts) - 1
-            if guarded:
-                # A hidden branch around it.
-                cuts[-1].end = self._branch(instruction.guard, len(cuts) + 1, negate=True)
-                cuts.append(_Cut())
-            cuts[-1].instructions.append(instruction)
-            if is_end:
-                ends.append((cuts[-1], instruction))
-            if is_end or guarded:
-                cuts.append(_Cut())
-        first[len(instructions)] = len(cuts) - 1
-        cuts[-1].end = Branch("exit")
-        for cut, instruction in ends:
-            cut.end = self._end(instruction, first)
-        return cuts
-
-    def _end(self, instruction: Instruction, first: dict[int, int]) -> Branch:
-        name = instruction.parts[0]
-        if name == "bra":
-            target = first[self.kernel.labels[instruction.operands[0]]]
-            if instruction.guard is None:
-                return Branch("jump", target)
-            return self._branch(instruction.guard, target)
-        if instruction.guard is not None:
-            raise NotImplementedError(f"{self.kernel.name}: {instruction}")
-        if name in ("ret", "exit"):
-            return Branch("exit")
-        if instruction.opcode in ("bar.sync", "barrier.sync") and instruction.operands == ("0",):
-            return Branch("barrier")
-        raise NotImplementedError(f"{self.kernel.name}: {instruction}")
-
-    def _branch(self, guard: str, target: int, negate: bool = False) -> Branch:
-        negated = guard.startswith("!")
-        return Branch("branch", target, self.registers[guard.lstrip("!")], negated != negate)
-
-    def _block(self, cut: _Cut) -> Block:
-        run, run_masked = (self._lazily(cut.instructions, masked) for masked in (False, True))
-        return Block(cut.instructions, cut.end, run, run_masked)
+    def _block(self, block: InstructionBlock) -> Block:
+        run, run_masked = (self._lazily(block.instructions, masked) for masked in (False, True))
+        predicate = self._registers.get(block.end.predicate)
+        return Block(block.instructions, block.end, predicate, run, run_masked)
 
     def _lazily(self, instructions: list[Instruction], masked: bool) -> Run:
         """Return a function that is made when it is first called."""
 
         @functools.cache
         def made() -> Run:
-            writer = _Writer(self.kernel, self.registers, self._symbols, masked)
+            writer = _Writer(self.kernel, self._registers, self._symbols, masked)
             for instruction in instructions:
                 writer.add(instruction)
             return writer.function()
@@ -182,7 +117,7 @@ class _Writer:
         """
         parts = instruction.parts
         handler = getattr(self, f"_{parts[0]}", None) or (
-            self._compute if parts[0] in _FORMULAS else None
+            self._compute if parts[0] in FORMULAS else None
         )
         try:
             if handler is None:
@@ -289,7 +224,7 @@ class _Writer:
     def _compute(self, parts: list[str], instruction: Instruction) -> None:
         """Anything with a formula: operands in, one result out."""
         name, modifiers, kind = parts[0], parts[1:-1], parts[-1]
-        formula = _FORMULAS[name]
+        formula = FORMULAS[name]
         if not set(modifiers) <= formula.allowed:
             raise ValueError(modifiers)
         target, *sources = instruction.operands
@@ -502,8 +437,9 @@ class _Writer:
             self._write(name, "b32", f"{result}[{n}]")
 
     def _shfl(self, parts: list[str], instruction: Instruction) -> None:
-        if parts[1] != "sync" or instruction.operands[-1] not in ("-1", "0xffffffff", "4294967295"):
-            raise ValueError(instruction.operands)
+        if parts[1] != "sync":
+            raise ValueError(parts)
+        self._check_all_lanes(instruction.operands[4])
         targets, a, b, c = instruction.operands[:4]
         value, *controls = (self._all_threads(s, "b32") for s in (a, b, c))
         self._mark(instruction)
@@ -513,83 +449,22 @@ class _Writer:
         if inside:
             self._write(inside, "pred", f"{result}[1]")
 
+    def _bar(self, parts: list[str], instruction: Instruction) -> None:
+        if parts == ["bar", "warp", "sync"]:
+            self._check_all_lanes(instruction.operands[0])
+            self._mark(instruction)
+            self._lines.append("t.warp_barrier()")
+
+    def _check_all_lanes(self, members: str) -> None:
+        if members not in ("-1", "0xffffffff", "4294967295"):
+            raise ValueError(members)
+
     def _bra(self, parts: list[str], instruction: Instruction) -> None:
         """The end of a block, which the machine looks at."""
 
-    _ret = _exit = _bar = _barrier = _bra
+    _ret = _exit = _barrier = _bra
 
 
-@dataclass(frozen=True)
-class _Formula:
-    """An instruction of the form d = f(a, ...), all of one type but for the `kinds` of some."""
-
-    pattern: str | Callable[[list[str], list[str], str], str]
-    allowed: frozenset[str] = frozenset()
-    kinds: dict[int, str] = field(default_factory=dict)
-    wide: bool = False
-
-    def text(self, operands: list[str], modifiers: Sequence[str], kind: str) -> str:
-        if callable(self.pattern):
-            return self.pattern(operands, list(modifiers), kind)
-        return self.pattern.format(*operands)
-
-
-def _product(operands: list[str], modifiers: list[str], kind: str) -> str:
-    a, b, *c = operands
-    if "hi" in modifiers:
-        text = f"multiply_high({a}, {b})"
-    elif "lo" in modifiers or kind.startswith("f"):
-        text = f"{a} * {b}"
-    else:
-        raise ValueError(modifiers)
-    return f"{text} + {c[0]}" if c else text
-
-
-def _negation(operands: list[str], modifiers: list[str], kind: str) -> str:
-    return f"~{operands[0]}"
-
-
-def _extreme(name: str) -> Callable[[list[str], list[str], str], str]:
-    def text(operands: list[str], modifiers: list[str], kind: str) -> str:
-        # The ones whose names begin with f leave NaN out.
-        function = f"f{name}" if kind[0] == "f" and "NaN" not in modifiers else f"{name}imum"
-        return f"np.{function}({operands[0]}, {operands[1]})"
-
-    return text
-
-
-def _funnel(operands: list[str], modifiers: list[str], kind: str) -> str:
-    side, mode = modifiers
-    if side not in "lr" or kind != "b32":
-        raise ValueError(modifiers)
-    return f"funnel_shift({', '.join(operands)}, {side == 'l'}, {mode == 'wrap'})"
-
-
-_ROUND = frozenset({"rn"})
-_FORMULAS: dict[str, _Formula] = {
-    "add": _Formula("{} + {}", _ROUND),
-    "sub": _Formula("{} - {}", _ROUND),
-    "mul": _Formula(_product, frozenset({"rn", "lo", "hi", "wide"}), wide=True),
-    "mad": _Formula(_product, frozenset({"lo", "hi", "wide"}), wide=True),
-    "fma": _Formula("fma({}, {}, {})", _ROUND),
-    "div": _Formula("divide({}, {})", _ROUND),
-    "rem": _Formula("np.fmod({}, {})"),
-    "rcp": _Formula("1 / {}", _ROUND),
-    "sqrt": _Formula("np.sqrt({})", _ROUND),
-    "neg": _Formula("-{}"),
-    "abs": _Formula("np.abs({})"),
-    "min": _Formula(_extreme("min"), frozenset({"NaN"})),
-    "max": _Formula(_extreme("max"), frozenset({"NaN"})),
-    "and": _Formula("{} & {}"),
-    "or": _Formula("{} | {}"),
-    "xor": _Formula("{} ^ {}"),
-    "not": _Formula(_negation),
-    "shf": _Formula(_funnel, frozenset({"l", "r", "wrap", "clamp"})),
-    "prmt": _Formula("permute({}, {}, {})"),
-    "lop3": _Formula("logic({}, {}, {}, int({}))"),
-    "bfe": _Formula("extract_bits({}, {}, {})", kinds={1: "u32", 2: "u32"}),
-    "bfi": _Formula("insert_bits({}, {}, {}, {})", kinds={2: "u32", 3: "u32"}),
-}
 _ARITHMETIC = (
     "fma multiply_wide multiply_high divide shift_left shift_right funnel_shift permute logic "
     "extract_bits insert_bits to_bfloat16 from_bfloat16 to_tf32 to_integer round_to_whole saturate "
