@@ -8,7 +8,7 @@ Array = np.ndarray
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
-    """a b + c: the product of two float32 is exact, that of two float64 is rounded."""
+    """Return a b + c: the product of two float32 is exact, that of two float64 is rounded."""
     if a.dtype == np.float64:
         return a * b + c
     wide = np.multiply(a, b, dtype=np.float64)
@@ -68,7 +68,7 @@ def funnel_shift(a: Array, b: Array, amount: Array, left: bool, wrap: bool) -> A
 
 
 def permute(a: Array, b: Array, selector: Array) -> Array:
-    """``prmt``: four bytes of b:a, each chosen by four bits, the highest of which spreads a sign."""
+    """``prmt``: four bytes of b:a; four bits choose each, the highest to spread its sign."""
     pair = np.left_shift(b, np.uint64(32), dtype=np.uint64) | a
     result = np.zeros_like(pair)
     for n in range(4):
@@ -95,10 +95,7 @@ def extract_bits(a: Array, begin: Array, length: Array) -> Array:
     # Up to the highest bit first, then down; beyond the number there is its sign.
     wide = a.astype(np.int64) if a.dtype.kind == "i" else a
     value = shift_right(wide, begin)
-    if size == 64:
-        up = np.clip(64 - length, 0, 64)
-        value = shift_right(shift_left(value, up), up)
-    elif a.dtype.kind == "i":
+    if size == 64 or a.dtype.kind == "i":
         up = np.clip(64 - length, 0, 64)
         value = shift_right(shift_left(value, up), up)
     else:

@@ -1,4 +1,4 @@
-"""Counts what a kernel executes: instructions of warps, bank conflicts, sectors of global memory."""
+"""Counts what a kernel executes: instructions, bank conflicts, sectors of global memory."""
 
 from __future__ import annotations
 

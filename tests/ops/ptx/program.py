@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,6 +89,7 @@ _MODULE_VARIABLE = re.compile(
     r"^(?:\.(?:visible|extern|weak)\s+)*" + _VARIABLE.pattern, re.MULTILINE
 )
 _STATEMENT = re.compile(r"\s*(?:(?P<label>[\w$]+):(?!:)|(?P<brace>[{}])|(?P<text>[^;]+);)")
+_OPERAND = re.compile(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+")
 _NAME = re.compile(r"%?[A-Za-z_$][\w$]*")
 
 
@@ -210,7 +210,7 @@ class _Body:
         if text.startswith("@"):
             guard, text = text[1:].split(maxsplit=1)
         opcode, _, rest = text.partition(" ")
-        operands = tuple(_split(self._resolve(rest)))
+        operands = tuple(part.strip() for part in _OPERAND.findall(self._resolve(rest)))
         guard = self._resolve(guard) if guard else None
         self.kernel.instructions.append(Instruction(line, opcode, operands, guard))
 
@@ -219,15 +219,3 @@ class _Body:
             return text
         names = {old: new for scope in self.scopes for old, new in scope.items()}
         return _NAME.sub(lambda match: names.get(match[0], match[0]), text)
-
-
-def _split(operands: str) -> Iterator[str]:
-    """Cut at the commas outside brackets and braces."""
-    depth, begin = 0, 0
-    for at, sign in enumerate(operands):
-        depth += (sign in "{[") - (sign in "}]")
-        if sign == "," and depth == 0:
-            yield operands[begin:at].strip()
-            begin = at + 1
-    if operands[begin:].strip():
-        yield operands[begin:].strip()

@@ -79,14 +79,14 @@ class Threads:
         kinds = kernel.registers.values()
         zeros = {kind: np.zeros(self._count, TYPES[kind]) for kind in set(kinds)}
         self._registers = [zeros[kind] for kind in kinds]
-        thread, number = np.tile(np.arange(size), len(blocks)), np.repeat(blocks, size)
-        self._in_grid = number * size + thread
+        thread, own_block = np.tile(np.arange(size), len(blocks)), np.repeat(blocks, size)
+        self._in_grid = own_block * size + thread
         self.laneid = (thread % tensor_cores.LANES).astype(np.uint32)
-        for name, number, sizes in (("tid", thread, block), ("ctaid", number, grid)):
-            for axis, length in zip("xyz", sizes, strict=True):
-                setattr(self, f"{name}_{axis}", (number % length).astype(np.uint32))
+        for name, number, sizes in (("tid", thread, block), ("ctaid", own_block, grid)):
+            places = np.unravel_index(number, sizes[::-1])[::-1]
+            for axis, place, length in zip("xyz", places, sizes, strict=True):
+                setattr(self, f"{name}_{axis}", place.astype(np.uint32))
                 setattr(self, f"n{name}_{axis}", self.full(np.uint32(length)))
-                number = number // length
 
     def full(self, value: np.generic) -> np.ndarray:
         """Return the same value for every thread."""

@@ -62,7 +62,7 @@ class Translation:
             parts = instruction.parts
             if parts[0] in ("ld", "st") and _access(parts[1:])[0] in (space, "generic"):
                 sizes.append(size_of(parts[-1]))
-            elif parts[:2] == ["cp", "async"] and len(instruction.operands) >= 3:
+            elif parts[:2] == ["cp", "async"] and parts[2] in ("ca", "cg"):
                 sizes.append(int(instruction.operands[2]))
         return min(sizes)
 
@@ -96,9 +96,8 @@ class _Writer:
         self._masked = masked
         self._lines: list[str] = []
         self._names: dict[str, object] = {
+            **vars(arithmetic),
             "where": np.where,
-            "np": np,
-            **{name: getattr(arithmetic, name) for name in _ARITHMETIC},
         }
 
     def function(self) -> Run:
@@ -465,11 +464,6 @@ class _Writer:
     _ret = _exit = _barrier = _bra
 
 
-_ARITHMETIC = (
-    "fma multiply_wide multiply_high divide shift_left shift_right funnel_shift permute logic "
-    "extract_bits insert_bits to_bfloat16 from_bfloat16 to_tf32 to_integer round_to_whole saturate "
-    "compare clamp"
-).split()
 _WHOLE = ("rni", "rzi", "rmi", "rpi")
 _LOGIC = {"and": "&", "or": "|", "xor": "^"}
 _SPECIAL_VECTORS = ("%tid", "%ntid", "%ctaid", "%nctaid")
@@ -496,7 +490,7 @@ def _list(operand: str) -> list[str]:
 
 
 def _spaces(parts: list[str]) -> list[str]:
-    """The memories that modifiers name, as in ``shared::cta`` and ``global``; no others are known."""
+    """The memories that modifiers name, as in ``shared::cta`` and ``global``."""
     names = []
     for part in parts:
         name = part.partition("::")[0]
