@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))  # before the package of the tests is looked for
 
 from tests.ops.cuda_checks import tensors  # noqa: E402
 from tests.ops.cuda_operators import PRECISIONS, Shape  # noqa: E402
-from tests.ops.ptx.counters import CLASSES, Counts  # noqa: E402
+from tests.ops.ptx.counters import Counts  # noqa: E402
 from tests.ops.ptx.operators import PtxOperators  # noqa: E402
 from tests.ops.ptx.toolchain import compile_operators, find_nvcc  # noqa: E402
 
@@ -47,6 +47,22 @@ MMA_PRODUCTS = {"tf32": 16 * 8 * 8, "half": 16 * 8 * 16}  # of one instruction
 FLOAT64_SHARE = 0.5  # of the rate of float32, an instruction of a warp in a cycle and scheduler
 SECTORS_PER_CYCLE = 4  # of the first-level cache
 NOT_ISSUED = ("move", "parameter")
+
+RESOURCES = ("issue", "memory", "tensor", "float")
+COLUMNS = {
+    "mma": ("mma",),
+    "float": ("float32", "float64"),
+    "convert": ("conversion",),
+    "integer": ("integer",),
+    "control": ("control",),
+    "s.load": ("shared load",),
+    "s.store": ("shared store",),
+    "g.load": ("global load",),
+    "g.store": ("global store",),
+    "copy": ("copy",),
+    "not issued": NOT_ISSUED,
+}
+"""Of the table: the classes of instructions that each adds up."""
 
 SIZES = ["16,64,64,48,48,3", "16,64,3,48,48,3", "16,3,64,48,48,3", "16,64,64,48,48,5"]
 PRODUCTS = ("forward", "input gradient", "weight gradient")
@@ -145,25 +161,29 @@ def short_name(mangled: str) -> str:
 def print_tables(console: Console, launches: list[Launch]) -> None:
     """Print what was counted, and the bounds."""
     counts = Table(title="Counted in one block of each launch, not measured", box=box.SIMPLE_HEAD)
-    bounds = Table(title="Cycles of a block at least, and of the launch", box=box.SIMPLE_HEAD)
+    bounds = Table(title="Cycles of a block, and the launch, at least", box=box.SIMPLE_HEAD)
     for table in (counts, bounds):
         for column in ("B,Ci,Co,H,W,k", "precision", "product", "kernel", "blocks"):
             table.add_column(column, no_wrap=True)
-    passes = [f"{kind}.{name}" for kind in ("wave", "sect") for name in ("load", "store", "copy")]
-    for column in (*CLASSES, *passes):
-        counts.add_column(column.replace("shared ", "s.").replace("global ", "g."), justify="right")
-    for column in ("issue", "memory", "tensor", "float", "limit", "at least"):
-        bounds.add_column(column, justify="right")
+    for column in (*COLUMNS, "wavefronts", "sectors"):
+        counts.add_column(column, justify="right", no_wrap=True)
+    for column in (*RESOURCES, "limit", "at least"):
+        bounds.add_column(column, justify="right", no_wrap=True)
     for each in launches:
         shape = ",".join(map(str, each.shape))
         names = (shape, each.precision, each.product, each.kernel, str(each.blocks))
-        counted = [each.instructions.get(name, 0) for name in CLASSES]
-        for kind in (each.wavefronts, each.sectors):
-            counted += [kind.get(name, 0) for name in ("load", "store", "copy")]
-        counts.add_row(*names, *map(str, counted))
-        cycles = [f"{each.cycles[name]:.0f}" for name in ("issue", "memory", "tensor", "float")]
+        counts.add_row(
+            *names,
+            *(str(sum(each.instructions.get(name, 0) for name in of)) for of in COLUMNS.values()),
+            *(
+                " / ".join(str(kind.get(name, 0)) for name in ("load", "store", "copy"))
+                for kind in (each.wavefronts, each.sectors)
+            ),
+        )
+        cycles = (f"{each.cycles[name]:.0f}" for name in RESOURCES)
         bounds.add_row(*names, *cycles, each.limit, f"{each.microseconds:.1f} us")
     console.print(counts)
+    console.print("instructions of warps; wavefronts and sectors of loads / stores / copies")
     console.print(bounds)
 
 
@@ -198,7 +218,7 @@ def main() -> None:
         ]
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(each) for each in launches], indent=2) + "\n")
-    print_tables(Console(width=250), launches)
+    print_tables(Console(width=260), launches)
 
 
 if __name__ == "__main__":
