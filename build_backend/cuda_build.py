@@ -114,7 +114,7 @@ class CudaBuild:
         sources = sorted([*self.csrc.glob("cuda/*.cu"), *self.csrc.glob("cuda/*.cpp")])
         objects = [scratch / f"{source.name}.o" for source in sources]
         with ThreadPoolExecutor() as pool:
-            compile_one = [[*self._compiling(), *extra, "-c", str(source)] for source in sources]
+            compile_one = [[*self.compiling(), *extra, "-c", str(source)] for source in sources]
             commands = (
                 [*command, "-o", str(target)]
                 for command, target in zip(compile_one, objects, strict=True)
@@ -136,8 +136,11 @@ class CudaBuild:
         _run([*shared, "-Xlinker", "-soname", "-Xlinker", stub.name, str(source), "-o", str(stub)])
         return stub
 
-    def _compiling(self) -> list[str]:
-        """The flags of the C++ sources; the host compiler takes those that nvcc does not know."""
+    def compiling(self) -> list[str]:
+        """Return what compiles a source, but for the source.
+
+        The host compiler takes the flags of compile_flags.txt that nvcc does not know.
+        """
         command = [str(self.nvcc), "-Xcompiler", "-fPIC"]
         for flag in (self.csrc / "compile_flags.txt").read_text().split():
             known = flag.startswith(("-std", "-O", "-D"))

@@ -1,0 +1,140 @@
+"""The CUDA operators as nvcc compiles them, run end to end without a GPU.
+
+Host code, launches and kernels are those of csrc/cuda; the CUDA runtime is runtime.cpp, and the
+GPU is machine.py, which refuses races and accesses that are not allowed. What it cannot show is
+what a GPU makes of the PTX, and speed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mkdext.ops import reference
+from tests.ops.cuda_checks import (
+    check_double_backward,
+    check_forward_and_input_gradient,
+    check_texture_kernels,
+    check_weight_gradient,
+    tensors,
+)
+from tests.ops.cuda_operators import PRECISIONS
+from tests.ops.ptx.fault import Fault
+from tests.ops.ptx.operators import PtxOperators
+from tests.ops.ptx.toolchain import compile_operators, find_nvcc
+
+EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
+
+# What the mangled names of a precision's kernels contain.
+NAMES = {
+    "float32": "IfLi",
+    "tf32": "4Tf32E",
+    "tf32x3": "6Tf32x3E",
+    "float64": "IdLi",
+    "bfloat16": "4Bf16E",
+    "float16": "4Fp16E",
+}
+# B, Ci, Co, H, W, k: many and few channels both ways with rows that are copied 16 bytes at a time,
+# rows that are not, and a kernel of several squares of taps.
+SHAPES = [
+    (1, 16, 56, 9, 24, 3),
+    (1, 56, 8, 3, 16, 3),
+    (2, 17, 5, 7, 9, 3),
+    (1, 9, 18, 6, 17, 5),
+]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+    return compile_operators(nvcc, tmp_path_factory.mktemp("ptx"))
+
+
+@pytest.fixture(scope="module")
+def operators(compiled: tuple[Path, str]) -> PtxOperators:
+    return PtxOperators(*compiled)
+
+
+@pytest.fixture
+def launched(operators: PtxOperators) -> Iterator[set[str]]:
+    """The kernels that a test launches."""
+    names: set[str] = set()
+
+    def note(name: str, blocks: int, *_: int) -> tuple[range, None]:
+        names.add(name)
+        return range(blocks), None
+
+    operators.launches.on_launch = note
+    yield names
+    operators.launches.on_launch = None
+
+
+@EVERY_PRECISION
+def test_every_kernel_of_a_precision_agrees_with_the_reference(operators, launched, precision):
+    for shape in SHAPES:
+        for shift in (0, 1):
+            check_forward_and_input_gradient(operators, precision, shape, shift)
+            check_weight_gradient(operators, precision, shape, shift)
+    names = {name for name in operators.launches.kernels if NAMES[precision] in name}
+    assert names and names <= launched
+
+
+@EVERY_PRECISION
+def test_double_backward_adds_two_terms_of_one_launch_or_two(operators, precision):
+    check_double_backward(operators, precision, (1, 3, 3, 7, 9, 3))
+    check_double_backward(operators, precision, (1, 18, 3, 4, 5, 5))
+    check_double_backward(operators, precision, (1, 16, 16, 3, 8, 3))
+
+
+@EVERY_PRECISION
+def test_a_weight_gradient_in_parts_and_in_one_agree_with_the_reference(operators, precision):
+    assert check_weight_gradient(operators, precision, (1, 2, 3, 9, 33, 3)) > 1
+    assert check_weight_gradient(operators, precision, (1, 8, 8, 9, 16, 3)) > 1
+
+
+@EVERY_PRECISION
+def test_infinity_and_nan_reach_exactly_the_results_they_are_part_of(operators, precision):
+    shape = (1, 3, 4, 9, 18, 3)
+    x, w, *_ = tensors(precision, shape)
+    x[0, 1, 4, 15], x[0, 2, 0, 0] = torch.inf, torch.nan
+    (actual,), _ = operators.correlate(precision, shape, [(False, [(x, w)])])
+    y = reference.dynamic_conv2d(x.double(), w.double())
+    assert torch.equal(actual.isnan(), y.isnan())
+    assert torch.equal(actual.isinf(), y.isinf())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12, 12, 2, 3), (1, 9, 7, 11, 3, 2)], ids=str)
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16", "float16"])
+def test_texture_kernels_and_their_transpose_agree_with_the_reference(operators, precision, shape):
+    check_texture_kernels(operators, precision, shape)
+
+
+# What is taken from the PTX, and what the machine then finds.
+MUTATIONS = {
+    "barriers": (r"\tbar\.sync [^;]*;", "race|under way"),
+    "awaiting copies": (r"\tcp\.async\.wait_all;", "under way"),
+}
+
+
+@pytest.mark.parametrize(("pattern", "found"), MUTATIONS.values(), ids=MUTATIONS)
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_kernel_that_lost_its_synchronization_is_refused(compiled, precision, pattern, found):
+    library, ptx = compiled
+    mutant = PtxOperators(library, re.sub(pattern, "", ptx))
+    shape = (1, 16, 64, 8, 16, 3)
+    x, w, *_ = tensors(precision, shape)
+    with pytest.raises(Fault, match=found):
+        mutant.correlate(precision, shape, [(False, [(x, w)])])
+
+
+def test_operands_that_are_not_rounded_to_tf32_lose_accuracy(compiled):
+    library, ptx = compiled
+    mutant = PtxOperators(library, ptx.replace("cvt.rna.tf32.f32", "mov.b32"))
+    with pytest.raises(AssertionError):
+        check_forward_and_input_gradient(mutant, "tf32", (1, 16, 64, 8, 16, 3))
