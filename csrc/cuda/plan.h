@@ -72,20 +72,20 @@ void plan_correlations(Launcher& launcher, Precision precision, const DynamicCon
     const bool aligned = std::all_of(requests.begin(), requests.end(), [&](const auto& request) {
       return is_aligned<T>(shape, request);
     });
-    const auto launch = [&](const std::vector<Correlation<T>>& jobs) {
-      with_correlation<Name>(maps, jobs[0].outputs, aligned, [&](auto* kernel) {
-        launch_correlations<std::remove_pointer_t<decltype(kernel)>>(launcher, maps, jobs);
-      });
-    };
     std::vector<Correlation<T>> jobs;
     for (const CorrelationRequest& request : requests) jobs.push_back(job_of<T>(shape, request));
-    // Together if both make as many channels, so that both take the same kernel.
-    if (jobs.size() == 2 && jobs[0].outputs != jobs[1].outputs) {
-      launch({jobs[0]});
-      launch({jobs[1]});
-    } else {
-      launch(jobs);
-    }
+    with_correlation<Name>(maps, jobs.front().outputs, aligned, [&](auto* first) {
+      with_correlation<Name>(maps, jobs.back().outputs, aligned, [&](auto* last) {
+        using First = std::remove_pointer_t<decltype(first)>;
+        using Last = std::remove_pointer_t<decltype(last)>;
+        if constexpr (std::is_same_v<First, Last>) {
+          launch_correlations<First>(launcher, maps, jobs);
+        } else {
+          launch_correlations<First>(launcher, maps, {jobs.front()});
+          launch_correlations<Last>(launcher, maps, {jobs.back()});
+        }
+      });
+    });
   });
 }
 

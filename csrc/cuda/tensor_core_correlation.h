@@ -25,12 +25,12 @@
 namespace mkdext::cuda {
 
 template <typename Type, int kWarpsOut, int kWarpsDown, int kWarpsAcross, int kFragments,
-          bool kAligned>
+          bool kAligned, int kBlocksOfProcessor = kBlocksTogether>
 struct TensorCoreCorrelation {
   using Element = typename Type::Element;
 
   static constexpr int kThreads = kWarpsOut * kWarpsDown * kWarpsAcross * kLanes;
-  static constexpr int kBlocks = kBlocksTogether;
+  static constexpr int kBlocks = kBlocksOfProcessor;
   static constexpr int kOutputs = kWarpsOut * kFragments * kFragmentRows;
   static constexpr int kWarpRows = 8;
   static constexpr int kRows = kWarpsDown * kWarpRows;

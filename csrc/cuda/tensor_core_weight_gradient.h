@@ -24,13 +24,13 @@
 namespace mkdext::cuda {
 
 template <typename Type, int kWarpsOut, int kWarpsIn, int kFragmentsOut, int kFragmentsIn,
-          bool kAligned, int kTogether = kBlocksTogether>
+          bool kAligned, int kBlocksOfProcessor = kBlocksTogether>
 struct TensorCoreWeightGradient {
   using Element = typename Type::Element;
   using Sum = float;
 
   static constexpr int kThreads = kWarpsOut * kWarpsIn * kLanes;
-  static constexpr int kBlocks = kTogether;
+  static constexpr int kBlocks = kBlocksOfProcessor;
   static constexpr int kOut = kWarpsOut * kFragmentsOut * kFragmentRows;
   static constexpr int kIn = kWarpsIn * kFragmentsIn * kFragmentColumns;
   using Grid = WeightGradientGrid<kOut, kIn>;

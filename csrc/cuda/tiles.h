@@ -57,6 +57,9 @@ template <>
 struct Tiles<Tf32> : TensorCoreTiles<Tf32> {};
 template <>
 struct Tiles<Tf32x3> : TensorCoreTiles<Tf32x3> {
+  // Products take so much longer than loads that smaller tiles, which share the multiprocessors
+  // more evenly, cost little.
+  using Many = TensorCoreCorrelation<Tf32x3, 2, 1, 1, 2, true, 2 * kBlocksTogether>;
   // Operands of two parts take more registers than three blocks leave to each.
   using ManyOut = TensorCoreWeightGradient<Tf32x3, 2, 2, 2, 1, true, 2>;
 };

@@ -102,11 +102,17 @@ def test_weight_gradient_agrees_with_the_reference(kernels, precision, shape, sh
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 3, 7, 9, 3), (1, 18, 3, 9, 4, 5), (1, 16, 16, 9, 8, 3)], ids=str
+    "shape", [(2, 3, 3, 7, 9, 3), (1, 18, 3, 9, 4, 5), (1, 56, 64, 9, 8, 3)], ids=str
 )
 @EVERY_PRECISION
-def test_double_backward_adds_two_terms_and_takes_few_launches(kernels, precision, shape):
+def test_double_backward_adds_two_terms_in_one_launch(kernels, precision, shape):
     check_double_backward(kernels, precision, shape)
+
+
+@EVERY_PRECISION
+def test_double_backward_takes_two_launches_where_the_kernels_differ(kernels, precision):
+    launches = 1 if precision == "float64" else 2
+    check_double_backward(kernels, precision, (1, 16, 64, 9, 8, 3), launches)
 
 
 @EVERY_PRECISION

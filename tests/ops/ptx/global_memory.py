@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.ops.ptx.fault import Fault
+from tests.ops.ptx.fault import AccessFault
 
 _NOBODY = -1
 
@@ -59,7 +59,7 @@ class GlobalMemory:
         The addresses are multiples of `alignment`, or if None of what is read.
 
         Raises:
-            Fault: Outside all buffers, misaligned, or written by another thread of the launch.
+            AccessFault: Outside all buffers, misaligned, or another thread of the launch wrote it.
         """
         at, buffer = self._locate(addresses, width * count, alignment or width * count, "reads")
         if self._writable[buffer].any():
@@ -71,14 +71,14 @@ class GlobalMemory:
         """Write unsigned values [addresses, count].
 
         Raises:
-            Fault: As for `read`, or the buffer may not be written.
+            AccessFault: As for `read`, or the buffer may not be written.
         """
         width, count = values.itemsize, values.shape[1]
         at, buffer = self._locate(addresses, width * count, width * count, "writes")
         if not (allowed := self._writable[buffer]).all():
             n = int(np.argmin(allowed))
             name = self.buffers[buffer[n]].name
-            raise Fault(f"writes to {name}, which is only read: {at[n]:#x}", n)
+            raise AccessFault(f"writes to {name}, which is only read: {at[n]:#x}", n)
         granules = self._check_writer(at, buffer, threads, width * count, "writes")
         self._writer[granules] = threads[:, None]
         self._check_writer(at, buffer, threads, width * count, "writes")  # two at once
@@ -93,11 +93,13 @@ class GlobalMemory:
         bad = (buffer < 0) | (at + size > self._ends[buffer])
         if bad.any():
             n = int(np.argmax(bad))
-            raise Fault(f"{does} {size} bytes at {at[n]:#x}, outside {self._near(int(at[n]))}", n)
+            raise AccessFault(
+                f"{does} {size} bytes at {at[n]:#x}, outside {self._near(int(at[n]))}", n
+            )
         bad = (at & (alignment - 1)) != 0
         if bad.any():
             n = int(np.argmax(bad))
-            raise Fault(f"{does} {size} bytes at {at[n]:#x}, which is misaligned", n)
+            raise AccessFault(f"{does} {size} bytes at {at[n]:#x}, which is misaligned", n)
         return at, buffer
 
     def _near(self, address: int) -> str:
@@ -119,7 +121,7 @@ class GlobalMemory:
         bad = (writer != _NOBODY) & (writer != threads[:, None]) & self._writable[buffer][:, None]
         if bad.any():
             n, g = np.unravel_index(int(np.argmax(bad)), bad.shape)
-            raise Fault(
+            raise AccessFault(
                 f"{does} {at[n]:#x} of {self.buffers[buffer[n]].name}, which thread "
                 f"{writer[n, g]} of the grid wrote in the same launch",
                 int(n),

@@ -30,6 +30,7 @@ class Launches:
     Attributes:
         library: Its functions. What went wrong in a launch is raised by `check`, not by them.
         kernels: The mangled names of all kernels.
+        machine: What runs the kernels.
         on_launch: Given a launch's kernel, number of blocks, threads of a block and bytes of shared
             memory it says which blocks run, and who is told what they execute. All run if None.
     """
@@ -39,7 +40,7 @@ class Launches:
         self.on_launch: OnLaunch | None = None
         module = Module(ptx)
         self.kernels = list(module.entries)
-        self._machine = Machine(module)
+        self.machine = Machine(module)
         self._buffers: Sequence[Buffer] = ()
         self._error: BaseException | None = None
         self._callback = _LAUNCH(self._launch)  # lives as long as the library may call it
@@ -74,13 +75,13 @@ class Launches:
         self, name: str, grid: Dim3, block: Dim3, arguments: Sequence[int], dynamic_shared: int
     ) -> None:
         memory = bytearray()
-        for (offset, size), address in zip(self._machine.parameters(name), arguments, strict=False):
+        for (offset, size), address in zip(self.machine.parameters(name), arguments, strict=False):
             memory = memory.ljust(offset, b"\0") + ctypes.string_at(address, size)
         only, observer = None, None
         if self.on_launch is not None:
-            shared = self._machine.shared_bytes(name) + dynamic_shared
+            shared = self.machine.shared_bytes(name) + dynamic_shared
             only, observer = self.on_launch(name, math.prod(grid), math.prod(block), shared)
-        self._machine.launch(
+        self.machine.launch(
             name,
             grid,
             block,

@@ -27,15 +27,17 @@ class PtxOperators(CudaOperators):
         Raises:
             Fault: A kernel did what it may not do.
         """
-        self.launches.allow(
-            [
-                Buffer(f"tensor {n}", each.pointer, each.tensor.nbytes, writable)
-                for n, (each, writable) in enumerate(
-                    [*((each, False) for each in read), *((each, True) for each in written)]
-                )
-                if each.tensor.nbytes
-            ]
-        )
+        self.launches.allow(buffers_of(read, written))
         answer = super().run(function, *arguments, read=read, written=written)
         self.launches.check()
         return answer
+
+
+def buffers_of(read: Sequence[Guarded], written: Sequence[Guarded]) -> list[Buffer]:
+    """Return what a launch may read, and what it may write, without the guards."""
+    tensors = [*((each, False) for each in read), *((each, True) for each in written)]
+    return [
+        Buffer(f"tensor {n}", each.pointer, each.tensor.nbytes, writable)
+        for n, (each, writable) in enumerate(tensors)
+        if each.tensor.nbytes
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.ops.ptx.control_flow import End
-from tests.ops.ptx.fault import Fault
+from tests.ops.ptx.fault import ThreadFault
 
 _GONE = np.iinfo(np.int64).max
 
@@ -35,7 +35,7 @@ class Schedule:
         """Choose who runs next, and return the block of instructions; None if all have ended.
 
         Raises:
-            Fault: Threads wait at a barrier that others will never come to.
+            ThreadFault: Threads wait at a barrier that others will never come to.
         """
         places = np.where(self._waiting, _GONE, self._at)
         at = int(places.min())
@@ -62,7 +62,7 @@ class Schedule:
             The blocks of threads that this lets go on from a barrier.
 
         Raises:
-            Fault: Threads of a block wait at different barriers.
+            ThreadFault: Threads of a block wait at different barriers.
         """
         if end.kind == "next":
             self._at[self.running] = at + 1
@@ -85,13 +85,16 @@ class Schedule:
         places = self._at.reshape(-1, self._size)
         released = np.flatnonzero(waiting.all(1))
         if (places[released] != places[released][:, :1]).any():
-            raise Fault("waits with threads of its block that are at another barrier", 0)
+            thread = int(released[0]) * self._size
+            raise ThreadFault("waits with threads of its block that are at another barrier", thread)
         waiting[released] = False
         return [int(block) for block in released]
 
     def _deadlock(self) -> None:
         waiting = self._waiting.reshape(-1, self._size)
         block = int(np.argmax(waiting.any(1)))
-        self.running = block * self._size + np.flatnonzero(waiting[block])
-        missing = int(np.argmin(waiting[block]))
-        raise Fault(f"waits at a barrier for ever: thread {missing} of its block has ended", 0)
+        thread = block * self._size + int(np.argmax(waiting[block]))
+        gone = int(np.argmin(waiting[block]))
+        raise ThreadFault(
+            f"waits at a barrier for ever: thread {gone} of its block has ended", thread
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.ops.ptx.fault import Fault
+from tests.ops.ptx.fault import AccessFault
 from tests.ops.ptx.tensor_cores import LANES
 
 _NOBODY = -1
@@ -60,7 +60,7 @@ class SharedMemory:
         With `by_warp` what a thread addresses goes to other threads of its warp.
 
         Raises:
-            Fault: Out of bounds, misaligned, never written, not awaited, or a race.
+            AccessFault: Out of bounds, misaligned, never written, not awaited, or a race.
         """
         at, granules = self._locate(addresses, threads, width * count, "reads")
         if not self._written[granules].all() or self._copying[granules].any():
@@ -74,7 +74,7 @@ class SharedMemory:
         """Write unsigned values [addresses, count].
 
         Raises:
-            Fault: Out of bounds, misaligned, or a race.
+            AccessFault: Out of bounds, misaligned, or a race.
         """
         width, count = values.itemsize, values.shape[1]
         at, granules = self._claim(addresses, threads, width * count)
@@ -85,7 +85,7 @@ class SharedMemory:
         """Begin to copy bytes [addresses, size] there; they come when they are awaited.
 
         Raises:
-            Fault: As for `write`.
+            AccessFault: As for `write`.
         """
         at, granules = self._claim(addresses, threads, values.shape[1])
         self._copying[granules] = True
@@ -136,11 +136,15 @@ class SharedMemory:
         self._views[1][at[:, None] + np.arange(values.shape[1])] = values
 
     def _note_readers(self, granules: np.ndarray, who: np.ndarray) -> None:
+        now = np.broadcast_to(who[:, None], granules.shape)
+        before = self._reader[granules]
+        if not ((before == _NOBODY) | (before == now)).all():
+            now = self._together(before, now)
+        self._reader[granules] = now
         # Where several threads read the same one, the last one stays until all are accounted for.
-        now = self._together(self._reader[granules], np.broadcast_to(who[:, None], granules.shape))
         while (missing := now != self._reader[granules]).any():
-            self._reader[granules[missing]] = now[missing]
             now = self._together(self._reader[granules], now)
+            self._reader[granules[missing]] = now[missing]
 
     def _together(self, before: np.ndarray, who: np.ndarray) -> np.ndarray:
         """One number for both."""
@@ -162,14 +166,14 @@ class SharedMemory:
         bad = (addresses < 0) | (addresses + size > self._size)
         if bad.any():
             n = int(np.argmax(bad))
-            raise Fault(
+            raise AccessFault(
                 f"{does} {size} bytes at {addresses[n]:#x} of {self._size} bytes of shared memory",
                 n,
             )
         bad = (addresses & (size - 1)) != 0
         if bad.any():
             n = int(np.argmax(bad))
-            raise Fault(
+            raise AccessFault(
                 f"{does} {size} bytes at {addresses[n]:#x} of shared memory, which is misaligned", n
             )
         at = self._base[threads] + addresses
@@ -182,7 +186,9 @@ class SharedMemory:
         at, granules = self._locate(addresses, threads, size, "writes")
         if self._copying[granules].any():
             n = int(np.argmax(self._copying[granules].any(1)))
-            raise Fault(f"writes {addresses[n]:#x} of shared memory, where a copy is under way", n)
+            raise AccessFault(
+                f"writes {addresses[n]:#x} of shared memory, where a copy is under way", n
+            )
         self._check(self._writer, granules, threads, addresses, "writes", "wrote")
         self._check(self._reader, granules, threads, addresses, "writes", "read")
         self._writer[granules] = threads[:, None]
@@ -204,7 +210,7 @@ class SharedMemory:
             bad &= other != self._met(self._warp_of[who])[:, None]
         if bad.any():
             n, g = np.unravel_index(int(np.argmax(bad)), bad.shape)
-            raise Fault(
+            raise AccessFault(
                 f"race: {does} {addresses[n]:#x} of shared memory, which "
                 f"{self._name(int(other[n, g]))} {did} after the last barrier",
                 int(n),
@@ -220,4 +226,4 @@ class SharedMemory:
         bad = copying | ~self._written[granules].all(1)
         n = int(np.argmax(bad))
         why = "where a copy is under way" if copying[n] else "which was never written"
-        raise Fault(f"reads {addresses[n]:#x} of shared memory, {why}", n)
+        raise AccessFault(f"reads {addresses[n]:#x} of shared memory, {why}", n)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 
 from tests.ops.ptx import tensor_cores
-from tests.ops.ptx.fault import Fault
+from tests.ops.ptx.fault import AccessFault, Fault, ThreadFault
 from tests.ops.ptx.global_memory import GlobalMemory
 from tests.ops.ptx.program import TYPES, Instruction
 from tests.ops.ptx.schedule import Schedule
@@ -101,7 +102,7 @@ class Threads:
         try:
             while (at := self._schedule.choose()) is not None:
                 self._run_block(at)
-        except Fault as fault:
+        except ThreadFault as fault:
             raise Fault(self._describe(fault)) from None
 
     def _run_block(self, at: int) -> None:
@@ -119,15 +120,20 @@ class Threads:
         for released in schedule.leave(at, block.end, predicate):
             self._shared.barrier(released)
 
-    def _describe(self, fault: Fault) -> str:
-        where = f"{self._translation.kernel.name}\n  {self.now}\n  "
-        if fault.thread is None:
-            return f"{where}{fault}"
-        thread = int(self._schedule.running[fault.thread])
+    def _describe(self, fault: ThreadFault) -> str:
+        block, thread = divmod(fault.thread, self._size)
         return (
-            f"{where}thread {thread % self._size} of block {self._blocks[thread // self._size]} "
-            f"({thread} of those that run together) {fault}"
+            f"{self._translation.kernel.name}\n  {self.now}\n  thread {thread} of block "
+            f"{self._blocks[block]} ({fault.thread} of those that run together) {fault}"
         )
+
+    @contextmanager
+    def _blame(self, threads: np.ndarray) -> Iterator[None]:
+        """Say whose access is not allowed, of these threads."""
+        try:
+            yield
+        except AccessFault as fault:
+            raise ThreadFault(str(fault), int(threads[fault.which])) from None
 
     # What the translated instructions call. Values are [threads]; only those that run count.
 
@@ -136,12 +142,13 @@ class Threads:
         threads, addresses = self._schedule.running, self._of_running(addresses)
         space, addresses = self._resolve(space, addresses)
         self._observe(space, addresses, width * count)
-        if space == "global":
-            values = self._memory.read(addresses, self._in_grid[threads], width, count)
-        elif space == "shared":
-            values = self._shared.read(addresses, threads, width, count)
-        else:
-            values = self._private(space, addresses, threads, width, count)
+        with self._blame(threads):
+            if space == "global":
+                values = self._memory.read(addresses, self._in_grid[threads], width, count)
+            elif space == "shared":
+                values = self._shared.read(addresses, threads, width, count)
+            else:
+                values = self._private(space, addresses, threads, width, count)
         if self._schedule.mask is None:
             return values.T
         result = np.zeros((count, self._count), values.dtype)
@@ -154,34 +161,34 @@ class Threads:
         space, addresses = self._resolve(space, addresses)
         elements = np.stack([self._of_running(value) for value in values], 1)
         self._observe(space, addresses, elements.itemsize * len(values))
-        if space == "global":
-            self._memory.write(addresses, self._in_grid[threads], elements)
-        elif space == "shared":
-            self._shared.write(addresses, threads, elements)
-        elif space == "local":
-            at = self._private_places(space, addresses, elements.itemsize * len(values))
-            self._local[threads[:, None], at] = elements.view(np.uint8)
-        else:
-            raise Fault(f"stores to the memory of {space}", 0)
+        with self._blame(threads):
+            if space == "global":
+                self._memory.write(addresses, self._in_grid[threads], elements)
+            elif space == "shared":
+                self._shared.write(addresses, threads, elements)
+            elif space == "local":
+                at = self._private_places(space, addresses, elements.itemsize * len(values))
+                self._local[threads[:, None], at] = elements.view(np.uint8)
+            else:
+                raise AccessFault("stores to the memory of parameters", 0)
 
     def copy(self, to: np.ndarray, source: np.ndarray, size: int, taken: np.ndarray) -> None:
         """Begin a ``cp.async`` of `size` bytes, of which only the first `taken` are read."""
         threads = self._schedule.running
         to, source, taken = (self._of_running(values) for values in (to, source, taken))
-        if (taken > size).any():
-            raise Fault("copies more bytes than it writes", int(np.argmax(taken > size)))
         data = np.zeros((len(threads), size), np.uint8)
         for length in np.unique(taken[taken > 0]):
             some = np.flatnonzero(taken == length)
             self._observe("global", source[some], int(length), threads[some])
-            try:
+            with self._blame(threads[some]):
+                if length > size:
+                    raise AccessFault(f"copies {length} bytes into {size}", 0)
                 data[some, :length] = self._memory.read(
                     source[some], self._in_grid[threads[some]], 1, int(length), size
                 )
-            except Fault as fault:
-                raise Fault(str(fault), int(some[fault.thread or 0])) from None
         self._observe("shared", to, size)
-        self._shared.copy(to, threads, data)
+        with self._blame(threads):
+            self._shared.copy(to, threads, data)
 
     def commit_copies(self) -> None:
         """``cp.async.commit_group``."""
@@ -214,7 +221,8 @@ class Threads:
         rows = of_rows if self._schedule.mask is None else of_rows & self._schedule.mask
         threads = np.flatnonzero(rows)
         self._observe("shared", addresses[threads], 16, threads)
-        values = self._shared.read(addresses[threads], threads, 2, 8, by_warp=True)
+        with self._blame(threads):
+            values = self._shared.read(addresses[threads], threads, 2, 8, by_warp=True)
         matrices = np.zeros((self._count // tensor_cores.LANES, count, 8, 8), np.uint16)
         matrices[np.unique(threads // tensor_cores.LANES)] = values.reshape(-1, count, 8, 8)
         return tensor_cores.distribute_rows(matrices, transposed)
@@ -233,10 +241,9 @@ class Threads:
         part = lanes.any(1) & ~lanes.all(1)
         if part.any():
             warp = int(np.argmax(part))
-            first = int(np.argmax(self._schedule.running // tensor_cores.LANES == warp))
-            raise Fault(
+            raise ThreadFault(
                 f"runs what a whole warp must run together, with {lanes[warp].sum()} of its lanes",
-                first,
+                warp * tensor_cores.LANES + int(np.argmax(lanes[warp])),
             )
 
     def _of_running(self, values: np.ndarray) -> np.ndarray:
@@ -266,7 +273,9 @@ class Threads:
         bad = (addresses < 0) | (addresses + size > limit) | (addresses % size != 0)
         if bad.any():
             n = int(np.argmax(bad))
-            raise Fault(f"accesses {size} bytes at {addresses[n]:#x} of the memory of {space}", n)
+            raise AccessFault(
+                f"accesses {size} bytes at {addresses[n]:#x} of the memory of {space}", n
+            )
         return addresses[:, None] + np.arange(size)
 
     def _observe(
