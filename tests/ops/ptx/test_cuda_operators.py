@@ -98,7 +98,7 @@ def test_double_backward_adds_two_terms_of_one_launch_or_two(operators, precisio
     check_double_backward(operators, precision, (1, 18, 3, 4, 5, 5))
     check_double_backward(operators, precision, (1, 16, 8, 3, 8, 3))
     check_double_backward(
-        operators, precision, (1, 8, 64, 3, 8, 3), launches=1 if precision == "float64" else 2
+        operators, precision, (1, 8, 64, 9, 16, 3), launches=1 if precision == "float64" else 2
     )
 
 
