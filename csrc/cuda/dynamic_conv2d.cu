@@ -1,7 +1,7 @@
 // The kernels of dynamic_conv2d.h on a GPU, and their launches.
 //
-// The arithmetic stands in fma_kernels.h and tensor_core_kernels.h, the choice of tiles in tiles.h,
-// which launches make a result in plan.h. A launch goes to the given stream of the current device;
+// The arithmetic stands in fma_kernels.h and tensor_core_*.h, the choice of tiles in tiles.h, which
+// launches make a result in plan.h. A launch goes to the given stream of the current device;
 // nothing waits, and nothing is allocated.
 #include <cuda_runtime.h>
 

@@ -148,7 +148,8 @@ struct TensorCoreCorrelation {
     const int length = (across - first_column) * kSquare;
     block.each_thread([&](int thread, Registers&) {
       thread = anew(thread);
-      MKDEXT_UNROLL for (int e = 0; e < Row::kCount * kPieces; e += kThreads) {
+      // The addresses of all pieces at once would not fit the registers.
+      MKDEXT_UNROLL_A_LITTLE for (int e = 0; e < Row::kCount * kPieces; e += kThreads) {
         const int row = (thread + e) / kPieces, at = (thread + e) % kPieces * kAtOnce;
         if (e + kThreads > Row::kCount * kPieces && row >= Row::kCount) break;
         block.template copy_async<kBytesOfPiece>(&shared.weight[row * Row::kPitch + at],

@@ -12,11 +12,13 @@
 #define MKDEXT_DEVICE __device__ __forceinline__
 #define MKDEXT_HOST_DEVICE __host__ __device__
 #define MKDEXT_UNROLL _Pragma("unroll")
+#define MKDEXT_UNROLL_A_LITTLE _Pragma("unroll 3")
 #define MKDEXT_NO_UNROLL _Pragma("unroll 1")
 #else
 #define MKDEXT_DEVICE inline
 #define MKDEXT_HOST_DEVICE
 #define MKDEXT_UNROLL
+#define MKDEXT_UNROLL_A_LITTLE
 #define MKDEXT_NO_UNROLL
 #endif
 
