@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function, forward_ad
 
 from mkdext import _cuda, _extension
 
@@ -42,7 +43,7 @@ def to_kernel_dtype(tensor: Tensor) -> Tensor:
 
     On a CPU that is float32, or float64 for float64; CUDA kernels take every floating dtype.
     """
-    if tensor.device.type == "cuda" or tensor.dtype == torch.float64:
+    if tensor.device.type == "cuda" or tensor.dtype in (torch.float32, torch.float64):
         return tensor
     return tensor.to(torch.float32)
 
@@ -89,8 +90,24 @@ def register_fake(operator: str) -> Callable[[_Function], _Function]:
 
 
 def apply(function: type[Function], *inputs: object) -> Any:
-    """Call an autograd function; PyTorch leaves its `apply` untyped."""
-    return function.apply(*inputs)  # type: ignore[no-untyped-call]
+    """Call an autograd function as `function.apply` does, in a third of the time.
+
+    Where neither `torch.func` nor a compiler looks on, `function.apply` only binds the arguments to
+    the signature of `forward`, which takes longer than all the rest, and goes on to the `apply` of
+    its base. And where nothing is recorded, `forward` is all that is left to do.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*inputs)  # type: ignore[no-untyped-call]
+    inputs = unwrap_dead_wrappers(inputs)
+    if not _is_recorded(inputs):
+        return function.forward(*inputs)
+    return super(Function, function).apply(*inputs)
+
+
+def _is_recorded(inputs: tuple[object, ...]) -> bool:
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
 
 
 def remember(ctx: Any, inputs: tuple[Any, ...]) -> None:
@@ -116,9 +133,13 @@ def wanted_gradients(ctx: Any) -> tuple[bool, ...]:
 
 
 def _is_executed(node: Any) -> bool:
+    if node is None:
+        return False
+    if type(node).__name__ == "AccumulateGrad":  # a leaf's; to ask about it is a slow error
+        return True
     try:
-        return node is not None and bool(torch._C._will_engine_execute_node(node))
-    except (AttributeError, RuntimeError):  # not in this PyTorch, or the node is a leaf
+        return bool(torch._C._will_engine_execute_node(node))
+    except (AttributeError, RuntimeError):  # not in this PyTorch, or not in this backward
         return True
 
 
