@@ -18,6 +18,8 @@ from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
 from mkdext.training.config_files import defaults_for, flags_of, load_config, value_of
 
+_MOST_SEEDS = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class CompareCommand(TrainOptions):
@@ -55,10 +57,10 @@ class CompareCommand(TrainOptions):
     def __post_init__(self) -> None:
         """Check the numbers."""
         super().__post_init__()
-        for name in ("seeds", "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if not 1 <= self.seeds <= _MOST_SEEDS:
+            raise ValueError(f"--seeds must be from 1 to {_MOST_SEEDS}, got {self.seeds}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
 
     def comparison(self) -> Comparison:
         """What is compared.

@@ -85,8 +85,8 @@ class Comparison:
         """Check the names.
 
         Raises:
-            ValueError: A list is empty, has something twice or holds an unknown method, or an
-                option of a method is one that must be equal for all.
+            ValueError: A list is empty, has something twice or holds an unknown method, or there
+                are options of a method that is not compared, or that must be equal for all.
         """
         for flag in ("students", "methods", "seeds"):
             values = list(getattr(self, flag))
@@ -103,6 +103,11 @@ class Comparison:
                         f"{did_you_mean(name, METHOD_NAMES)}"
                     )
         for method, options in self.method_options.items():
+            if method not in self.methods:
+                raise ValueError(
+                    f"--method-options {method}: {method} is not compared, --methods are "
+                    f"{', '.join(self.methods)}"
+                )
             for name in options:
                 if name in (*_OF_A_CELL, *_EQUAL_FOR_ALL):
                     flag = name.replace("_", "-")

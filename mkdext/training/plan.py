@@ -26,7 +26,7 @@ from mkdext.models.own import (
     check_twice_differentiable,
     copy_with_tensors,
 )
-from mkdext.training.memory import LiveBytes, available_bytes
+from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
 from mkdext.training.options import TrainOptions
 from mkdext.training.privileged import (
     PrivilegedNetwork,
@@ -111,6 +111,7 @@ def make_networks(options: TrainOptions) -> Networks:
     return Networks(student, teacher)
 
 
+@reckons_inner_steps
 def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
     """Bytes that networks, optimizers and one step take up together, by a dry computation.
 

@@ -14,7 +14,7 @@ from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
-from mkdext.training.memory import LiveBytes
+from mkdext.training.memory import LiveBytes, reckons_inner_steps
 from mkdext.training.plan import choose_points, is_own, on_meta, require_memory, seeded
 
 _VIEW_POINTS = 4  # as many as are distilled
@@ -102,6 +102,7 @@ def view_points(options: DataFreeOptions, teacher: nn.Module) -> list[str]:
         ) from None
 
 
+@reckons_inner_steps
 def estimate_memory(options: DataFreeOptions, networks: ByScale) -> int | None:
     """Bytes that networks, optimizers, bank and one step take up, by a dry computation.
 
