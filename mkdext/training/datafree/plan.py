@@ -58,10 +58,10 @@ def prepare(options: DataFreeOptions) -> Plan:
         points = choose_points(options.for_scale(scale, 1), student, teacher)
         if is_own(student):
             check_twice_differentiable(student)
-    if options.has_generator:
+    if options.trains_generator:
         for whose, network in (("student", student), ("teacher", teacher)):
             if is_own(network):
-                trained = "a generator (--source procedural has none)"
+                trained = "a generator (not with --source procedural or --generator.every 0)"
                 check_passes_gradient(network, whose, trained)
     networks = ByScale(student, teachers, points)
     memory = estimate_memory(options, networks)
@@ -133,7 +133,7 @@ def estimate_memory(options: DataFreeOptions, networks: ByScale) -> int | None:
             held: int = memory.live
             size = few.size(scale)
             stage.imitate(0, scale, torch.empty(samples, 3, size, size, device=meta))
-            if few.has_generator:
+            if few.trains_generator:
                 maker.improve(0, stage.student)
     except Exception as error:
         if is_own(networks.student) or is_own(teacher):

@@ -176,7 +176,7 @@ class DataFreeLoop(Loop):
         lr = plan.makers[scale].images(step)
         self._batch = scale, lr
         values = self.stage.imitate(step, scale, lr)
-        if options.has_generator and (step + 1) % options.generator.every == 0:
+        if options.trains_generator and (step + 1) % options.generator.every == 0:
             chosen = drawn(options.scale, options.seed, Draw.GENERATION_SCALE, step)
             values |= plan.makers[chosen].improve(step, self.stage.students[chosen])
         return values
@@ -231,7 +231,7 @@ class DataFreeLoop(Loop):
             advice = f"Lower {rate}, raise {weight}, or take --source procedural"
         else:
             advice = f"Lower --lr (now {options.lr:g})"
-            advice += f" or {rate}" if options.has_generator else ""
+            advice += f" or {rate}" if options.trains_generator else ""
         return f"step {step}: {error}{kept}. {advice}, and give another --out"
 
 
