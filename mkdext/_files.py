@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,32 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(rows)
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(text.getvalue().encode())
+
+
+@contextlib.contextmanager
+def locked(folder: Path, flag: str, work: str) -> Iterator[None]:
+    """Make a folder and keep out others who lock it.
+
+    Args:
+        folder: It need not be there yet.
+        flag: What names it, as in "--out".
+        work: What locks it, as in "training".
+
+    Raises:
+        ValueError: The folder cannot be written, or is locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"{flag} {folder} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            # The system lets go of the lock however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{flag} {folder} is in use by another {work}") from None
+        yield
 
 
 def check_writable(folder: Path) -> None:

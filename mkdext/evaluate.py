@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mkdext
+from mkdext._command import exit_status
 from mkdext._files import check_writable, write_csv, write_text
 from mkdext.data import (
     BadImage,
@@ -152,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 if results cannot be written.
     """
     console = Console()
-    try:
+
+    def run() -> None:
         command = tyro.cli(EvaluateCommand, args=arguments, prog="python -m mkdext.evaluate")
         check_writable(command.out)
         networks = load_networks(
@@ -166,21 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         protocol = command.protocol or default_protocol(networks[0])
         scores = evaluate(command, networks, photographs, protocol, console)
         save_scores(command, networks, protocol, scores)
-    except ValueError as error:
-        print(f"mkdext.evaluate: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"mkdext.evaluate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("mkdext.evaluate: interrupted", file=sys.stderr)
-        return 130
-    show(scores, networks[0].scale, protocol, console)
-    tell_of_tiles(scores, networks, console)
-    console.print(
-        f"written to {command.out}: scores.csv, scores.json, contact sheets", highlight=False
-    )
-    return 0
+        show(scores, networks[0].scale, protocol, console)
+        tell_of_tiles(scores, networks, console)
+        console.print(
+            f"written to {command.out}: scores.csv, scores.json, contact sheets", highlight=False
+        )
+
+    return exit_status("mkdext.evaluate", run)
 
 
 def default_protocol(network: Network) -> Protocol:

@@ -156,7 +156,7 @@ def test_an_input_is_never_overwritten(
 @pytest.mark.parametrize(
     ("failure", "status", "message"),
     [
-        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted; the same command with --existing skip goes on"),
     ],
     ids=["full disk", "Ctrl-C"],

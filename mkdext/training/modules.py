@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode
-from mkdext.training.config_files import config_of
+from mkdext.training.config_files import checked_run
 from mkdext.training.options import TrainOptions
 from mkdext.training.plan import Networks, prepare
-from mkdext.training.run_directory import RunDirectory
 from mkdext.training.student import Summary, finished, run_plan
 from mkdext.training.teacher_cache import digest_of
 
@@ -112,8 +111,7 @@ def distill(
         teacher_weights=None,
         train_dir=folders or (),
     ).resolved()
-    config, run = config_of(options), RunDirectory(options.out)
-    run.check(config)
+    run, config = checked_run(options)
     if run.summary.exists():
         summary = finished(run, console)
         load_weights(student, read_weights(run.student))

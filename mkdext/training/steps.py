@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from mkdext._command import CommandFailed
 from mkdext.distill import DistillationMethod
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.models import forward_with_features
@@ -312,7 +313,7 @@ class _Caller(nn.Module):
         return function()
 
 
-class TrainingFailed(ArithmeticError):
+class TrainingFailed(CommandFailed):
     """Going on would lead nowhere."""
 
 

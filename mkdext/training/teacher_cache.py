@@ -11,8 +11,6 @@ Maps have the teacher's size or the student's, whichever is smaller.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mkdext._files import write_text
+from mkdext._files import locked, write_text
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import MapShape, check_points, resized
 from mkdext.models.own import unwrapped
@@ -100,7 +98,7 @@ class TeacherCache:
                 photographs or options, or the disk is too small.
             OSError: Writing failed; the same call goes on.
         """
-        with self._locked():
+        with locked(self.folder, "--teacher-cache", "training"):
             made_from = self._made_from()
             done = self._complete_rows(made_from)
             crops, batch = self.crops.crops, self.crops.batch_size
@@ -223,24 +221,6 @@ class TeacherCache:
                 f"--teacher-cache {self.folder} needs {needed / 1e9:.2f} GB for {rows} crops, "
                 f"{free / 1e9:.2f} GB are free; lower --teacher-cache-crops or --patch-size"
             )
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise ValueError(
-                f"--teacher-cache {self.folder} cannot be written: {error.strerror}"
-            ) from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(
-                    f"--teacher-cache {self.folder} is being filled by another training"
-                ) from None
-            yield
 
 
 def stored_shapes(teacher: Teacher, patch_size: int) -> list[MapShape]:

@@ -207,7 +207,7 @@ def test_a_folder_of_other_things_or_in_use_is_refused(tmp_path, pairs):
     (tmp_path / "cache").mkdir()
     with (tmp_path / "cache/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="is being filled by another training"):
+        with pytest.raises(ValueError, match="is in use by another training"):
             cache.fill()
 
 

@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_the_checkpoint(reference, flags, tmp_path):
     command = [sys.executable, "-c", script, *flags, "--out", str(run)]
     full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert full.returncode == 1
-    assert "make room, then the same command goes on" in full.stderr
+    assert "make room, then give the same command again" in full.stderr
     assert "Traceback" not in full.stderr
     assert main([*flags, "--out", str(run)]) == 0
     assert weights(run) == weights(reference)
