@@ -81,3 +81,16 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"--out {folder} cannot be written: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"--out {folder} cannot be written: no permission in {existing}")
+
+
+def check_apart(out: Path, photographs: Path) -> None:
+    """Check that what `--out` names does not lie in a folder of photographs.
+
+    Raises:
+        ValueError: It does: the pictures written there would count as photographs ever after.
+    """
+    if out.resolve().is_relative_to(photographs.resolve()):
+        raise ValueError(
+            f"--out {out} lies in {photographs}, among whose photographs its pictures would count; "
+            "give another --out"
+        )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import mkdext
 from mkdext._command import exit_status
-from mkdext._files import check_writable, write_csv, write_text
+from mkdext._files import check_apart, check_writable, write_csv, write_text
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -84,7 +84,8 @@ class EvaluateCommand:
     border: int | None = None
     """High-resolution pixels left out at each side; none: the scale, as the papers do."""
     out: Path = Path("runs/evaluate")
-    """Folder for scores.csv, scores.json and a contact sheet of each set; older ones go."""
+    """Folder for scores.csv, scores.json and a contact sheet of each set, in the place of those of
+    the same name."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
 
@@ -186,12 +187,13 @@ def photographs_of(command: EvaluateCommand, scale: int) -> list[Photograph]:
     """The photographs of --data, with those of --lr-dir.
 
     Raises:
-        ValueError: A folder is missing or empty, a store is damaged or of another scale, two have
-            the same name, or a low-resolution photograph is missing.
+        ValueError: A folder is missing or empty or --out lies in it, a store is damaged or of
+            another scale, two have the same name, or a low-resolution photograph is missing.
     """
     photographs: list[Photograph] = []
     folders = itertools.zip_longest(command.data, command.lr_dir)
     for folder, lr_folder in folders:
+        check_apart(command.out, folder)
         name = folder.resolve().name
         if any(photograph.set == name for photograph in photographs):
             raise ValueError(f"--data has two folders called {name!r}; rename one of them")

@@ -233,6 +233,9 @@ def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
         return ["--data"]
     if case == "missing folder":
         return ["--data", str(folder / "nowhere")]
+    if case == "output among photographs":
+        Image.new("RGB", (40, 40)).save(folder / "black.png")
+        return ["--data", str(folder)]
     if case == "same name":
         (folder / "Set2").mkdir()
         Image.new("RGB", (40, 40)).save(folder / "Set2" / "black.png")
@@ -276,6 +279,7 @@ def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
         ("no folder", "--data must name at least one folder"),
         ("missing folder", "does not exist"),
         ("store of another scale", "store is for scale 2, not 4: prepare another with --scale 4"),
+        ("output among photographs", "among whose photographs its pictures would count"),
         ("same name", "--data has two folders called 'Set2'"),
         ("text", "letter.png: not an image"),
         ("small", "small.png: is too small for SSIM inside a border of 4 pixels"),

@@ -45,7 +45,8 @@ class Checkpoint:
             state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"checkpoint {self.state} is damaged ({error}): delete it to begin again"
+                f"checkpoint {self.state} is damaged ({error or type(error).__name__}): delete it "
+                "to begin again"
             ) from None
         return state
 
@@ -123,7 +124,9 @@ class RunDirectory:
         check_writable(self.root)
         if not self.config.exists():
             if any(path.exists() for path in (self.state, self.metrics, self.summary)):
-                raise ValueError(f"--out {self.root} holds a run without {self.config.name}")
+                raise ValueError(
+                    f"--out {self.root} holds a run without {self.config.name}; give another --out"
+                )
             return
         try:
             there = yaml.safe_load(self.config.read_text())
