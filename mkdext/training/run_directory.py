@@ -44,9 +44,9 @@ class Checkpoint:
         try:
             state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error) or type(error).__name__
             raise ValueError(
-                f"checkpoint {self.state} is damaged ({error or type(error).__name__}): delete it "
-                "to begin again"
+                f"checkpoint {self.state} is damaged ({reason}): delete it to begin again"
             ) from None
         return state
 
