@@ -52,8 +52,8 @@ def distill(
 
     Both are networks of RGB or Y images in [0, 1] of any size, which they enlarge `options.scale`
     times, or sharpen after they were enlarged; which, is found out. Both are moved to
-    `options.device`. The run directory `options.out` serves as with the command: the same call goes
-    on with a training that was interrupted.
+    `options.device`. The run directory `options.out` serves as with the command: the same call,
+    with a student of the same initial weights, goes on with a training that was interrupted.
 
     Args:
         student: Network to train, in place.

@@ -242,14 +242,14 @@ def digest_of(network: nn.Module) -> str:
 
     Example:
         >>> digest_of(nn.Identity())
-        'Identity e3b0c44298fc1c14'
+        'Identity of weights e3b0c44298fc1c14'
     """
     network = unwrapped(network)
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return f"{type(network).__name__} {digest.hexdigest()[:16]}"
+    return f"{type(network).__name__} of weights {digest.hexdigest()[:16]}"
 
 
 def _map_bytes(shape: MapShape, dtype: torch.dtype) -> int:

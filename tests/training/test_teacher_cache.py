@@ -123,7 +123,7 @@ def test_an_interrupted_computation_goes_on_where_it_was(tmp_path, pairs):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"net": 1}, r"teacher was Net \w+, now Net \w+"),
+        ({"net": 1}, r"teacher was Net of weights \w+, now Net of weights \w+"),
         ({"seed": 4}, "seed was 3, now 4"),
         ({"patch_size": 6}, r"maps was .*, patch_size was 8, now 6"),
         ({"dtype": torch.bfloat16}, "dtype was float32, now bfloat16"),

@@ -347,10 +347,15 @@ def test_bad_input_gets_one_clear_message_before_any_work(case, message, flags, 
 
 
 def test_what_does_not_fit_into_memory_is_refused(estimated, flags, tmp_path, capsys):
-    many = ["--batch-size", "1000000", "--patch-size", "16"]
-    assert main([*flags, *many, "--out", str(tmp_path / "out")]) == 2
-    assert "a step needs about" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    large = ["--batch-size", "1000000", "--patch-size", "16"]
+    for many, advice in (
+        (large, "lower --batch-size or --patch-size, or take"),
+        (["--meta.steps", "100000000"], "or --patch-size, --meta.steps (now 100000000), or take"),
+    ):
+        assert main([*flags, *many, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert "a step needs about" in error and advice in error
+        assert not (tmp_path / "out").exists()
 
 
 def test_broken_photographs_are_left_out_when_asked(flags, photographs, tmp_path, capsys):

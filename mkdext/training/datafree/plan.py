@@ -65,7 +65,7 @@ def prepare(options: DataFreeOptions) -> Plan:
                 check_passes_gradient(network, whose, trained)
     networks = ByScale(student, teachers, points)
     memory = estimate_memory(options, networks)
-    require_memory(memory, device)
+    require_memory(memory, options)
     return Plan(options, networks, schedule, make_makers(options, networks, device), memory)
 
 
