@@ -226,8 +226,9 @@ def _read_within(source: Path, bound: float) -> Picture:
     needed, free = width * height * _DECODED_BYTES, bound - resident_bytes()
     if needed > free:
         raise BadImageError(
-            f"has {width}x{height} pixels, which take {needed / _GIGABYTE:.1f} GB decoded; "
-            f"--memory {bound / _GIGABYTE:g} leaves {max(free, 0) / _GIGABYTE:.1f} GB"
+            f"has {width}x{height} pixels, which take {needed / 1e6:,.0f} MB decoded; --memory "
+            f"{bound / _GIGABYTE:g} GB leaves {max(free, 0) / 1e6:,.0f} MB for it, as the process "
+            f"has {resident_bytes() / 1e6:,.0f} MB in use"
         )
     return read_picture(source)
 
