@@ -98,6 +98,7 @@ class TeacherCache:
                 photographs or options, or the disk is too small.
             OSError: Writing failed; the same call goes on.
         """
+        self._require_no_others()
         with locked(self.folder, "--teacher-cache", "training"):
             made_from = self._made_from()
             done = self._complete_rows(made_from)
@@ -177,16 +178,22 @@ class TeacherCache:
             "seed": self.crops.seed,
         }
 
+    def _require_no_others(self) -> None:
+        if not self.folder.is_dir() or (self.folder / "cache.json").exists():
+            return
+        # A lock or a file that was not finished may be there.
+        names = (path.name for path in self.folder.iterdir())
+        others = [name for name in names if name != "maps.bin" and not name.startswith(".")]
+        if others:
+            raise ValueError(
+                f"--teacher-cache {self.folder} holds something else ({others[0]}); "
+                "name a new folder"
+            )
+
     def _complete_rows(self, made_from: dict[str, Any]) -> int:
         """Rows that are there and right."""
         index = self.folder / "cache.json"
         if not index.exists():
-            others = [p.name for p in self.folder.iterdir() if p.name not in (".lock", "maps.bin")]
-            if others:
-                raise ValueError(
-                    f"--teacher-cache {self.folder} holds something else ({others[0]}); "
-                    "name a new folder"
-                )
             return 0
         try:
             there = json.loads(index.read_text())

@@ -201,10 +201,12 @@ def test_a_folder_of_other_things_or_in_use_is_refused(tmp_path, pairs):
     (tmp_path / "letters/letter.txt").write_text("dear reader")
     with pytest.raises(ValueError, match=r"holds something else \(letter\.txt\); name a new fold"):
         make(tmp_path / "letters", pairs).fill()
+    assert [path.name for path in (tmp_path / "letters").iterdir()] == ["letter.txt"]
     with pytest.raises(ValueError, match="cannot be written: "):
         make(tmp_path / "letters/letter.txt", pairs).fill()
     cache = make(tmp_path / "cache", pairs)
     (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/.cache.json.unfinished").touch()
     with (tmp_path / "cache/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="is in use by another training"):
