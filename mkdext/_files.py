@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,32 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         unfinished.write_bytes(text.getvalue().encode())
 
 
+@contextlib.contextmanager
+def locked(folder: Path, flag: str, work: str) -> Iterator[None]:
+    """Make a folder and keep out others who lock it.
+
+    Args:
+        folder: It need not be there yet.
+        flag: What names it, as in "--out".
+        work: What locks it, as in "training".
+
+    Raises:
+        ValueError: The folder cannot be written, or is locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"{flag} {folder} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            # The system lets go of the lock however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{flag} {folder} is in use by another {work}") from None
+        yield
+
+
 def check_writable(folder: Path) -> None:
     """Check that files can be written to the folder that `--out` names, without writing anything.
 
@@ -54,3 +81,16 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"--out {folder} cannot be written: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"--out {folder} cannot be written: no permission in {existing}")
+
+
+def check_apart(out: Path, photographs: Path) -> None:
+    """Check that what `--out` names does not lie in a folder of photographs.
+
+    Raises:
+        ValueError: It does: the pictures written there would count as photographs ever after.
+    """
+    if out.resolve().is_relative_to(photographs.resolve()):
+        raise ValueError(
+            f"--out {out} lies in {photographs}, among whose photographs its pictures would count; "
+            "give another --out"
+        )

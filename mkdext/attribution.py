@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mkdext
+from mkdext._command import exit_status
 from mkdext._files import atomic_write, check_writable, write_csv, write_text
 from mkdext.data import (
     BadImage,
@@ -163,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 if results cannot be written.
     """
     console = Console()
-    try:
+
+    def run() -> None:
         command = tyro.cli(AttributionCommand, args=arguments, prog="python -m mkdext.attribution")
         check_writable(command.out)
         networks = find_networks(command)
@@ -172,21 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.out.mkdir(parents=True, exist_ok=True)
         attributions = attribute(command, networks, scene, console)
         save(command, networks[0].scale, scene, attributions)
-    except ValueError as error:
-        print(f"mkdext.attribution: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"mkdext.attribution: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("mkdext.attribution: interrupted", file=sys.stderr)
-        return 130
-    show(scene, networks[0].scale, attributions, console)
-    console.print(
-        f"written to {command.out}: attribution.png, attribution.csv, attribution.json",
-        highlight=False,
-    )
-    return 0
+        show(scene, networks[0].scale, attributions, console)
+        console.print(
+            f"written to {command.out}: attribution.png, attribution.csv, attribution.json",
+            highlight=False,
+        )
+
+    return exit_status("mkdext.attribution", run)
 
 
 def find_networks(command: AttributionCommand) -> list[Network]:

@@ -13,10 +13,13 @@ import tyro
 import yaml
 from rich.console import Console
 
-from mkdext.comparison import Comparison, ComparisonStopped, run_cells, write_report
+from mkdext._command import CommandFailed, exit_status
+from mkdext.comparison import Comparison, run_cells, write_report
 from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
 from mkdext.training.config_files import defaults_for, flags_of, load_config, value_of
+
+_MOST_SEEDS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +58,10 @@ class CompareCommand(TrainOptions):
     def __post_init__(self) -> None:
         """Check the numbers."""
         super().__post_init__()
-        for name in ("seeds", "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if not 1 <= self.seeds <= _MOST_SEEDS:
+            raise ValueError(f"--seeds must be from 1 to {_MOST_SEEDS}, got {self.seeds}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
 
     def comparison(self) -> Comparison:
         """What is compared.
@@ -88,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed, with all others done; 128 plus the signal if it was stopped.
     """
     console = Console()
-    try:
+
+    def run() -> None:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
         comparison = command.comparison()
         jobs = command.jobs or (physical_cores() if command.device == "cpu" else 1)
@@ -100,17 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 cells, jobs, command.out, console, lambda: write_report(command.out, None)
             )
             write_report(command.out, console)
-    except ValueError as error:
-        return _fail(error, 2)
-    except OSError as error:
-        return _fail(error, 1)
-    except ComparisonStopped as stopped:
-        return _fail(stopped, 128 + stopped.signal_number)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on", 130)
-    for cell, message in failures.items():
-        _fail(f"{cell} failed: {message}", 1)
-    return 1 if failures else 0
+        if failures:
+            lines = [f"{cell} failed: {message}" for cell, message in failures.items()]
+            raise CommandFailed("\n".join(lines))
+
+    return exit_status("mkdext.compare", run, "interrupted; the same command goes on")
 
 
 def parse(arguments: list[str]) -> CompareCommand:
@@ -176,11 +174,6 @@ def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]
                     f"{setting!r}"
                 ) from None
     return methods
-
-
-def _fail(error: object, status: int) -> int:
-    print(f"mkdext.compare: {error}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mkdext._command import exit_status
 from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.blocks import MeanShift
 from mkdext.models.own import in_words, is_own
@@ -148,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table.add_column("network")
     for column in ("parameters", "papers: parameters", "papers: FLOPs", "MACs"):
         table.add_column(column, justify="right")
-    try:
+
+    def run() -> None:
         for name in options.names or MODEL_NAMES:
             counted = _count(name, options.scale, size)
             table.add_row(
@@ -158,13 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{counted.paper_flops / 1e9:,.2f} G",
                 f"{counted.macs / 1e9:,.2f} G",
             )
-    except ValueError as error:
-        print(f"mkdext.complexity: {error}", file=sys.stderr)
-        return 2
-    console = Console()
-    console.print(table)
-    console.print(_NOTES, highlight=False)
-    return 0
+        console = Console()
+        console.print(table)
+        console.print(_NOTES, highlight=False)
+
+    return exit_status("mkdext.complexity", run)
 
 
 if __name__ == "__main__":

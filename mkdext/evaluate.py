@@ -21,12 +21,15 @@ from rich.table import Table
 from torch import Tensor
 
 import mkdext
-from mkdext._files import check_writable, write_csv, write_text
+from mkdext._command import exit_status
+from mkdext._files import check_apart, check_writable, write_csv, write_text
 from mkdext.data import (
     BadImage,
     BadImageError,
+    StoredPair,
     bad_images_message,
     find_images,
+    find_photographs,
     imresize,
     read_image,
 )
@@ -61,7 +64,8 @@ class EvaluateCommand:
     """
 
     data: tuple[Path, ...]
-    """Folders of high-resolution photographs, each reported by its name."""
+    """Folders of high-resolution photographs, or stores that mkdext.data prepare made of them, each
+    reported by its name."""
     weights: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
     """Weights of the networks to compare; none: the built-in network, which is for x4."""
     model: str | None = None
@@ -71,7 +75,7 @@ class EvaluateCommand:
     """Enlargement factor; none: that of the weights."""
     lr_dir: tuple[Path, ...] = ()
     """Folders of low-resolution photographs, one for each folder of --data; 0001.png belongs to
-    0001.png, 0001x4.png or 0001_x4.png. None: they are made."""
+    0001.png, 0001x4.png or 0001_x4.png. None: they are made, unless a store was given them."""
     protocol: Protocol | None = None
     """'8bit': low-resolution photographs and results are rounded to 8-bit levels, as saved in
     files; so measure MKD and most papers. 'float': nothing is rounded; so do VDSR and data-free
@@ -80,7 +84,8 @@ class EvaluateCommand:
     border: int | None = None
     """High-resolution pixels left out at each side; none: the scale, as the papers do."""
     out: Path = Path("runs/evaluate")
-    """Folder for scores.csv, scores.json and a contact sheet of each set; older ones go."""
+    """Folder for scores.csv, scores.json and a contact sheet of each set, in the place of those of
+    the same name."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
 
@@ -98,14 +103,19 @@ class EvaluateCommand:
 
 
 class Photograph(NamedTuple):
-    """A file to measure on."""
+    """What to measure on."""
 
     set: str
-    """Name of its folder."""
-    hr: Path
+    """Name of its folder or store."""
+    hr: Path | StoredPair
     """High resolution."""
     lr: Path | None
-    """Low resolution; none: to be made."""
+    """File of the low-resolution version; none: that of a store, or to be made."""
+
+    @property
+    def path(self) -> Path:
+        """The file, or the store and the name in it."""
+        return self.hr.path if isinstance(self.hr, StoredPair) else self.hr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 if results cannot be written.
     """
     console = Console()
-    try:
+
+    def run() -> None:
         command = tyro.cli(EvaluateCommand, args=arguments, prog="python -m mkdext.evaluate")
         check_writable(command.out)
         networks = load_networks(
@@ -154,25 +165,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.device,
             reserved=(BICUBIC,),
         )
-        photographs = find_photographs(command, networks[0].scale)
+        photographs = photographs_of(command, networks[0].scale)
         protocol = command.protocol or default_protocol(networks[0])
         scores = evaluate(command, networks, photographs, protocol, console)
         save_scores(command, networks, protocol, scores)
-    except ValueError as error:
-        print(f"mkdext.evaluate: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"mkdext.evaluate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("mkdext.evaluate: interrupted", file=sys.stderr)
-        return 130
-    show(scores, networks[0].scale, protocol, console)
-    tell_of_tiles(scores, networks, console)
-    console.print(
-        f"written to {command.out}: scores.csv, scores.json, contact sheets", highlight=False
-    )
-    return 0
+        show(scores, networks[0].scale, protocol, console)
+        tell_of_tiles(scores, networks, console)
+        console.print(
+            f"written to {command.out}: scores.csv, scores.json, contact sheets", highlight=False
+        )
+
+    return exit_status("mkdext.evaluate", run)
 
 
 def default_protocol(network: Network) -> Protocol:
@@ -180,44 +183,53 @@ def default_protocol(network: Network) -> Protocol:
     return "float" if isinstance(network.model, VDSR) else "8bit"
 
 
-def find_photographs(command: EvaluateCommand, scale: int) -> list[Photograph]:
+def photographs_of(command: EvaluateCommand, scale: int) -> list[Photograph]:
     """The photographs of --data, with those of --lr-dir.
 
     Raises:
-        ValueError: A folder is missing or empty, two have the same name, or a low-resolution
-            photograph is missing.
+        ValueError: A folder is missing or empty or --out lies in it, a store is damaged or of
+            another scale, two have the same name, or a low-resolution photograph is missing.
     """
     photographs: list[Photograph] = []
     folders = itertools.zip_longest(command.data, command.lr_dir)
     for folder, lr_folder in folders:
+        check_apart(command.out, folder)
         name = folder.resolve().name
         if any(photograph.set == name for photograph in photographs):
             raise ValueError(f"--data has two folders called {name!r}; rename one of them")
         given = {path.stem: path for path in find_images(lr_folder)} if lr_folder else None
-        for hr in find_images(folder):
-            lr = None
+        for hr in find_photographs(folder, scale):
+            photograph = Photograph(name, hr, None)
             if given is not None:
-                names = (hr.stem, f"{hr.stem}x{scale}", f"{hr.stem}_x{scale}")
+                stem = photograph.path.stem
+                names = (stem, f"{stem}x{scale}", f"{stem}_x{scale}")
                 lr = next((given[stem] for stem in names if stem in given), None)
                 if lr is None:
                     raise ValueError(
-                        f"{lr_folder} has no low-resolution version of {hr}: "
+                        f"{lr_folder} has no low-resolution version of {photograph.path}: "
                         f"none of {', '.join(names)}"
                     )
-            photographs.append(Photograph(name, hr, lr))
+                photograph = photograph._replace(lr=lr)
+            photographs.append(photograph)
     return photographs
 
 
-def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """A photograph in low and high resolution.
+def read_levels(photograph: Photograph, scale: int) -> tuple[Tensor | None, Tensor]:
+    """A photograph as it is in files or store, cut to a multiple of the scale.
 
     Returns:
-        `[3, h, w]`, float32 in [0, 1], and uint8 `[3, scale*h, scale*w]`.
+        The low-resolution version if it is given, uint8 `[3, h, w]`, and the photograph, uint8
+        `[3, scale*h, scale*w]`.
 
     Raises:
         BadImageError: A file cannot be used, or the sizes do not fit.
     """
-    hr = read_image(photograph.hr)
+    lr = None
+    if isinstance(photograph.hr, StoredPair):
+        stored, hr = photograph.hr.pair()
+        lr = stored if photograph.hr.lr_is_given else None
+    else:
+        hr = read_image(photograph.hr)
     height, width = (side // scale for side in hr.shape[1:])
     if min(height, width) < 1:
         raise BadImageError(f"has {hr.shape[2]}x{hr.shape[1]} pixels, too few for x{scale}")
@@ -229,15 +241,27 @@ def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[T
                 f"must be {width}x{height} pixels in low resolution, "
                 f"{photograph.lr} has {lr.shape[2]}x{lr.shape[1]}"
             )
+    return lr, hr
+
+
+def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """A photograph in low and high resolution.
+
+    Returns:
+        `[3, h, w]`, float32 in [0, 1], and uint8 `[3, scale*h, scale*w]`.
+
+    Raises:
+        BadImageError: As `read_levels`.
+    """
+    lr, hr = read_levels(photograph, scale)
+    if lr is not None:
         return lr / 255, hr
     if protocol == "8bit":
         return imresize(hr, 1 / scale) / 255, hr
     return imresize(hr.double() / 255, 1 / scale).float(), hr
 
 
-def check_photographs(
-    photographs: Iterable[Photograph], scale: int, protocol: Protocol, border: int
-) -> None:
+def check_photographs(photographs: Iterable[Photograph], scale: int, border: int) -> None:
     """Check that all photographs can be measured on, before the first one is.
 
     Raises:
@@ -246,13 +270,13 @@ def check_photographs(
     bad = []
     for photograph in photographs:
         try:
-            _, hr = read_pair(photograph, scale, protocol)
+            _, hr = read_levels(photograph, scale)
         except BadImageError as error:
-            bad.append(BadImage(photograph.hr, str(error)))
+            bad.append(BadImage(photograph.path, str(error)))
             continue
         if min(hr.shape[1:]) < 2 * border + _WINDOW:
             reason = f"is too small for SSIM inside a border of {border} pixels"
-            bad.append(BadImage(photograph.hr, reason))
+            bad.append(BadImage(photograph.path, reason))
     if bad:
         raise ValueError(bad_images_message(bad))
 
@@ -274,7 +298,7 @@ def evaluate(
     border = scale if command.border is None else command.border
     scores: list[Score] = []
     shown = partial(track, console=console, transient=True, disable=not console.is_terminal)
-    check_photographs(shown(photographs, "reading"), scale, protocol, border)
+    check_photographs(shown(photographs, "reading"), scale, border)
     command.out.mkdir(parents=True, exist_ok=True)
     ways = [BICUBIC, *(network.name for network in networks)]
     measured = shown(photographs, "measuring")
@@ -291,7 +315,7 @@ def evaluate(
                 uniform = ssim_y_uniform(sr, hr, border) if protocol == "float" else None
                 score = Score(
                     name,
-                    photograph.hr.name,
+                    photograph.path.name,
                     way,
                     psnr_y(sr, hr, border),
                     ssim_y(sr, hr, border),
@@ -303,7 +327,7 @@ def evaluate(
                 )
                 scores.append(score)
                 pictures[way] = (sr if protocol == "8bit" else to_uint8(sr), score.psnr_y)
-            sheet.add(photograph.hr.name, hr, pictures)
+            sheet.add(photograph.path.name, hr, pictures)
         sheet.save(command.out / f"contact_sheet_{name}.png")
     return scores
 
@@ -322,8 +346,8 @@ def _tiling(photograph: Photograph, lr: Tensor, network: Network | None) -> Tili
         return plan_tiles((height, width), network.costs, network.overlap, network.scale, 0, free)
     except ValueError as error:
         raise ValueError(
-            f"{photograph.hr} does not fit into memory in {network.name}: {error}; leave it out or "
-            "measure a smaller network"
+            f"{photograph.path} does not fit into memory in {network.name}: {error}; leave it out "
+            "or measure a smaller network"
         ) from None
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mkdext._command import CommandFailed, exit_status
 from mkdext._files import atomic_write
 from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
 from mkdext.inference import Network, load_network
@@ -66,11 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Flags; none: those of the process.
 
     Returns:
-        The exit status: 2 for what cannot be done as asked, 1 if the exported network does not
-        give what it should, 130 for Ctrl-C.
+        The exit status: 2 for what cannot be done as asked, 1 if the file cannot be written or
+        the exported network does not give what it should, 130 for Ctrl-C.
     """
     console = Console()
-    try:
+
+    def run() -> None:
         command = tyro.cli(ExportCommand, args=arguments, prog="python -m mkdext.export")
         check_packages()
         if command.out.is_dir():
@@ -85,27 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with atomic_write(command.out) as unfinished:
             export(network, metadata, unfinished)
             difference = compare(network, unfinished, photograph)
-    except (ValueError, OSError) as error:
-        print(f"mkdext.export: {error}", file=sys.stderr)
-        return 2
-    except ExportError as error:
-        print(f"mkdext.export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("mkdext.export: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    height, width = photograph.shape[2:]
-    console.print(
-        f"{command.out}: {network.architecture} x{network.scale}, "
-        f"{command.out.stat().st_size / 1e6:.2f} MB; on a photograph of {width}x{height} pixels "
-        f"ONNX Runtime differs from PyTorch by at most {difference:.2g} of 255 levels",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0
+        height, width = photograph.shape[2:]
+        console.print(
+            f"{command.out}: {network.architecture} x{network.scale}, "
+            f"{command.out.stat().st_size / 1e6:.2f} MB; on a photograph of {width}x{height} "
+            f"pixels ONNX Runtime differs from PyTorch by at most {difference:.2g} of 255 levels",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return exit_status("mkdext.export", run, "interrupted; nothing was written")
 
 
-class ExportError(Exception):
+class ExportError(CommandFailed):
     """A network could not be exported, or the result is wrong."""
 
 

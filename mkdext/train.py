@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mkdext._allocator import keep_freed_memory
+from mkdext._command import exit_status
 from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
-from mkdext.training.command import exit_status
-from mkdext.training.config_files import config_of, defaults_for, with_config
+from mkdext.training.config_files import checked_run, defaults_for, with_config
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters, prepare
 from mkdext.training.progress import track
-from mkdext.training.run_directory import RunDirectory
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
 
@@ -95,12 +94,12 @@ def parse(arguments: list[str]) -> TrainCommand:
 def show_plan(options: TrainOptions, console: Console) -> None:
     """Print what a training would do."""
     options = options.resolved()
-    RunDirectory(options.out).check(config_of(options))
+    _, config = checked_run(options)
     for folder in options.train_dir:
         find_photographs(folder, options.scale)
     validation_photographs(options, track(console))
     plan = prepare(options)
-    console.print(yaml.safe_dump(config_of(options), sort_keys=False).rstrip(), highlight=False)
+    console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)
     table = Table("", "parameters", title="sizes")
     table.add_row(f"student {options.student}", f"{plan.student_parameters:,}")
     if plan.step.distillation:

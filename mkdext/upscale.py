@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from mkdext._command import CommandFailed, exit_status
 from mkdext._files import atomic_write, check_writable
 from mkdext.data import BadImage, BadImageError, bad_images_message, find_images, imresize
 from mkdext.inference import (
@@ -86,26 +87,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Paths and flags; none: those of the process.
 
     Returns:
-        The exit status: 2 for what cannot be done as asked, before any work; 1 if a picture turned
-        out to be unusable, with all others done.
+        The exit status: 2 for what cannot be done as asked, before any work; 1 if a result
+        cannot be written, or a picture turned out to be unusable, with all others done.
     """
     console = Console()
-    try:
+
+    def run() -> None:
         command = tyro.cli(UpscaleCommand, args=arguments, prog="python -m mkdext.upscale")
         jobs = find_jobs(command)
         failed = upscale(command, jobs, console)
-    except (ValueError, OSError) as error:
-        print(f"mkdext.upscale: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "mkdext.upscale: interrupted; the same command with --existing skip goes on",
-            file=sys.stderr,
-        )
-        return 130
-    if failed:
-        print(f"mkdext.upscale: {bad_images_message(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+        if failed:
+            raise CommandFailed(bad_images_message(failed))
+
+    interrupted = "interrupted; the same command with --existing skip goes on"
+    return exit_status("mkdext.upscale", run, interrupted)
 
 
 def find_jobs(command: UpscaleCommand) -> dict[Path, Path]:
@@ -231,8 +226,9 @@ def _read_within(source: Path, bound: float) -> Picture:
     needed, free = width * height * _DECODED_BYTES, bound - resident_bytes()
     if needed > free:
         raise BadImageError(
-            f"has {width}x{height} pixels, which take {needed / _GIGABYTE:.1f} GB decoded; "
-            f"--memory {bound / _GIGABYTE:g} leaves {max(free, 0) / _GIGABYTE:.1f} GB"
+            f"has {width}x{height} pixels, which take {needed / 1e6:,.0f} MB decoded; --memory "
+            f"{bound / _GIGABYTE:g} GB leaves {max(free, 0) / 1e6:,.0f} MB for it, as the process "
+            f"has {resident_bytes() / 1e6:,.0f} MB in use"
         )
     return read_picture(source)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mkdext import evaluate as command
-from mkdext.data import builtin_photographs, imresize, make_pair, read_image
+from mkdext.data import builtin_photographs, imresize, make_pair, prepare_store, read_image
 from mkdext.evaluate import main
 from mkdext.inference import Tiling, load_network
 from mkdext.metrics import psnr_y, ssim_y, ssim_y_uniform, to_uint8
@@ -194,6 +194,36 @@ def test_low_resolution_photographs_that_are_given_are_taken(
     assert 5 < report(tmp_path / "out")["validation"]["Set2"]["bicubic"]["psnr_y"] < 20
 
 
+@pytest.mark.parametrize("protocol", ["8bit", "float"])
+def test_a_store_is_measured_on_as_the_folder_that_it_was_made_of(
+    photographs: Path, edsr: tuple[Path, EDSR], tmp_path: Path, protocol: str
+) -> None:
+    prepare_store(photographs, tmp_path / "store", scale=4, workers=1)
+    means = []
+    for data in (photographs, tmp_path / "store"):
+        flags = ["--weights", str(edsr[0]), "--data", str(data), "--protocol", protocol]
+        assert main([*flags, "--out", str(tmp_path / "out")]) == 0
+        scores = report(tmp_path / "out")
+        assert [score["image"] for score in scores["images"][::2]] == ["chelsea.png", "coffee.png"]
+        (ways,) = scores["validation"].values()
+        means.append([(ways[way]["psnr_y"], ways[way]["ssim_y"]) for way in ("bicubic", "edsr")])
+    assert means[0] == means[1]
+
+
+def test_low_resolution_versions_that_a_store_was_given_are_taken(
+    photographs: Path, tmp_path: Path
+) -> None:
+    dark = tmp_path / "LR"
+    dark.mkdir()
+    for photograph in photographs.iterdir():
+        lr, _ = make_pair(read_image(photograph), 4)
+        Image.fromarray((lr // 2).permute(1, 2, 0).numpy()).save(dark / photograph.name)
+    prepare_store(photographs, tmp_path / "store", scale=4, lr=dark, workers=1)
+    flags = ["--data", str(tmp_path / "store"), "--protocol", "float"]
+    assert main([*flags, "--out", str(tmp_path / "out")]) == 0
+    assert 5 < report(tmp_path / "out")["validation"]["store"]["bicubic"]["psnr_y"] < 20
+
+
 def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
     """Make what a case needs and return its flags."""
     data = ["--data", str(photographs)]
@@ -203,12 +233,18 @@ def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
         return ["--data"]
     if case == "missing folder":
         return ["--data", str(folder / "nowhere")]
+    if case == "output among photographs":
+        Image.new("RGB", (40, 40)).save(folder / "black.png")
+        return ["--data", str(folder)]
     if case == "same name":
         (folder / "Set2").mkdir()
         Image.new("RGB", (40, 40)).save(folder / "Set2" / "black.png")
         return [*data, str(folder / "Set2")]
     if case == "text":
         (bad / "letter.png").write_text("dear reader")
+    if case == "store of another scale":
+        prepare_store(photographs, folder / "store", scale=2, workers=1)
+        return ["--data", str(folder / "store")]
     if case == "small":
         Image.new("RGB", (40, 18)).save(bad / "small.png")
     if case == "tiny":
@@ -242,6 +278,8 @@ def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
     [
         ("no folder", "--data must name at least one folder"),
         ("missing folder", "does not exist"),
+        ("store of another scale", "store is for scale 2, not 4: prepare another with --scale 4"),
+        ("output among photographs", "among whose photographs its pictures would count"),
         ("same name", "--data has two folders called 'Set2'"),
         ("text", "letter.png: not an image"),
         ("small", "small.png: is too small for SSIM inside a border of 4 pixels"),

@@ -119,7 +119,7 @@ def test_a_network_of_the_users_is_exported(
 @pytest.mark.parametrize(
     ("failure", "status", "message"),
     [
-        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
     ],
     ids=["full disk", "Ctrl-C"],

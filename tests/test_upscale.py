@@ -156,7 +156,7 @@ def test_an_input_is_never_overwritten(
 @pytest.mark.parametrize(
     ("failure", "status", "message"),
     [
-        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted; the same command with --existing skip goes on"),
     ],
     ids=["full disk", "Ctrl-C"],
@@ -204,8 +204,11 @@ def test_a_picture_that_is_damaged_inside_does_not_stop_the_others(
         (["a.png", "a.jpg"], "would both become upscaled/a.png"),
         (["a.png", "--memory", "0"], "--memory must be positive, got 0.0"),
         (["a.png", "--overlap", "-1"], "--overlap must be at least 0, got -1"),
-        (["a.png", "--memory", "0.001"], "take 0.0 GB decoded; --memory 0.001 leaves 0.0 GB"),
-        (["huge.png", "--memory", "2"], "has 13000x13000 pixels, which take 10.8 GB decoded"),
+        (
+            ["a.png", "--memory", "0.001"],
+            " MB decoded; --memory 0.001 GB leaves 0 MB for it, as the",
+        ),
+        (["huge.png", "--memory", "2"], "has 13000x13000 pixels, which take 10,816 MB decoded"),
         (["a.png", "--model", "rcan-c"], "--model rcan-c needs --weights FILE"),
         (["a.png", "--scale", "2"], "for scale 4 only, got --scale 2; give --weights FILE"),
         (["a.png", "--weights", "a.png"], "weights file a.png is neither"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from rich.console import Console
 from rich.progress import track as rich_track
 
-from mkdext._files import write_text
+from mkdext._files import locked, write_text
 from mkdext._near_names import did_you_mean
 from mkdext.distill import method_class
 from mkdext.training.config_files import config_of, flags_of
@@ -85,8 +84,8 @@ class Comparison:
         """Check the names.
 
         Raises:
-            ValueError: A list is empty, has something twice or holds an unknown method, or an
-                option of a method is one that must be equal for all.
+            ValueError: A list is empty, has something twice or holds an unknown method, or there
+                are options of a method that is not compared, or that must be equal for all.
         """
         for flag in ("students", "methods", "seeds"):
             values = list(getattr(self, flag))
@@ -103,6 +102,11 @@ class Comparison:
                         f"{did_you_mean(name, METHOD_NAMES)}"
                     )
         for method, options in self.method_options.items():
+            if method not in self.methods:
+                raise ValueError(
+                    f"--method-options {method}: {method} is not compared, --methods are "
+                    f"{', '.join(self.methods)}"
+                )
             for name in options:
                 if name in (*_OF_A_CELL, *_EQUAL_FOR_ALL):
                     flag = name.replace("_", "-")
@@ -225,16 +229,7 @@ class Comparison:
             ValueError: The folder cannot be written, or another comparison is at work there.
         """
         run = RunDirectory(self.base.out)
-        try:
-            run.root.mkdir(parents=True, exist_ok=True)
-            lock = (run.root / ".lock").open("w")
-        except OSError as error:
-            raise ValueError(f"--out {run.root} cannot be written: {error.strerror}") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"--out {run.root} is in use by another comparison") from None
+        with locked(run.root, "--out", "comparison"):
             if not run.config.exists():
                 write_text(run.config, yaml.safe_dump(self.settings, sort_keys=False))
             yield

@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from mkdext._command import CommandStopped
 from mkdext._files import write_text
 from mkdext.comparison.cells import REFERENCE, Cell
 from mkdext.training.config_files import config_of
@@ -25,15 +26,6 @@ from mkdext.training.signals import StopSignals
 _POLL_SECONDS = 1.0
 _PLAIN_SECONDS = 30.0
 _TAIL_BYTES = 8192  # of the metrics, which hold a last line of a few hundred
-
-
-class ComparisonStopped(Exception):
-    """The comparison was asked to stop; its trainings have written their checkpoints."""
-
-    def __init__(self, signal_number: int, out: Path) -> None:
-        """Tell what stopped it and where."""
-        super().__init__(f"stopped; the same command goes on from {out}")
-        self.signal_number = signal_number
 
 
 def run_cells(
@@ -52,7 +44,7 @@ def run_cells(
         Why a cell failed, for those that did; the others were trained all the same.
 
     Raises:
-        ComparisonStopped: Ctrl-C or SIGTERM; all processes have ended.
+        CommandStopped: Ctrl-C or SIGTERM; all processes have ended.
     """
     threads = _threads(jobs)
     pending = [cell for cell in cells if not cell.finished]
@@ -76,7 +68,9 @@ def run_cells(
                         progress.say(f"{process.cell} is finished")
                         finished()
                 if stop.received:
-                    raise ComparisonStopped(stop.received, out)
+                    raise CommandStopped(
+                        stop.received, f"stopped; the same command goes on from {out}"
+                    )
         finally:
             for process in running:
                 process.popen.terminate()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mkdext._command import CommandFailed, exit_status
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.duplicates import Duplicate, find_duplicates
 from mkdext.data.images import bad_images_message, is_low_resolution
@@ -92,14 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 for a check that found something
         wrong or a failure on the way, 130 for Ctrl-C.
     """
-    command: PrepareCommand | CheckCommand | ListCommand = tyro.cli(
-        Command,
-        args=None if arguments is None else list(arguments),
-        prog="python -m mkdext.data",
-        description=__doc__.split(": ", 1)[1],
-    )
     console = Console()
-    try:
+
+    def run() -> int:
+        command: PrepareCommand | CheckCommand | ListCommand = tyro.cli(
+            Command,
+            args=None if arguments is None else list(arguments),
+            prog="python -m mkdext.data",
+            description=__doc__.split(": ", 1)[1],
+        )
         match command:
             case PrepareCommand():
                 return prepare(command, console)
@@ -107,24 +108,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return check(command, console)
             case ListCommand():
                 return list_known_sets(console)
-    except ValueError as error:
-        return _fail(error, 2)
-    except BrokenProcessPool:
-        return _fail("a process that decodes was killed; the same command goes on", 1)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return _fail(f"{error}{'; make room, then the same command goes on' if full else ''}", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command begins again or goes on", 130)
+
+    return exit_status("mkdext.data", run)
 
 
 def prepare(command: PrepareCommand, console: Console) -> int:
-    """Make a store and say what it is."""
-    with _progress(console) as bar:
-        prepared = prepare_store(
-            **dataclasses.asdict(command),
-            progress=lambda title, names: bar.track(names, description=title),
-        )
+    """Make a store and say what it is.
+
+    Raises:
+        CommandFailed: A process that decodes was killed.
+    """
+    try:
+        with _progress(console) as bar:
+            prepared = prepare_store(
+                **dataclasses.asdict(command),
+                progress=lambda title, names: bar.track(names, description=title),
+            )
+    except BrokenProcessPool:
+        message = "a process that decodes was killed; the same command goes on"
+        raise CommandFailed(message) from None
     for image in prepared.left_out:
         _say(console, f"left out: {image}")
     _say(
@@ -232,11 +234,6 @@ def _tracked(bar: Progress, title: str) -> Callable[[Sequence[Item]], Iterable[I
 
 def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _fail(error: object, status: int) -> int:
-    print(f"mkdext.data: {error}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

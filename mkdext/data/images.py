@@ -119,7 +119,7 @@ def read_image(path: Path) -> Tensor:
     # Pillow's decoders raise whatever a damaged file makes them stumble over, and its warnings
     # are exceptions here while files are checked.
     except Exception as error:
-        raise BadImageError(f"cannot be decoded ({error or type(error).__name__})") from None
+        raise BadImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
     # Plane by plane, which is several times faster than a transposed copy.
     return torch.from_numpy(np.stack([levels[..., channel] for channel in range(3)]))
 

@@ -75,6 +75,8 @@ class StoredPair:
     """`[3, scale*h, scale*w]`, not to be written to."""
     crc32: int
     """Of the bytes of `hr` and `lr` when they were written."""
+    lr_is_given: bool
+    """Whether `lr` was read from a file, not made from `hr`."""
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """Copies of `lr` and `hr`."""
@@ -225,7 +227,7 @@ def stored_pair(folder: Path, entry: Entry, scale: int, pixels: Levels) -> Store
     middle, end = entry.offset + entry.high_bytes(), entry.end(scale)
     high = pixels[entry.offset : middle].reshape(3, entry.height, entry.width)
     low = pixels[middle:end].reshape(3, entry.height // scale, entry.width // scale)
-    return StoredPair(folder / entry.name, low, high, entry.crc32)
+    return StoredPair(folder / entry.name, low, high, entry.crc32, len(entry.files) > 1)
 
 
 def checksum(hr: Levels, lr: Levels) -> int:
@@ -237,6 +239,7 @@ def _is_possible(entry: Entry, scale: int) -> bool:
     sides = (entry.height, entry.width)
     return (
         isinstance(entry.name, str)
+        and isinstance(entry.files, list)
         and all(isinstance(side, int) and side >= scale and side % scale == 0 for side in sides)
         and all(isinstance(number, int) and number >= 0 for number in (entry.offset, entry.crc32))
     )

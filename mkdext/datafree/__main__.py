@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mkdext._allocator import keep_freed_memory
-from mkdext.training.command import exit_status
-from mkdext.training.config_files import config_of, value_of, with_config
+from mkdext._command import exit_status
+from mkdext.training.config_files import checked_run, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data
 from mkdext.training.datafree.options import with_usual_rates
 from mkdext.training.datafree.plan import prepare
 from mkdext.training.datafree.student import photographs
 from mkdext.training.plan import count_parameters
-from mkdext.training.run_directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +83,7 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
 def show_plan(options: DataFreeOptions, console: Console) -> None:
     """Print what a training would do."""
     options = options.resolved()
-    config = config_of(options)
-    RunDirectory(options.out).check(config)
+    _, config = checked_run(options)
     photographs(options, console)
     plan = prepare(options)
     console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)

@@ -10,6 +10,8 @@ from mkdext.distill.adapters import matching_convolutions, total
 from mkdext.distill.base import DistillationMethod, MetaDefaults
 from mkdext.distill.registry import register
 
+_FACTOR = 0.5  # beta in the authors' code
+
 
 @register("l2t-ww")
 class L2Tww(DistillationMethod):
@@ -19,7 +21,8 @@ class L2Tww(DistillationMethod):
     transfer is fixed: each of the student's points to one of the teacher's with weight 1, as in the
     comparison of the MKD paper. The 1x1 convolutions are trained with the student, also in the
     inner loop. Published: two inner steps and one on the reconstruction loss, all with the
-    student's own optimizer, weight 0.5.
+    student's own optimizer; the loss has the factor 0.5 in the student's steps and in the inner
+    ones, so it is part of the loss here.
 
     Example:
         >>> import torch
@@ -28,7 +31,6 @@ class L2Tww(DistillationMethod):
         torch.Size([])
     """
 
-    published_weight = 0.5
     published_meta = MetaDefaults(steps=2, inner_optimizer="adam", inner_lr=None, closing_step=True)
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
@@ -44,9 +46,9 @@ class L2Tww(DistillationMethod):
         return list(self.weights.parameters())
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """`sum over points of sum_c w_c mean_hw (r(F_s)_c - F_t,c)^2`, averaged over the batch."""
+        """Half of the sum over points of `sum_c w_c mean_hw (r(F_s)_c - F_t,c)^2`, batch mean."""
         losses = []
         for match, weigh, fs, ft in zip(self.matches, self.weights, student, teacher, strict=True):
             weights = weigh(ft.mean((2, 3))).softmax(1)
             losses.append((weights * (match(fs) - ft).square().mean((2, 3))).sum(1).mean())
-        return total(losses)
+        return _FACTOR * total(losses)

@@ -51,12 +51,13 @@ class MKDOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.grid < 1:
-            raise ValueError(f"--mkd.grid must be at least 1, got {self.grid}")
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"--mkd.kernel-size must be odd and positive, got {self.kernel_size}")
-        if self.hidden is not None and self.hidden < 1:
-            raise ValueError(f"--mkd.hidden must be at least 1, got {self.hidden}")
+        for name, most in (("grid", 1024), ("kernel_size", 1023), ("hidden", 65536)):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--mkd.{flag} must be from 1 to {most}, got {value}")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"--mkd.kernel-size must be odd, got {self.kernel_size}")
 
     @classmethod
     def literal(cls, grid: int = 8) -> MKDOptions:

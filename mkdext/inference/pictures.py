@@ -119,7 +119,9 @@ def read_picture(path: Path) -> Picture:
             raise
         # Pillow's decoders raise whatever a damaged file makes them stumble over.
         except Exception as error:
-            raise BadImageError(f"cannot be decoded ({error or type(error).__name__})") from None
+            raise BadImageError(
+                f"cannot be decoded ({str(error) or type(error).__name__})"
+            ) from None
 
 
 def _spread(planes: Tensor, visible: Tensor) -> Tensor:

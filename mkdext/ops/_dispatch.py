@@ -34,7 +34,7 @@ def is_autocast(tensor: Tensor) -> bool:
     device = tensor.device.type
     # PyTorch 2.11 cannot trace the question whether a device has autocast.
     if torch.compiler.is_compiling():
-        return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+        return device in ("cpu", "cuda", "xpu", "mps") and torch.is_autocast_enabled(device)
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 

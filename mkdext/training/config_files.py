@@ -130,6 +130,17 @@ def config_of(options: SharedOptions) -> dict[str, Any]:
     return config
 
 
+def checked_run(options: SharedOptions) -> tuple[RunDirectory, dict[str, Any]]:
+    """The run directory of resolved options, and what the run is known by; nothing is written.
+
+    Raises:
+        ValueError: As `RunDirectory.check`.
+    """
+    config, run = config_of(options), RunDirectory(options.out)
+    run.check(config)
+    return run, config
+
+
 def changed_flags(options: SharedOptions, base: SharedOptions) -> list[str]:
     """The command-line arguments that make `options` from `base`, except for `out`.
 

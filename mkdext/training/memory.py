@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from mkdext.training.options import SharedOptions
+
+_INNER_STEPS = 5
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -47,6 +54,39 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+_Options = TypeVar("_Options", bound=SharedOptions)
+_Networks = TypeVar("_Networks")
+_Estimate = Callable[[_Options, _Networks], int | None]
+"""Bytes that a step of a training takes; none: not known."""
+
+
+def reckons_inner_steps(
+    estimate: _Estimate[_Options, _Networks],
+) -> _Estimate[_Options, _Networks]:
+    """Make an estimate, a decorator's argument, compute five inner steps at most.
+
+    From the fourth on, each step adds as much as the one before: what more steps add is reckoned.
+    """
+
+    @functools.wraps(estimate)
+    def of_any_number(options: _Options, networks: _Networks) -> int | None:
+        steps = options.meta.steps or 1
+        if steps <= _INNER_STEPS:
+            return estimate(options, networks)
+        fewer, more = (
+            estimate(
+                dataclasses.replace(options, meta=dataclasses.replace(options.meta, steps=count)),
+                networks,
+            )
+            for count in (_INNER_STEPS - 1, _INNER_STEPS)
+        )
+        if fewer is None or more is None:
+            return None
+        return more + (steps - _INNER_STEPS) * (more - fewer)
+
+    return of_any_number
 
 
 def available_bytes() -> int | None:

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode
-from mkdext.training.config_files import config_of
+from mkdext.training.config_files import checked_run
 from mkdext.training.options import TrainOptions
 from mkdext.training.plan import Networks, prepare
-from mkdext.training.run_directory import RunDirectory
 from mkdext.training.student import Summary, finished, run_plan
 from mkdext.training.teacher_cache import digest_of
 
@@ -53,8 +52,8 @@ def distill(
 
     Both are networks of RGB or Y images in [0, 1] of any size, which they enlarge `options.scale`
     times, or sharpen after they were enlarged; which, is found out. Both are moved to
-    `options.device`. The run directory `options.out` serves as with the command: the same call goes
-    on with a training that was interrupted.
+    `options.device`. The run directory `options.out` serves as with the command: the same call,
+    with a student of the same initial weights, goes on with a training that was interrupted.
 
     Args:
         student: Network to train, in place.
@@ -112,8 +111,7 @@ def distill(
         teacher_weights=None,
         train_dir=folders or (),
     ).resolved()
-    config, run = config_of(options), RunDirectory(options.out)
-    run.check(config)
+    run, config = checked_run(options)
     if run.summary.exists():
         summary = finished(run, console)
         load_weights(student, read_weights(run.student))

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from mkdext._files import check_apart
 from mkdext.data import (
     BadImage,
     ImagePairs,
+    StoredPair,
     bad_images_message,
     builtin_photographs,
     find_photographs,
@@ -30,19 +32,22 @@ def training_photographs(
         The usable ones and those left out.
 
     Raises:
-        ValueError: A folder is missing or empty, a store is damaged or of another scale, no
-            photograph is usable, or some are not and `bad_images` is "refuse".
+        ValueError: A folder is missing or empty or `out` lies in it, a store is damaged or of
+            another scale, no photograph is usable, or some are not and `bad_images` is "refuse".
     """
-    found = [p for folder in options.train_dir for p in find_photographs(folder, options.scale)]
-    if not options.train_dir:
-        found = [*builtin_photographs("train")]
+    found: list[Path | StoredPair] = []
+    for folder in options.train_dir:
+        check_apart(options.out, folder)
+        found += find_photographs(folder, options.scale)
+    found = found or [*builtin_photographs("train")]
     smallest = options.patch_size * options.scale
     pairs, bad = ImagePairs.checked(
         found, options.scale, smallest, progress("training photographs")
     )
     if bad and options.bad_images == "refuse":
         raise ValueError(
-            f"{bad_images_message(bad)}\nremove them, or leave them out by --bad-images skip"
+            f"{bad_images_message(bad)}\nremove them, or leave them out by --bad-images skip; "
+            f"for small ones a smaller --patch-size will do (now {options.patch_size})"
         )
     if not len(pairs):
         raise ValueError(f"--train-dir holds no usable photograph:\n{bad_images_message(bad)}")
@@ -53,13 +58,14 @@ def validation_photographs(options: TrainOptions, progress: Progress) -> dict[st
     """Check the photographs to measure on, by the name of their folder or store.
 
     Raises:
-        ValueError: A folder is missing or empty, a store is damaged or of another scale, a
-            photograph is not usable, or two folders have the same name.
+        ValueError: A folder is missing or empty or `out` lies in it, a store is damaged or of
+            another scale, a photograph is not usable, or two folders have the same name.
     """
     if not options.val_dir:
         return {BUILTIN_NAME: ImagePairs(builtin_photographs("validation"), options.scale)}
     sets: dict[str, ImagePairs] = {}
     for folder in options.val_dir:
+        check_apart(options.out, folder)
         name = folder.resolve().name
         if name in sets:
             raise ValueError(f"--val-dir has two folders called {name!r}; rename one of them")

@@ -26,8 +26,8 @@ from mkdext.models.own import (
     check_twice_differentiable,
     copy_with_tensors,
 )
-from mkdext.training.memory import LiveBytes, available_bytes
-from mkdext.training.options import TrainOptions
+from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
+from mkdext.training.options import SharedOptions, TrainOptions
 from mkdext.training.privileged import (
     PrivilegedNetwork,
     PrivilegedStep,
@@ -85,7 +85,7 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
     networks = networks or make_networks(options)
     memory = estimate_memory(options, networks)
     device = torch.device(options.device)
-    require_memory(memory, device)
+    require_memory(memory, options)
     if is_own(networks.student):
         if networks.teacher is not None or options.privileged:
             check_twice_differentiable(networks.student)
@@ -111,6 +111,7 @@ def make_networks(options: TrainOptions) -> Networks:
     return Networks(student, teacher)
 
 
+@reckons_inner_steps
 def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
     """Bytes that networks, optimizers and one step take up together, by a dry computation.
 
@@ -145,17 +146,20 @@ def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
     return held + work * options.batch_size // samples
 
 
-def require_memory(needed: int | None, device: torch.device) -> None:
+def require_memory(needed: int | None, options: SharedOptions) -> None:
     """Check that a step fits into memory, where it is known what it needs and what there is.
 
     Raises:
         ValueError: It does not.
     """
     available = available_bytes()
-    if device.type == "cpu" and needed and available and needed > available:
+    on_cpu = torch.device(options.device).type == "cpu"
+    if on_cpu and needed and available and needed > available:
+        steps = options.meta.steps or 1
+        fewer = f", --meta.steps (now {steps})" if steps > 1 and options.method != "vanilla" else ""
         raise ValueError(
             f"a step needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
-            "available: lower --batch-size or --patch-size, or take a smaller --student"
+            f"available: lower --batch-size or --patch-size{fewer}, or take a smaller --student"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import io
 import json
 import pickle
@@ -16,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from mkdext._files import atomic_write, check_writable, write_text
+from mkdext._files import atomic_write, check_writable, locked, write_text
 from mkdext.models import save_model
 
 
@@ -45,8 +44,9 @@ class Checkpoint:
         try:
             state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error) or type(error).__name__
             raise ValueError(
-                f"checkpoint {self.state} is damaged ({error}): delete it to begin again"
+                f"checkpoint {self.state} is damaged ({reason}): delete it to begin again"
             ) from None
         return state
 
@@ -124,7 +124,9 @@ class RunDirectory:
         check_writable(self.root)
         if not self.config.exists():
             if any(path.exists() for path in (self.state, self.metrics, self.summary)):
-                raise ValueError(f"--out {self.root} holds a run without {self.config.name}")
+                raise ValueError(
+                    f"--out {self.root} holds a run without {self.config.name}; give another --out"
+                )
             return
         try:
             there = yaml.safe_load(self.config.read_text())
@@ -153,18 +155,9 @@ class RunDirectory:
             ValueError: As `check`, or another training is at work here.
         """
         self.check(config)
-        try:
-            self.state.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.root, "--out", "training"):
+            self.state.parent.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
-            lock = (self.root / ".lock").open("w")
-        except OSError as error:
-            raise ValueError(f"--out {self.root} cannot be written: {error.strerror}") from None
-        with lock:
-            try:
-                # The system lets go of the lock however the process ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"--out {self.root} is in use by another training") from None
             if not self.config.exists():
                 write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
             yield

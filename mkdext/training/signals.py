@@ -7,14 +7,16 @@ import threading
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from mkdext._command import CommandStopped
 
-class TrainingStopped(Exception):
+
+class TrainingStopped(CommandStopped):
     """The training was asked to stop; its checkpoint is written."""
 
     def __init__(self, signal_number: int, after: str, out: Path) -> None:
         """Tell what stopped it and where."""
-        super().__init__(f"stopped after {after}; the same command goes on from {out}")
-        self.signal_number = signal_number
+        message = f"stopped after {after}; the same command goes on from {out}"
+        super().__init__(signal_number, message)
 
 
 class StopSignals:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from mkdext._command import CommandFailed
 from mkdext.distill import DistillationMethod
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.models import forward_with_features
@@ -107,14 +108,15 @@ class TrainingStep:
             hints = taught.teacher(lr, hr) if taught else []
         reconstruction = self.reconstruction(hr, hints)
         points = distillation.student_points if distillation else []
-        sr, features = self.forward(points, lr)
         values: dict[str, Tensor] = {}
+        computed = None
         meta_due = step % self.options.meta.every == 0
         if distillation and distillation.optimizer and meta_due:
-            shared = features if self.dtype == torch.float32 else None
+            if self.options.meta.rollback:
+                computed = self.forward(points, lr)
+            shared = computed[1] if computed and self.dtype == torch.float32 else None
             values |= self.meta_step(distillation, lr, reconstruction, hints, shared)
-            if not self.options.meta.rollback:
-                sr, features = self.forward(points, lr)
+        sr, features = computed or self.forward(points, lr)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         outputs, slopes, adapters = [], [], []
         adapter_gradients: tuple[Tensor, ...] = ()
@@ -311,7 +313,7 @@ class _Caller(nn.Module):
         return function()
 
 
-class TrainingFailed(ArithmeticError):
+class TrainingFailed(CommandFailed):
     """Going on would lead nowhere."""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, unwrapped
-from mkdext.training.config_files import config_of
+from mkdext.training.config_files import checked_run
 from mkdext.training.loop import Done, Loop
 from mkdext.training.options import TrainOptions
 from mkdext.training.origin import origin
@@ -55,13 +55,10 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
     """
     console = console or Console()
     options = options.resolved()
-    config = config_of(options)
-    run = RunDirectory(options.out)
-    run.check(config)
+    run, config = checked_run(options)
     if run.summary.exists():
         return finished(run, console)
-    plan = prepare(options)
-    return run_plan(plan, run, config, None, console)
+    return run_plan(prepare(options), run, config, None, console)
 
 
 def finished(run: RunDirectory, console: Console) -> Summary:

@@ -11,8 +11,6 @@ Maps have the teacher's size or the student's, whichever is smaller.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mkdext._files import write_text
+from mkdext._files import locked, write_text
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import MapShape, check_points, resized
 from mkdext.models.own import unwrapped
@@ -100,7 +98,8 @@ class TeacherCache:
                 photographs or options, or the disk is too small.
             OSError: Writing failed; the same call goes on.
         """
-        with self._locked():
+        self._require_no_others()
+        with locked(self.folder, "--teacher-cache", "training"):
             made_from = self._made_from()
             done = self._complete_rows(made_from)
             crops, batch = self.crops.crops, self.crops.batch_size
@@ -179,16 +178,22 @@ class TeacherCache:
             "seed": self.crops.seed,
         }
 
+    def _require_no_others(self) -> None:
+        if not self.folder.is_dir() or (self.folder / "cache.json").exists():
+            return
+        # A lock or a file that was not finished may be there.
+        names = (path.name for path in self.folder.iterdir())
+        others = [name for name in names if name != "maps.bin" and not name.startswith(".")]
+        if others:
+            raise ValueError(
+                f"--teacher-cache {self.folder} holds something else ({others[0]}); "
+                "name a new folder"
+            )
+
     def _complete_rows(self, made_from: dict[str, Any]) -> int:
         """Rows that are there and right."""
         index = self.folder / "cache.json"
         if not index.exists():
-            others = [p.name for p in self.folder.iterdir() if p.name not in (".lock", "maps.bin")]
-            if others:
-                raise ValueError(
-                    f"--teacher-cache {self.folder} holds something else ({others[0]}); "
-                    "name a new folder"
-                )
             return 0
         try:
             there = json.loads(index.read_text())
@@ -224,24 +229,6 @@ class TeacherCache:
                 f"{free / 1e9:.2f} GB are free; lower --teacher-cache-crops or --patch-size"
             )
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise ValueError(
-                f"--teacher-cache {self.folder} cannot be written: {error.strerror}"
-            ) from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(
-                    f"--teacher-cache {self.folder} is being filled by another training"
-                ) from None
-            yield
-
 
 def stored_shapes(teacher: Teacher, patch_size: int) -> list[MapShape]:
     """Shapes of the maps in a cache: the teacher's, or the student's size where that is smaller."""
@@ -262,14 +249,14 @@ def digest_of(network: nn.Module) -> str:
 
     Example:
         >>> digest_of(nn.Identity())
-        'Identity e3b0c44298fc1c14'
+        'Identity of weights e3b0c44298fc1c14'
     """
     network = unwrapped(network)
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return f"{type(network).__name__} {digest.hexdigest()[:16]}"
+    return f"{type(network).__name__} of weights {digest.hexdigest()[:16]}"
 
 
 def _map_bytes(shape: MapShape, dtype: torch.dtype) -> int:

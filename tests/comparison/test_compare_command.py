@@ -82,10 +82,11 @@ def comparison(flags, tmp_path_factory) -> Path:
 
 
 def grid(out: Path, methods: str = "vanilla,fitnet", seeds: int = 2) -> list[str]:
+    own = ["--method-options", "fitnet", "kd-weight=0.5", "meta.lr=3e-3"]
     return [
         *("--methods", methods, "--seeds", str(seeds), "--out", str(out)),
         *("--teacher-cache", str(out.parent / "cache"), "--teacher-cache-crops", "3"),
-        *("--method-options", "fitnet", "kd-weight=0.5", "meta.lr=3e-3"),
+        *(own if "fitnet" in methods else []),
     ]
 
 
@@ -257,6 +258,10 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--method-options", "fitnet", "kd-weight"], "takes name=value, got 'kd-weight'"),
         (["--method-options", "fitnet", "kd-wait=1"], "did you mean 'kd_weight'"),
         (["--method-options", "fitnett", "kd-weight=1"], "fitnett is unknown"),
+        (
+            ["--method-options", "vid", "kd-weight=1"],
+            "--method-options vid: vid is not compared, --methods are vanilla, fitnet",
+        ),
         (["--method-options"], "--method-options takes a method and name=value, got nothing"),
         (["--method-options", "fitnet"], "--method-options fitnet takes name=value, got nothing"),
         (["--method-options", "fitnet", "kd-weight=[1"], r"as in YAML, got 'kd-weight=\[1'"),
@@ -290,7 +295,8 @@ def test_what_does_not_fit_into_memory_is_refused(estimated, flags, trained, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--seeds", "0"], "--seeds must be from 1 to 1000, got 0"),
+        (["--seeds", "1001"], "--seeds must be from 1 to 1000, got 1001"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--method-options", "fitnet", "kd-weight=-1"], "--kd-weight must be at least 0, got -1"),
         (["--method", "fitnet"], "Perhaps you meant"),

@@ -284,3 +284,13 @@ def test_the_message_about_bad_files_names_the_first_and_counts_the_rest():
         "  1.png: is empty",
         "  ... and 3 more",
     ]
+
+
+def test_an_error_without_a_message_is_told_by_its_name(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    with pytest.raises(BadImageError, match=r"cannot be decoded \(AssertionError\)"):
+        read_image(tmp_path / "black.png")

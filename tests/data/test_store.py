@@ -117,7 +117,8 @@ def test_a_foreign_or_damaged_index_is_refused(store, change, message):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("height", 31), ("width", 0), ("offset", -1), ("width", "50")]
+    ("field", "value"),
+    [("height", 31), ("width", 0), ("offset", -1), ("width", "50"), ("files", None)],
 )
 def test_impossible_entries_are_refused(store, field, value):
     index = json.loads((store / "store.json").read_text())

@@ -63,7 +63,7 @@ def test_ickd_compares_rows_of_channel_products():
     torch.testing.assert_close(method([maps(3)], [maps(4, 1)]), gap)
 
 
-def test_l2t_weights_channels_by_the_teachers_means():
+def test_l2t_weights_channels_by_the_teachers_means_and_halves_the_loss_as_its_authors_do():
     method = made("l2t-ww")
     nn.init.normal_(method.weights[0].weight)
     nn.init.normal_(method.weights[0].bias)
@@ -73,11 +73,11 @@ def test_l2t_weights_channels_by_the_teachers_means():
         scores = method.weights[0].weight @ teacher[b].mean((1, 2)) + method.weights[0].bias
         weights = scores.exp() / scores.exp().sum()
         for c in range(4):
-            expected += weights[c] * (teacher[b, c] - matched[b, c]).pow(2).mean() / 2
+            expected += 0.5 * weights[c] * (teacher[b, c] - matched[b, c]).pow(2).mean() / 2
     torch.testing.assert_close(method([maps(3)], [teacher]), expected)
     before = made("l2t-ww")([maps(3)], [teacher])
     torch.testing.assert_close(
-        before, functional.mse_loss(made("l2t-ww").matches[0](maps(3)), teacher)
+        before, 0.5 * functional.mse_loss(made("l2t-ww").matches[0](maps(3)), teacher)
     )
 
 

@@ -163,3 +163,13 @@ def test_the_size_is_told_without_decoding(tmp_path: Path) -> None:
     whole = (tmp_path / "black.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[:60])
     assert picture_size(tmp_path / "cut.png") == (300, 200)
+
+
+def test_an_error_without_a_message_is_told_by_its_name(tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    monkeypatch.setattr("mkdext.inference.pictures._decoded", fail)
+    with pytest.raises(BadImageError, match=r"cannot be decoded \(AssertionError\)"):
+        read_picture(tmp_path / "black.png")

@@ -8,7 +8,7 @@ import torch
 
 from mkdext.training import BUILTIN_DEMO, TrainOptions
 from mkdext.training.memory import LiveBytes, available_bytes
-from mkdext.training.options import METHOD_NAMES
+from mkdext.training.options import METHOD_NAMES, MetaOptions
 from mkdext.training.plan import estimate_memory, make_networks
 
 
@@ -55,6 +55,18 @@ def test_the_estimate_grows_with_the_batch_and_the_patch():
 def test_every_method_has_an_estimate(method):
     options = TrainOptions(method=method, student="rcan-a", patch_size=8, train_dir=(Path(),))
     assert estimate(options.resolved()) > 0
+
+
+@pytest.mark.parametrize("mode", ["unrolled", "replayed"])
+def test_what_many_inner_steps_take_is_reckoned_from_few(mode):
+    def of(steps: int) -> TrainOptions:
+        meta = MetaOptions(steps=steps, mode=mode)
+        return dataclasses.replace(BUILTIN_DEMO, patch_size=8, meta=meta).resolved()
+
+    options = of(8)
+    computed = estimate_memory.__wrapped__(options, make_networks(options))
+    assert estimate(options) == pytest.approx(computed, rel=1e-6)
+    assert estimate(of(100_000_000)) > 10**11
 
 
 def test_this_machine_tells_its_memory():

@@ -244,9 +244,13 @@ def test_the_same_call_gives_the_finished_student_and_another_network_is_refused
     again = distill(sequential(), builtin_teacher(), photographs, options, QUIET)
     assert torch.equal(first.student[0].weight, again.student[0].weight)
     assert first.history == again.history and first.summary == again.summary
-    with pytest.raises(ValueError, match=r"a run of other options \(student was 'Sequential \w+'"):
+    with pytest.raises(
+        ValueError, match=r"a run of other options \(student was 'Sequential of weights \w+'"
+    ):
         distill(first.student, builtin_teacher(), photographs, options, QUIET)
-    with pytest.raises(ValueError, match=r"teacher was 'RCAN \w+', now 'RCAN \w+'"):
+    with pytest.raises(
+        ValueError, match=r"teacher was 'RCAN of weights \w+', now 'RCAN of weights \w+'"
+    ):
         distill(sequential(), create_model("rcan-a", 4), photographs, options, QUIET)
 
 

@@ -102,14 +102,16 @@ def again(step, lr: torch.Tensor) -> list[torch.Tensor]:
     return forward_with_features(step.student, step.distillation.student_points, lr)[1]
 
 
-def test_what_batch_normalisation_has_seen_is_the_students_own_step_alone():
+@pytest.mark.parametrize("rollback", [True, False])
+def test_what_batch_normalisation_has_seen_is_the_students_own_step_alone(rollback):
+    meta = MetaOptions(rollback=rollback, inner_lr=1e-12)
     statistics = []
     for method, teacher in (("mkd", builtin_teacher()), ("vanilla", None)):
         torch.manual_seed(0)
         layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 48, 3, padding=1)
         student = nn.Sequential(*layers, nn.PixelShuffle(4))
-        options = dataclasses.replace(TINY, method=method, student_points=("0", "2")).resolved()
-        step = make_step(options, Networks(student, teacher), torch.device("cpu"))
+        options = dataclasses.replace(TINY, method=method, student_points=("0", "2"), meta=meta)
+        step = make_step(options.resolved(), Networks(student, teacher), torch.device("cpu"))
         assert ("meta_objective" in step(0, *patches())) == (method == "mkd")
         statistics.append((student[1].running_mean, student[1].num_batches_tracked))
     torch.testing.assert_close(*statistics)

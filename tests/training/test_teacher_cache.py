@@ -123,7 +123,7 @@ def test_an_interrupted_computation_goes_on_where_it_was(tmp_path, pairs):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"net": 1}, r"teacher was Net \w+, now Net \w+"),
+        ({"net": 1}, r"teacher was Net of weights \w+, now Net of weights \w+"),
         ({"seed": 4}, "seed was 3, now 4"),
         ({"patch_size": 6}, r"maps was .*, patch_size was 8, now 6"),
         ({"dtype": torch.bfloat16}, "dtype was float32, now bfloat16"),
@@ -201,13 +201,15 @@ def test_a_folder_of_other_things_or_in_use_is_refused(tmp_path, pairs):
     (tmp_path / "letters/letter.txt").write_text("dear reader")
     with pytest.raises(ValueError, match=r"holds something else \(letter\.txt\); name a new fold"):
         make(tmp_path / "letters", pairs).fill()
+    assert [path.name for path in (tmp_path / "letters").iterdir()] == ["letter.txt"]
     with pytest.raises(ValueError, match="cannot be written: "):
         make(tmp_path / "letters/letter.txt", pairs).fill()
     cache = make(tmp_path / "cache", pairs)
     (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/.cache.json.unfinished").touch()
     with (tmp_path / "cache/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="is being filled by another training"):
+        with pytest.raises(ValueError, match="is in use by another training"):
             cache.fill()
 
 

@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_the_checkpoint(reference, flags, tmp_path):
     command = [sys.executable, "-c", script, *flags, "--out", str(run)]
     full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert full.returncode == 1
-    assert "make room, then the same command goes on" in full.stderr
+    assert "make room, then give the same command again" in full.stderr
     assert "Traceback" not in full.stderr
     assert main([*flags, "--out", str(run)]) == 0
     assert weights(run) == weights(reference)
@@ -185,7 +185,16 @@ def test_a_damaged_or_missing_configuration_is_told(reference, flags, tmp_path, 
     assert "config.yaml is damaged" in capsys.readouterr().err
     (run / "config.yaml").unlink()
     assert main([*flags, "--out", str(run)]) == 2
-    assert "holds a run without config.yaml" in capsys.readouterr().err
+    assert "holds a run without config.yaml; give another --out" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_told_with_the_cause(reference, flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    (run / "summary.json").unlink()
+    (run / "checkpoints/state.pt").write_bytes(b"")
+    assert main([*flags, "--out", str(run)]) == 2
+    assert "state.pt is damaged (EOFError): delete it to begin again" in capsys.readouterr().err
 
 
 def test_a_run_of_other_options_is_refused(reference, flags, capsys):
@@ -267,8 +276,16 @@ def broken(case: str, folder: Path) -> list[str]:
     if case == "missing folder":
         return ["--train-dir", str(folder / "nowhere")]
     if case == "text as picture":
-        (folder / "letter.png").write_text("dear reader")
-        return ["--train-dir", str(folder)]
+        (folder / "letters").mkdir()
+        (folder / "letters/letter.png").write_text("dear reader")
+        return ["--train-dir", str(folder / "letters")]
+    if case == "output among photographs":
+        (folder / "out").mkdir()
+        Image.new("RGB", (80, 80)).save(folder / "out" / "black.png")
+        return ["--train-dir", str(folder / "out")]
+    if case == "output below photographs to measure on":
+        Image.new("RGB", (80, 80)).save(folder / "black.png")
+        return ["--val-dir", str(folder)]
     if case == "large patch":
         return ["--patch-size", "17"]
     if case == "truncated weights":
@@ -304,7 +321,10 @@ def broken(case: str, folder: Path) -> list[str]:
         ("no folder", "--train-dir must name at least one folder"),
         ("missing folder", "does not exist"),
         ("text as picture", "letter.png"),
+        ("output among photographs", "among whose photographs its pictures would count; give an"),
+        ("output below photographs to measure on", "lies in"),
         ("large patch", "needs at least 68"),
+        ("large patch", "a smaller --patch-size will do (now 17)"),
         ("truncated weights", "cut.safetensors"),
         ("weights of another scale", "x2"),
         ("weights of another network", "architecture"),
@@ -327,10 +347,15 @@ def test_bad_input_gets_one_clear_message_before_any_work(case, message, flags, 
 
 
 def test_what_does_not_fit_into_memory_is_refused(estimated, flags, tmp_path, capsys):
-    many = ["--batch-size", "1000000", "--patch-size", "16"]
-    assert main([*flags, *many, "--out", str(tmp_path / "out")]) == 2
-    assert "a step needs about" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    large = ["--batch-size", "1000000", "--patch-size", "16"]
+    for many, advice in (
+        (large, "lower --batch-size or --patch-size, or take"),
+        (["--meta.steps", "100000000"], "or --patch-size, --meta.steps (now 100000000), or take"),
+    ):
+        assert main([*flags, *many, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert "a step needs about" in error and advice in error
+        assert not (tmp_path / "out").exists()
 
 
 def test_broken_photographs_are_left_out_when_asked(flags, photographs, tmp_path, capsys):

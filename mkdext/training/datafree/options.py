@@ -26,7 +26,7 @@ class GeneratorOptions:
 
     every: int = 10
     """Student steps from one step of a generator to the next (k of Algorithm 1; 50 in the code of
-    DFSR)."""
+    DFSR); 0: generators are never trained and stay the random networks that they begin as."""
     lr: float = 1e-4
     """Learning rate of Adam for generator, discriminator and persistent noise at the beginning; it
     falls like the student's (1e-5 in the data-free paper, 1e-3 in the code of CMI)."""
@@ -38,7 +38,7 @@ class GeneratorOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        at_least(1, self, "every", prefix="generator.")
+        at_least(0, self, "every", prefix="generator.")
         positive(self, "lr", prefix="generator.")
 
 
@@ -74,7 +74,7 @@ class DataFreeOptions(SharedOptions):
     """Enlargement factors: 2, 3, 4 or 8. Of several, one is drawn at random in each step; student
     and teacher must then be networks whose weights serve for every scale, such as vdsr."""
     source: Literal["generator", "procedural", "mixed"] = "mixed"
-    """Where images come from: generators that are trained meanwhile; random shapes and textures
+    """Where images come from: generators, which are trained meanwhile; random shapes and textures
     that follow rules; or both."""
     procedural_share: float = 0.5
     """Share of procedural images in each batch of --source mixed."""
@@ -166,10 +166,10 @@ class DataFreeOptions(SharedOptions):
                 "--meta.inner-optimizer adam begins with the student's own moments, which "
                 "--optimizer sgd has not; take --meta.inner-optimizer sgd"
             )
-        if self.has_generator and self.batch_size < 2:
+        if self.trains_generator and self.batch_size < 2:
             raise ValueError(
                 "--batch-size must be at least 2, or there is nothing to tell an image apart from; "
-                "or take --source procedural"
+                "or take --source procedural or --generator.every 0"
             )
         if self.source == "mixed" and not 0 < self.procedural_count < self.batch_size:
             raise ValueError(
@@ -187,13 +187,18 @@ class DataFreeOptions(SharedOptions):
 
     @property
     def has_generator(self) -> bool:
-        """Whether generators are trained."""
+        """Whether generators make images."""
         return self.source != "procedural"
+
+    @property
+    def trains_generator(self) -> bool:
+        """Whether generators are trained."""
+        return self.has_generator and self.generator.every > 0
 
     @property
     def is_contrastive(self) -> bool:
         """Whether there are discriminators and memory banks."""
-        return self.has_generator and self.weights.contrastive > 0
+        return self.trains_generator and self.weights.contrastive > 0
 
     @property
     def criterion(self) -> Criterion:

@@ -14,7 +14,7 @@ from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
-from mkdext.training.memory import LiveBytes
+from mkdext.training.memory import LiveBytes, reckons_inner_steps
 from mkdext.training.plan import choose_points, is_own, on_meta, require_memory, seeded
 
 _VIEW_POINTS = 4  # as many as are distilled
@@ -58,14 +58,14 @@ def prepare(options: DataFreeOptions) -> Plan:
         points = choose_points(options.for_scale(scale, 1), student, teacher)
         if is_own(student):
             check_twice_differentiable(student)
-    if options.has_generator:
+    if options.trains_generator:
         for whose, network in (("student", student), ("teacher", teacher)):
             if is_own(network):
-                trained = "a generator (--source procedural has none)"
+                trained = "a generator (not with --source procedural or --generator.every 0)"
                 check_passes_gradient(network, whose, trained)
     networks = ByScale(student, teachers, points)
     memory = estimate_memory(options, networks)
-    require_memory(memory, device)
+    require_memory(memory, options)
     return Plan(options, networks, schedule, make_makers(options, networks, device), memory)
 
 
@@ -102,6 +102,7 @@ def view_points(options: DataFreeOptions, teacher: nn.Module) -> list[str]:
         ) from None
 
 
+@reckons_inner_steps
 def estimate_memory(options: DataFreeOptions, networks: ByScale) -> int | None:
     """Bytes that networks, optimizers, bank and one step take up, by a dry computation.
 
@@ -132,7 +133,7 @@ def estimate_memory(options: DataFreeOptions, networks: ByScale) -> int | None:
             held: int = memory.live
             size = few.size(scale)
             stage.imitate(0, scale, torch.empty(samples, 3, size, size, device=meta))
-            if few.has_generator:
+            if few.trains_generator:
                 maker.improve(0, stage.student)
     except Exception as error:
         if is_own(networks.student) or is_own(teacher):

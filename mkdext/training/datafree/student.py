@@ -13,7 +13,7 @@ from torch import Tensor
 from mkdext.datafree import procedural_images
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
-from mkdext.training.config_files import changed_flags, config_of
+from mkdext.training.config_files import changed_flags, checked_run
 from mkdext.training.datafree.image_maker import CollapseError, require_different
 from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates
 from mkdext.training.datafree.plan import Plan, prepare
@@ -68,9 +68,7 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
     """
     console = console or Console()
     options = options.resolved()
-    config = config_of(options)
-    run = RunDirectory(options.out)
-    run.check(config)
+    run, config = checked_run(options)
     if run.summary.exists():
         return finished(run, console)
     plan = prepare(options)
@@ -176,7 +174,7 @@ class DataFreeLoop(Loop):
         lr = plan.makers[scale].images(step)
         self._batch = scale, lr
         values = self.stage.imitate(step, scale, lr)
-        if options.has_generator and (step + 1) % options.generator.every == 0:
+        if options.trains_generator and (step + 1) % options.generator.every == 0:
             chosen = drawn(options.scale, options.seed, Draw.GENERATION_SCALE, step)
             values |= plan.makers[chosen].improve(step, self.stage.students[chosen])
         return values
@@ -231,7 +229,7 @@ class DataFreeLoop(Loop):
             advice = f"Lower {rate}, raise {weight}, or take --source procedural"
         else:
             advice = f"Lower --lr (now {options.lr:g})"
-            advice += f" or {rate}" if options.has_generator else ""
+            advice += f" or {rate}" if options.trains_generator else ""
         return f"step {step}: {error}{kept}. {advice}, and give another --out"
 
 

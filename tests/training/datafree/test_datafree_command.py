@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mkdext.datafree.__main__ import main, parse
 from mkdext.models import create_model, load_model
@@ -78,6 +78,22 @@ def test_losses_diversity_and_validation_are_logged(reference):
     )
     validated = {r["step"]: set(r["validation"]) for r in records(reference) if "validation" in r}
     assert validated == {step: {"made images", "photographs"} for step in (4, 8, 12)}
+
+
+def test_a_generator_that_is_never_trained_makes_the_same_images_without_what_trains_it(
+    flags, tmp_path
+):
+    ends = []
+    for every in ("0", "1000"):
+        run = tmp_path / every
+        assert main([*flags, "--generator.every", every, "--out", str(run)]) == 0
+        assert not any("adversarial" in record for record in records(run))
+        ends.append((losses(run), load_file(run / "checkpoints/student.safetensors")))
+    (logged, tensors), (logged_before, tensors_before) = ends
+    assert logged == logged_before
+    assert all(torch.equal(tensors[name], tensors_before[name]) for name in tensors_before)
+    state = torch.load(tmp_path / "0/checkpoints/state.pt", weights_only=True)
+    assert "discriminator" not in state["makers"][2]
 
 
 def test_a_finished_run_is_left_alone(reference, flags, capsys):

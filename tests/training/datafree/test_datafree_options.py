@@ -36,7 +36,7 @@ from mkdext.training.datafree.student import origin
             lambda: DataFreeOptions(optimizer="sgd", meta=MetaOptions(inner_optimizer="adam")),
             "take --meta.inner-optimizer sgd",
         ),
-        (lambda: GeneratorOptions(every=0), "--generator.every must be at least 1"),
+        (lambda: GeneratorOptions(every=-1), "--generator.every must be at least 0, got -1"),
         (lambda: GeneratorOptions(lr=-1), "--generator.lr must be positive"),
         (lambda: ContrastiveOptions(temperature=0), "--contrastive.temperature must be positive"),
         (lambda: ContrastiveOptions(bank_bytes=0), "--contrastive.bank-bytes must be at least 1"),
@@ -56,6 +56,11 @@ def test_pictures_of_all_scales_have_one_size():
 
 def test_without_a_generator_any_size_will_do():
     assert DataFreeOptions(source="procedural", patch_size=9, batch_size=1).size(4) == 9
+
+
+def test_a_generator_that_is_never_trained_needs_no_second_image():
+    options = DataFreeOptions(source="generator", batch_size=1, generator=GeneratorOptions(every=0))
+    assert options.has_generator and not options.is_contrastive
 
 
 def test_a_run_can_be_made_from_the_configuration_of_another(tmp_path):
