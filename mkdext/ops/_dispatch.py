@@ -101,7 +101,7 @@ def apply(function: type[Function], *inputs: object) -> Any:
     inputs = unwrap_dead_wrappers(inputs)
     if not _is_recorded(inputs):
         return function.forward(*inputs)
-    return super(Function, function).apply(*inputs)
+    return super(Function, function).apply(*inputs)  # type: ignore[misc]
 
 
 def _is_recorded(inputs: tuple[object, ...]) -> bool:
