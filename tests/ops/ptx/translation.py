@@ -7,16 +7,14 @@ replaced, never changed.
 
 from __future__ import annotations
 
-import functools
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from tests.ops.ptx import arithmetic, tensor_cores
-from tests.ops.ptx.control_flow import End, InstructionBlock, cut
+from tests.ops.ptx.control_flow import cut
 from tests.ops.ptx.formulas import FORMULAS
 from tests.ops.ptx.program import TYPES, Instruction, Kernel, size_of
 
@@ -26,37 +24,45 @@ WINDOWS = {"shared": 1 << 60, "local": 2 << 60, "param": 3 << 60}
 Run = Callable[..., None]
 
 
-@dataclass(frozen=True)
-class Block:
-    """Instructions that threads run together, as functions."""
-
-    instructions: list[Instruction]
-    end: End
-    predicate: int | None
-    """The register that decides on a branch."""
-    run: Run
-    """Runs it for all threads: ``run(t, r)``."""
-    run_masked: Run
-    """Runs it for some: ``run(t, r, m)``."""
-
-
 class Translation:
-    """A kernel that can run."""
+    """A kernel that can run.
+
+    Attributes:
+        kernel: What was translated.
+        blocks: The kernel without its branches.
+        registers: The place of each register.
+        granules: Of global and of shared memory, the least number of bytes that is read or written
+            at once.
+    """
 
     def __init__(self, kernel: Kernel, symbols: dict[str, int]) -> None:
         """Translate; `symbols` are the addresses of variables in global memory."""
         self.kernel = kernel
-        self._registers = {name: n for n, name in enumerate(kernel.registers)}
+        self.blocks = cut(kernel)
+        self.registers = {name: n for n, name in enumerate(kernel.registers)}
+        self.granules = {space: self._granule(space) for space in ("global", "shared")}
         self._symbols = {
             **symbols,
             **kernel.parameter_names.offsets,
             **kernel.shared.offsets,
             **kernel.local.offsets,
         }
-        self.blocks = [self._block(block) for block in cut(kernel)]
+        self._functions: dict[tuple[int, bool], Run] = {}
 
-    def granule(self, space: str) -> int:
-        """Return the least number of bytes that is read or written at once in a memory."""
+    def function(self, at: int, masked: bool) -> Run:
+        """Return a block's function, made when it is first asked for.
+
+        Raises:
+            NotImplementedError: It has an instruction that is not known.
+        """
+        if (at, masked) not in self._functions:
+            writer = _Writer(self.kernel, self.registers, self._symbols, masked)
+            for instruction in self.blocks[at].instructions:
+                writer.add(instruction)
+            self._functions[at, masked] = writer.function()
+        return self._functions[at, masked]
+
+    def _granule(self, space: str) -> int:
         sizes = [16]
         for instruction in self.kernel.instructions:
             parts = instruction.parts
@@ -65,23 +71,6 @@ class Translation:
             elif parts[:2] == ["cp", "async"] and parts[2] in ("ca", "cg"):
                 sizes.append(int(instruction.operands[2]))
         return min(sizes)
-
-    def _block(self, block: InstructionBlock) -> Block:
-        run, run_masked = (self._lazily(block.instructions, masked) for masked in (False, True))
-        predicate = self._registers.get(block.end.predicate)
-        return Block(block.instructions, block.end, predicate, run, run_masked)
-
-    def _lazily(self, instructions: list[Instruction], masked: bool) -> Run:
-        """Return a function that is made when it is first called."""
-
-        @functools.cache
-        def made() -> Run:
-            writer = _Writer(self.kernel, self._registers, self._symbols, masked)
-            for instruction in instructions:
-                writer.add(instruction)
-            return writer.function()
-
-        return lambda *arguments: made()(*arguments)
 
 
 class _Writer:
