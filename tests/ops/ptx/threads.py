@@ -12,10 +12,11 @@ import numpy as np
 from tests.ops.ptx import tensor_cores
 from tests.ops.ptx.fault import AccessFault, Fault, ThreadFault
 from tests.ops.ptx.global_memory import GlobalMemory
+from tests.ops.ptx.instructions import WINDOWS
 from tests.ops.ptx.program import TYPES, Instruction
 from tests.ops.ptx.schedule import Schedule
 from tests.ops.ptx.shared_memory import SharedMemory
-from tests.ops.ptx.translation import WINDOWS, Translation
+from tests.ops.ptx.translation import Translation
 
 Dim3 = tuple[int, int, int]
 
@@ -40,7 +41,7 @@ class Observer(Protocol):
 class Threads:
     """The threads of some blocks, which run together.
 
-    The functions that translation.py makes read the attributes named like special registers
+    The functions that writer.py writes read the attributes named like special registers
     (`tid_x`), set `now`, the instruction under way, and call the methods below `run`.
     """
 
