@@ -22,12 +22,15 @@ class End:
     negated: bool = False
 
 
+_NEXT = End("next")
+
+
 @dataclass
 class InstructionBlock:
     """Instructions without a branch, but for the last one."""
 
     instructions: list[Instruction] = field(default_factory=list)
-    end: End = field(default_factory=lambda: End("next"))
+    end: End = _NEXT
 
 
 def cut(kernel: Kernel) -> list[InstructionBlock]:

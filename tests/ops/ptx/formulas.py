@@ -32,10 +32,6 @@ def _product(operands: list[str], modifiers: list[str], kind: str) -> str:
     return f"{text} + {c[0]}" if c else text
 
 
-def _negation(operands: list[str], modifiers: list[str], kind: str) -> str:
-    return f"~{operands[0]}"
-
-
 def _extreme(name: str) -> Callable[[list[str], list[str], str], str]:
     def text(operands: list[str], modifiers: list[str], kind: str) -> str:
         # The ones whose names begin with f leave NaN out.
@@ -70,7 +66,7 @@ FORMULAS: dict[str, Formula] = {
     "and": Formula("{} & {}"),
     "or": Formula("{} | {}"),
     "xor": Formula("{} ^ {}"),
-    "not": Formula(_negation),
+    "not": Formula("~{}"),
     "shf": Formula(_funnel, frozenset({"l", "r", "wrap", "clamp"})),
     "prmt": Formula("permute({}, {}, {})"),
     "lop3": Formula("logic({}, {}, {}, int({}))"),

@@ -6,7 +6,9 @@ import ctypes
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from tests.ops.ptx.fault import Fault
 from tests.ops.ptx.global_memory import Buffer
 from tests.ops.ptx.machine import Machine
 from tests.ops.ptx.program import Module
@@ -21,7 +23,9 @@ _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_uint * 3),
     ctypes.POINTER(ctypes.c_void_p),
     ctypes.c_size_t,
+    ctypes.c_int,
 )
+_SHARED_BYTES = 48 * 1024  # what a kernel may have without cudaFuncSetAttribute
 
 
 class Launches:
@@ -62,19 +66,33 @@ class Launches:
             raise error
 
     def _launch(
-        self, name: bytes, grid: Dim3, block: Dim3, arguments: Sequence[int], dynamic_shared: int
+        self,
+        name: bytes,
+        grid: Any,
+        block: Any,
+        arguments: Sequence[int],
+        dynamic_shared: int,
+        allowed: int,
     ) -> None:
         if self._error is not None:
             return
         try:
+            self._check_shared(name.decode(), dynamic_shared, allowed)
             self._run(name.decode(), tuple(grid[0]), tuple(block[0]), arguments, dynamic_shared)
         except BaseException as error:  # none may pass through the C++ code
             self._error = error
+
+    def _check_shared(self, name: str, dynamic: int, allowed: int) -> None:
+        if allowed < 0:
+            allowed = _SHARED_BYTES - self.machine.shared_bytes(name)
+        if dynamic > allowed:
+            raise Fault(f"{name}: {dynamic} bytes of dynamic shared memory, {allowed} are allowed")
 
     def _run(
         self, name: str, grid: Dim3, block: Dim3, arguments: Sequence[int], dynamic_shared: int
     ) -> None:
         memory = bytearray()
+        # The array of arguments does not tell its end.
         for (offset, size), address in zip(self.machine.parameters(name), arguments, strict=False):
             memory = memory.ljust(offset, b"\0") + ctypes.string_at(address, size)
         only, observer = None, None

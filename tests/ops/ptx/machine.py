@@ -79,7 +79,7 @@ class Machine:
             Buffer(variable, self._symbols[variable], size)
             for variable, (size, _) in self._module.globals.items()
         ]
-        memory = GlobalMemory([*buffers, *own], translation.granule("global"))
+        memory = GlobalMemory([*buffers, *own], translation.granules["global"])
         threads = math.prod(block)
         numbers = list(range(math.prod(grid)) if only is None else only)
         together = max(_TOGETHER // threads, 1)

@@ -1,10 +1,10 @@
 // The functions of csrc/cuda/launch.h for ctypes, as ../cuda_arithmetic.cpp has them.
 //
 // Precisions are numbered as in launch.h; shapes are {B, Ci, Co, H, W, k}. Pointers are the host's.
-#include "../../../csrc/cuda/launch.h"
-
 #include <cstdint>
 #include <vector>
+
+#include "../../../csrc/cuda/launch.h"
 
 extern "C" {
 

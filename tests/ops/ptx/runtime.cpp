@@ -8,8 +8,9 @@
 
 namespace {
 
+// `allowed` is what cudaFuncSetAttribute said of dynamic shared memory, -1 if nothing.
 using Launch = void (*)(const char* kernel, const dim3* grid, const dim3* block,
-                        void* const* arguments, size_t dynamic_shared);
+                        void* const* arguments, size_t dynamic_shared, int allowed);
 
 struct Configuration {
   dim3 grid, block;
@@ -21,10 +22,15 @@ Launch callback = nullptr;
 int launch_count = 0;
 Configuration configuration;
 
-// The mangled names by the address of the host's function.
-std::map<const void*, const char*>& kernels() {
-  static std::map<const void*, const char*> names;
-  return names;
+struct Kernel {
+  const char* mangled_name;
+  int allowed_dynamic_shared = -1;
+};
+
+// By the address of the host's function. Registered before this file's variables are there.
+std::map<const void*, Kernel>& kernels() {
+  static std::map<const void*, Kernel> registered;
+  return registered;
 }
 
 }  // namespace
@@ -43,7 +49,7 @@ void __cudaUnregisterFatBinary(void**) {}
 
 void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, uint3*,
                             uint3*, dim3*, dim3*, int*) {
-  kernels()[function] = name;
+  kernels()[function] = {name};
 }
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t dynamic_shared, void* stream) {
@@ -65,14 +71,26 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
   return cudaSuccess;
 }
 
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
-                               size_t dynamic_shared, cudaStream_t) {
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
+                             size_t dynamic_shared, cudaStream_t) {
   ++launch_count;
-  callback(kernels().at(kernel), &grid, &block, arguments, dynamic_shared);
+  const Kernel& kernel = kernels().at(function);
+  callback(kernel.mangled_name, &grid, &block, arguments, dynamic_shared,
+           kernel.allowed_dynamic_shared);
   return cudaSuccess;
 }
 
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
+                               size_t dynamic_shared, cudaStream_t stream) {
+  return cudaLaunchKernel(kernel, grid, block, arguments, dynamic_shared, stream);
+}
+
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize)
+    kernels().at(function).allowed_dynamic_shared = value;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "no error of the CUDA runtime"; }
 

@@ -35,6 +35,9 @@ class SharedMemory:
         warps = np.arange(self._warps)
         # Of a thread, of a warp, and of one that has met; the last two are _SEVERAL and _NOBODY.
         self._warp_of = np.concatenate([everyone // LANES, warps, warps, [-1, -1]]).astype(np.int32)
+        self._several_of = np.where(
+            self._warp_of < 0, np.int32(_SEVERAL), self._threads + self._warp_of
+        )
         memory = np.zeros(blocks * self._stride, np.uint8)
         self._views = {n: memory.view(f"u{n}") for n in (1, 2, 4, 8)}
         granules = memory.size // granule
@@ -65,7 +68,7 @@ class SharedMemory:
         at, granules = self._locate(addresses, threads, width * count, "reads")
         if not self._written[granules].all() or self._copying[granules].any():
             self._refuse_unwritten(addresses, granules)
-        who = self._threads + self._warp_of[threads] if by_warp else threads.astype(np.int32)
+        who = self._several_of[threads] if by_warp else threads.astype(np.int32)
         self._check(self._writer, granules, who, addresses, "reads", "wrote")
         self._note_readers(granules, who)
         return self._views[width][at[:, None] // width + np.arange(count)]
@@ -136,23 +139,23 @@ class SharedMemory:
         self._views[1][at[:, None] + np.arange(values.shape[1])] = values
 
     def _note_readers(self, granules: np.ndarray, who: np.ndarray) -> None:
-        now = np.broadcast_to(who[:, None], granules.shape)
-        before = self._reader[granules]
-        if not ((before == _NOBODY) | (before == now)).all():
-            now = self._together(before, now)
-        self._reader[granules] = now
-        # Where several threads read the same one, the last one stays until all are accounted for.
-        while (missing := now != self._reader[granules]).any():
-            now = self._together(self._reader[granules], now)
-            self._reader[granules[missing]] = now[missing]
+        who = np.broadcast_to(who[:, None], granules.shape)
+        # Of several that read the same granule at once the last one is kept, until all count.
+        while (missing := ~self._counts(self._reader[granules], who)).any():
+            granules, who = granules[missing], who[missing]
+            who = self._together(self._reader[granules], who)
+            self._reader[granules] = who
 
-    def _together(self, before: np.ndarray, who: np.ndarray) -> np.ndarray:
+    def _counts(self, kept: np.ndarray, who: np.ndarray) -> np.ndarray:
+        """Tell whether what is kept tells of a reader."""
+        return (kept == who) | (kept == _SEVERAL) | (kept == self._several_of[who])
+
+    def _together(self, kept: np.ndarray, who: np.ndarray) -> np.ndarray:
         """One number for both."""
-        warp = self._warp_of[who]
-        same_warp = (self._warp_of[before] == warp) & (warp >= 0)
-        several = np.where(same_warp, self._threads + warp, _SEVERAL)
-        alone = (before == _NOBODY) | (before == who) | (same_warp & (before == self._met(warp)))
-        return np.where(alone, who, several).astype(np.int32)
+        several = self._several_of[who]
+        same_warp = (self._several_of[kept] == several) & (several != _SEVERAL)
+        alone = (kept == _NOBODY) | (same_warp & (kept == self._met(self._warp_of[who])))
+        return np.where(alone, who, np.where(same_warp, several, _SEVERAL)).astype(np.int32)
 
     def _met(self, warp: np.ndarray) -> np.ndarray:
         return self._threads + self._warps + warp

@@ -103,9 +103,10 @@ def test_double_backward_adds_two_terms_of_one_launch_or_two(operators, precisio
 
 
 @EVERY_PRECISION
-def test_a_weight_gradient_in_parts_and_in_one_agree_with_the_reference(operators, precision):
+def test_a_weight_gradient_in_parts_and_one_in_one_agree_with_the_reference(operators, precision):
     assert check_weight_gradient(operators, precision, (1, 2, 3, 9, 33, 3)) > 1
     assert check_weight_gradient(operators, precision, (1, 8, 8, 9, 16, 3)) > 1
+    assert check_weight_gradient(operators, precision, (1, 2, 3, 2, 5, 3)) == 1
 
 
 @EVERY_PRECISION

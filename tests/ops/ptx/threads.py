@@ -12,10 +12,11 @@ import numpy as np
 from tests.ops.ptx import tensor_cores
 from tests.ops.ptx.fault import AccessFault, Fault, ThreadFault
 from tests.ops.ptx.global_memory import GlobalMemory
+from tests.ops.ptx.instructions import WINDOWS
 from tests.ops.ptx.program import TYPES, Instruction
 from tests.ops.ptx.schedule import Schedule
 from tests.ops.ptx.shared_memory import SharedMemory
-from tests.ops.ptx.translation import WINDOWS, Translation
+from tests.ops.ptx.translation import Translation
 
 Dim3 = tuple[int, int, int]
 
@@ -40,7 +41,7 @@ class Observer(Protocol):
 class Threads:
     """The threads of some blocks, which run together.
 
-    The functions that translation.py makes read the attributes named like special registers
+    The functions that writer.py writes read the attributes named like special registers
     (`tid_x`), set `now`, the instruction under way, and call the methods below `run`.
     """
 
@@ -71,7 +72,7 @@ class Threads:
         self._count = len(blocks) * size
         self._memory = memory
         self._shared = SharedMemory(
-            len(blocks), kernel.shared.size + dynamic_shared, size, translation.granule("shared")
+            len(blocks), kernel.shared.size + dynamic_shared, size, translation.granules["shared"]
         )
         self._parameters = np.frombuffer(parameters, np.uint8)
         self._local = np.zeros((self._count, kernel.local.size), np.uint8)
@@ -106,17 +107,20 @@ class Threads:
             raise Fault(self._describe(fault)) from None
 
     def _run_block(self, at: int) -> None:
-        block, schedule = self._translation.blocks[at], self._schedule
+        translation, schedule = self._translation, self._schedule
+        block = translation.blocks[at]
         if self._observer is not None:
             warps = np.unique(schedule.running // tensor_cores.LANES)
             self._observer.block(block.instructions, len(warps))
+        predicate = None
         if schedule.mask is None:
-            block.run(self, self._registers)
+            translation.function(at, masked=False)(self, self._registers)
         else:
-            block.run_masked(self, self._registers, schedule.mask)
+            translation.function(at, masked=True)(self, self._registers, schedule.mask)
         if block.end.kind == "barrier":
             self.now = block.instructions[-1]
-        predicate = None if block.predicate is None else self._registers[block.predicate]
+        elif block.end.kind == "branch":
+            predicate = self._registers[translation.registers[block.end.predicate]]
         for released in schedule.leave(at, block.end, predicate):
             self._shared.barrier(released)
 
