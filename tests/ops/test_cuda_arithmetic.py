@@ -1,7 +1,6 @@
 """The CUDA kernels without a GPU: their source, compiled for the processor, runs block by block.
 
-What that cannot show is what only a GPU does: the instructions for copies and matrix products (the
-emulation has their documented effect), speed, and launching.
+What that cannot show is what nvcc makes of it, launches included (ptx/ runs that), and speed.
 """
 
 from __future__ import annotations

@@ -48,14 +48,17 @@ class Launches:
         self._buffers: Sequence[Buffer] = ()
         self._error: BaseException | None = None
         self._callback = _LAUNCH(self._launch)  # lives as long as the library may call it
+
+    def begin(self, buffers: Sequence[Buffer]) -> None:
+        """Take the launches to come, which may read or write these buffers.
+
+        A library is loaded once, however many use it; its launches go to the one that began last.
+        """
+        self._buffers = buffers
         self.library.set_launch(self._callback)
 
-    def allow(self, buffers: Sequence[Buffer]) -> None:
-        """Say what the launches to come may read or write."""
-        self._buffers = buffers
-
     def check(self) -> None:
-        """Raise what went wrong since the last call.
+        """Raise what went wrong since they began.
 
         Raises:
             Fault: A kernel did what it may not do.

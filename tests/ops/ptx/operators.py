@@ -27,7 +27,7 @@ class PtxOperators(CudaOperators):
         Raises:
             Fault: A kernel did what it may not do.
         """
-        self.launches.allow(buffers_of(read, written))
+        self.launches.begin(buffers_of(read, written))
         answer = super().run(function, *arguments, read=read, written=written)
         self.launches.check()
         return answer

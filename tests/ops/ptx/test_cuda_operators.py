@@ -17,10 +17,12 @@ import torch
 
 from mkdext.ops import reference
 from tests.ops.cuda_checks import (
+    assert_near,
     check_double_backward,
     check_forward_and_input_gradient,
     check_texture_kernels,
     check_weight_gradient,
+    expected,
     tensors,
 )
 from tests.ops.cuda_operators import PRECISIONS
@@ -148,22 +150,51 @@ def test_texture_kernels_with_indices_of_64_bits_agree_with_the_reference(compil
     check_texture_kernels(WideTextures(*compiled), precision, (1, 9, 7, 11, 3, 2))
 
 
-# What is taken from the PTX, and what the machine then finds.
-MUTATIONS = {
-    "barriers": (r"\tbar\.sync [^;]*;", "race|under way"),
-    "awaiting copies": (r"\tcp\.async\.wait_all;", "under way"),
-}
+def first_blocks(*_: object) -> tuple[range, None]:
+    return range(2), None
 
 
-@pytest.mark.parametrize(("pattern", "found"), MUTATIONS.values(), ids=MUTATIONS)
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_a_kernel_that_lost_its_synchronization_is_refused(compiled, precision, pattern, found):
+@EVERY_PRECISION
+def test_a_block_of_the_weight_gradient_goes_over_many_tiles_of_pixels(
+    operators, monkeypatch, precision
+):
+    monkeypatch.setattr(operators.launches, "on_launch", first_blocks)
+    shape = (512, 3, 2, 5, 33, 3)
+    x, _, g, _, _ = tensors(precision, shape)
+    actual, splits = operators.weight_gradient(precision, shape, g, x)
+    assert splits == 1
+    assert_near(actual[:2], expected(precision, shape)[2][:2], precision)
+
+
+def lacking_one(ptx: str, kernel: str, pattern: str) -> Iterator[str]:
+    """The PTX without one instruction of a kernel, for all that are like the pattern."""
+    begin = ptx.index(f".entry {kernel}(")
+    end = ptx.find(".entry ", begin + 1)
+    for match in re.compile(pattern).finditer(ptx, begin, end if end > 0 else len(ptx)):
+        yield ptx[: match.start()] + ptx[match.end() :]
+
+
+@pytest.mark.parametrize("pattern", [r"\tbar\.sync [^;]*;", r"\tcp\.async\.wait_all;"])
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_no_barrier_and_no_awaiting_of_copies_can_be_left_out(compiled, precision, pattern):
     library, ptx = compiled
-    mutant = PtxOperators(library, re.sub(pattern, "", ptx))
-    shape = (1, 16, 64, 8, 16, 3)
-    x, w, *_ = tensors(precision, shape)
-    with pytest.raises(Fault, match=found):
-        mutant.correlate(precision, shape, [(False, [(x, w)])])
+    shape = (128, 32, 36, 5, 33, 3)
+    x, w, g, _, _ = tensors(precision, shape)
+
+    def run(operators: PtxOperators) -> set[str]:
+        names = set()
+        operators.launches.on_launch = lambda name, *_: (names.add(name), first_blocks())[1]
+        operators.correlate(precision, shape, [(False, [(x, w)])])
+        operators.correlate(precision, shape, [(True, [(g, w)])])
+        operators.weight_gradient(precision, shape, g, x)
+        return names
+
+    kernels = run(PtxOperators(library, ptx))
+    mutants = [mutant for kernel in kernels for mutant in lacking_one(ptx, kernel, pattern)]
+    assert mutants
+    for mutant in mutants:
+        with pytest.raises(Fault, match=r"race|under way"):
+            run(PtxOperators(library, mutant))
 
 
 def test_operands_that_are_not_rounded_to_tf32_lose_accuracy(compiled):
