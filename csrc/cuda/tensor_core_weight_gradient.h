@@ -300,7 +300,7 @@ struct TensorCoreWeightGradient {
           }
         }
       });
-      block.barrier();
+      if (f + 1 < kFragmentsOut) block.barrier();
     }
   }
 
