@@ -68,7 +68,7 @@ from mkdext.ops import dynamic_conv2d, texture_kernels
 
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     for algorithm in ("direct", "tf32", "tf32x3") if dtype == torch.float32 else ("direct",):
-        for ins, outs, side, k in ((18, 65, 17, 3), (64, 16, 9, 3), (5, 3, 18, 5)):
+        for ins, outs, side, k in ((18, 65, 17, 3), (24, 72, 24, 3), (40, 8, 16, 3), (5, 3, 18, 5)):
             x, ggx = (torch.randn(2, ins, side, side, device="cuda").to(dtype) for _ in range(2))
             w, ggw = (torch.randn(2, outs, ins, k, k, device="cuda").to(dtype) for _ in range(2))
             x, w = x.requires_grad_(), w.requires_grad_()
