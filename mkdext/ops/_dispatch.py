@@ -107,7 +107,8 @@ def apply(function: type[Function], *inputs: object) -> Any:
 def _is_recorded(inputs: tuple[object, ...]) -> bool:
     if forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
+    tensors = (value for value in inputs if isinstance(value, Tensor))
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def remember(ctx: Any, inputs: tuple[Any, ...]) -> None:
