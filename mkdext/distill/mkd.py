@@ -304,9 +304,7 @@ class MKD(DistillationMethod):
     def _points(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
-        # Networks may compute in channels_last; the operators would copy it in every call.
-        for net, maps, hints in zip(self.krnets, student, teacher, strict=True):
-            yield net, maps.contiguous(), hints.contiguous()
+        return zip(self.krnets, student, teacher, strict=True)
 
     def _loss(self, net: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
         point = net(student, teacher, source=student)
