@@ -262,6 +262,10 @@ expected = torch.stack(
 )
 torch.testing.assert_close(dynamic_conv2d(x, w), expected)
 assert torch.autograd.gradgradcheck(dynamic_conv2d, (x, w))
+with torch.no_grad():
+    torch.testing.assert_close(dynamic_conv2d(x, w), expected)
+slope = torch.func.grad(lambda x: dynamic_conv2d(x, w.detach()).square().sum())(x.detach())
+torch.testing.assert_close(slope, *torch.autograd.grad(expected.square().sum(), x))
 assert torch.autograd.gradcheck(lambda x: texture_kernels(x, 2, 3), (x,))
 print(torch.__version__)
 """
