@@ -16,21 +16,10 @@
 
 namespace mkdext::cuda {
 
-// Whether each of the rows of `length` elements can be copied 16 bytes at a time.
+// Whether each of the rows of `length` elements can be copied so many bytes at a time.
 template <typename T>
-bool is_aligned(const void* rows, int64_t length) {
-  return is_multiple_of(rows, size_t{16}) && length * sizeof(T) % 16 == 0;
-}
-
-// Whether all maps and kernels of a request can.
-template <typename T>
-bool is_aligned(const DynamicConvShape& shape, const CorrelationRequest& request) {
-  const int64_t taps = shape.kernel_size * shape.kernel_size;
-  return std::all_of(request.terms.begin(), request.terms.end(), [&](const auto& term) {
-    // The kernels of an output, or flipped of a channel, are as long as the input channels.
-    return is_aligned<T>(term.map, shape.width) &&
-           is_aligned<T>(term.weight, shape.in_channels * taps);
-  });
+bool are_aligned(const void* rows, int64_t length, size_t bytes) {
+  return is_multiple_of(rows, bytes) && length * sizeof(T) % bytes == 0;
 }
 
 template <typename T>
@@ -40,9 +29,13 @@ Correlation<T> job_of(const DynamicConvShape& shape, const CorrelationRequest& r
   job.outputs = static_cast<int>(request.flipped ? shape.in_channels : shape.out_channels);
   job.flipped = request.flipped;
   job.output = static_cast<T*>(request.output);
+  job.aligned_maps = job.aligned_weights = shape.kernel_size == kTaps;
   for (const CorrelationRequest::Term& term : request.terms) {
     job.terms[job.term_count++] = {static_cast<const T*>(term.map),
                                    static_cast<const T*>(term.weight)};
+    job.aligned_maps &= are_aligned<T>(term.map, shape.width, 4 * sizeof(T));
+    // The kernels of an output, or flipped of a channel, are as long as the input channels.
+    job.aligned_weights &= are_aligned<T>(term.weight, shape.in_channels * kTaps * kTaps, 16);
   }
   return job;
 }
@@ -69,11 +62,11 @@ void plan_correlations(Launcher& launcher, Precision precision, const DynamicCon
   with_precision(precision, [&](auto* tag) {
     using Name = std::remove_pointer_t<decltype(tag)>;
     using T = typename Tiles<Name>::Element;
-    const bool aligned = std::all_of(requests.begin(), requests.end(), [&](const auto& request) {
-      return is_aligned<T>(shape, request);
-    });
     std::vector<Correlation<T>> jobs;
     for (const CorrelationRequest& request : requests) jobs.push_back(job_of<T>(shape, request));
+    const bool aligned = std::all_of(jobs.begin(), jobs.end(), [](const Correlation<T>& job) {
+      return job.aligned_maps && job.aligned_weights;
+    });
     with_correlation<Name>(maps, jobs.front().outputs, aligned, [&](auto* first) {
       with_correlation<Name>(maps, jobs.back().outputs, aligned, [&](auto* last) {
         using First = std::remove_pointer_t<decltype(first)>;
@@ -114,7 +107,8 @@ void plan_weight_gradient(Launcher& launcher, Precision precision, const Dynamic
   with_precision(precision, [&](auto* tag) {
     using Name = std::remove_pointer_t<decltype(tag)>;
     using T = typename Tiles<Name>::Element;
-    const bool aligned = is_aligned<T>(grad, shape.width) && is_aligned<T>(input, shape.width);
+    const bool aligned =
+        are_aligned<T>(grad, shape.width, 16) && are_aligned<T>(input, shape.width, 16);
     with_weight_gradient<Name>(maps, outs, ins, aligned, [&](auto* kernel) {
       using Kernel = std::remove_pointer_t<decltype(kernel)>;
       using Sum = typename Kernel::Sum;

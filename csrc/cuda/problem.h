@@ -51,6 +51,8 @@ struct Correlation {
   int channels;  // summed over
   int outputs;
   bool flipped;
+  bool aligned_maps;     // of 3 x 3 kernels: rows can be copied four elements at a time
+  bool aligned_weights;  // of 3 x 3 kernels: rows can be copied 16 bytes at a time
 };
 
 // Up to two correlations of one launch; blocks [0, first_of_second) belong to the first.

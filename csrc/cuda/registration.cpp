@@ -72,8 +72,9 @@ struct DynamicConv2d {
   static void compute(const std::string& algorithm, const DynamicConvShape& shape,
                       const std::vector<layer::Product>& products) {
     const Precision precision = choose(algorithm, products[0].output);
-    STD_TORCH_CHECK(std::max({shape.in_channels, shape.out_channels, shape.height, shape.width,
-                              shape.kernel_size * shape.kernel_size}) < INT32_MAX / 16,
+    const int64_t taps = shape.kernel_size * shape.kernel_size;
+    STD_TORCH_CHECK(std::max({shape.in_channels * taps, shape.out_channels * taps, shape.height,
+                              shape.width}) < INT32_MAX / 16,
                     "dynamic_conv2d: channels, height, width or kernel too large");
     const OnDeviceOf device(products[0].output);
     std::vector<CorrelationRequest> correlations;

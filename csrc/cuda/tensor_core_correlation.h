@@ -10,8 +10,8 @@
 //                as in global memory. Pitches are such that the lanes of a fragment fall into
 //                different banks. Several blocks share a multiprocessor, so that one loads while
 //                another computes.
-// Loads          16 bytes at once where rows of maps and kernels begin at multiples of that and
-//                kernels are 3 x 3; element by element elsewhere.
+// Loads          Of 3 x 3 kernels 16 bytes, and of maps four pixels, at once where rows begin at
+//                multiples of that; element by element elsewhere, and for other sizes of kernels.
 // Parallel axis  Blocks own disjoint parts of the output: there is no race.
 // Order of sums  Fixed by the shape alone.
 #pragma once
@@ -108,14 +108,17 @@ struct TensorCoreCorrelation {
   static MKDEXT_DEVICE void add_step(Block& block, Shared& shared, const Maps& maps,
                                      const Correlation<Element>& job, const CorrelationTile& tile,
                                      const CorrelationStep& step) {
-    if constexpr (kAligned) {
+    if (kAligned || job.aligned_weights) {
       copy_weights<kFlipped>(block, shared, maps, job, tile, step);
-      copy_map(block, shared, maps, job, tile, step);
-      block.each_thread([&](int, Registers&) { block.await_copies(); });
     } else {
       load_weights<kFlipped>(block, shared, maps, job, tile, step);
+    }
+    if (kAligned || job.aligned_maps) {
+      copy_map(block, shared, maps, job, tile, step);
+    } else {
       load_map(block, shared, maps, job, tile, step);
     }
+    block.each_thread([&](int, Registers&) { block.await_copies(); });
     block.barrier();
     multiply<kFlipped>(block, shared, step.taps, smaller(kRows, maps.height - tile.row));
     block.barrier();
@@ -164,19 +167,23 @@ struct TensorCoreCorrelation {
                                          const Correlation<Element>& job,
                                          const CorrelationTile& tile, const CorrelationStep& step) {
     using Row = WeightRow<kFlipped>;
-    const Element* const weight = weight_of_sample(maps, job, step.term, tile.sample);
+    const int taps = maps.kernel_size * maps.kernel_size;
+    const int across = kFlipped ? job.outputs : job.channels;
+    const int first_row = kFlipped ? step.channel : tile.output;
+    const int first_column = kFlipped ? tile.output : step.channel;
+    const Element* const weight = weight_of_sample(maps, job, step.term, tile.sample) +
+                                  (static_cast<int64_t>(first_row) * across + first_column) * taps;
+    const int rows = (kFlipped ? job.channels : job.outputs) - first_row;
     block.each_thread([&](int thread, Registers&) {
       const auto load = [&](int e) {
-        const int at = e % Row::kLength, row = e / Row::kLength;
+        const int at = e % Row::kLength, row = e / Row::kLength, column = at / kSquare;
         // Flipped, a square lies here as in memory: its last tap first.
         const int place = kFlipped ? kSquare - 1 - at % kSquare : at % kSquare;
         const int i = place / kTaps, j = place % kTaps;
-        const int o = tile.output + (kFlipped ? at / kSquare : row);
-        const int c = step.channel + (kFlipped ? row : at / kSquare);
-        const bool valid =
-            o < job.outputs && c < job.channels && i < step.taps.rows && j < step.taps.columns;
-        return load_if(valid, weight + kernel_offset(maps, job, o, c) +
-                                  tap_offset(maps.kernel_size, step.taps, i, j, kFlipped));
+        const bool valid = row < rows && column < across - first_column && i < step.taps.rows &&
+                           j < step.taps.columns;
+        const int offset = column * taps + tap_offset(maps.kernel_size, step.taps, i, j, kFlipped);
+        return load_if(valid, weight + (static_cast<int64_t>(row) * (across * taps) + offset));
       };
       copy_in_batches<Row::kCount * Row::kLength, kThreads>(
           thread, load, [&](int e, Element value) {

@@ -5,8 +5,7 @@
 //                tap, and sums over 8 words of pixels in a row. A warp makes kFragmentsOut x
 //                kFragmentsIn fragments of each of the nine taps. It goes through the rows of the
 //                map; a row meets three rows of the gradient while it is in registers.
-// Memory         Rows of pixels lie in shared memory as in global memory, and words hold
-// neighbours.
+// Memory         Rows of pixels lie in shared memory as in global memory: words hold neighbours.
 //                Pitches are such that the lanes of a fragment fall into different banks. Several
 //                blocks share a multiprocessor, so that one loads while another computes.
 // Loads          16 bytes at once where rows of maps begin at multiples of that and kernels are
@@ -197,7 +196,8 @@ struct TensorCoreWeightGradient {
   template <typename Block>
   static MKDEXT_DEVICE void multiply(Block& block, const Stage& stage, const TapSquare& taps,
                                      int rows, int columns) {
-    MKDEXT_NO_UNROLL for (int step = 0; step < kWords; step += kWordsPerStep) {
+    MKDEXT_NO_UNROLL for (int step = 0; step < kWords && step * Type::kPerWord < columns;
+                          step += kWordsPerStep) {
       MKDEXT_UNROLL for (int row = 0; row < kMapRows; ++row) {
         block.each_thread([&](int thread, Registers& registers) {
           const Place at = place(thread);

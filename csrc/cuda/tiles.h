@@ -13,7 +13,7 @@
 namespace mkdext::cuda {
 
 // For 3 x 3 kernels with many and with few output channels, and for kernels of any size. Those of
-// tensor cores for 3 x 3 need aligned rows, see is_aligned in plan.h; others have one for any.
+// tensor cores for 3 x 3 need rows that are aligned.
 template <typename Precision>
 struct Tiles;
 
@@ -24,6 +24,7 @@ struct Tiles<float> {
   using Many = FmaCorrelation<float, 64, 8, 16, 8, 4, true>;
   using Few = FmaCorrelation<float, 16, 16, 16, 4, 4, true>;
   using Any = FmaCorrelation<float, 64, 8, 16, 8, 4, false>;
+  using AnyFew = Any;
   using ManyOut = FmaWeightGradient<float, 64, 16, 8, 2, true>;
   using FewOut = FmaWeightGradient<float, 16, 64, 8, 2, true>;
   using AnyOut = FmaWeightGradient<float, 64, 16, 8, 2, false>;
@@ -34,6 +35,7 @@ struct Tiles<double> {
   using Element = double;
   static constexpr bool kNeedsAlignment = false;
   using Any = FmaCorrelation<double, 32, 8, 16, 4, 4, false>;
+  using AnyFew = Any;
   using Many = Any;
   using Few = Any;
   using AnyOut = FmaWeightGradient<double, 32, 16, 4, 2, false>;
@@ -48,6 +50,7 @@ struct TensorCoreTiles {
   using Many = TensorCoreCorrelation<Type, 2, 1, 2, 2, true>;
   using Few = TensorCoreCorrelation<Type, 1, 2, 2, 1, true>;
   using Any = TensorCoreCorrelation<Type, 2, 1, 2, 2, false>;
+  using AnyFew = TensorCoreCorrelation<Type, 1, 2, 2, 1, false>;
   using ManyOut = TensorCoreWeightGradient<Type, 2, 2, 2, 1, true>;
   using FewOut = TensorCoreWeightGradient<Type, 1, 4, 1, 2, true>;
   using AnyOut = TensorCoreWeightGradient<Type, 2, 2, 2, 1, false>;
@@ -62,6 +65,7 @@ struct Tiles<Tf32x3> : TensorCoreTiles<Tf32x3> {
   using Many = TensorCoreCorrelation<Tf32x3, 2, 1, 1, 2, true, 2 * kBlocksTogether>;
   // Operands of two parts take more registers than three blocks leave to each.
   using ManyOut = TensorCoreWeightGradient<Tf32x3, 2, 2, 2, 1, true, 2>;
+  using FewOut = TensorCoreWeightGradient<Tf32x3, 1, 4, 1, 2, true, 2>;
 };
 template <>
 struct Tiles<Bf16> : TensorCoreTiles<Bf16> {};
@@ -87,12 +91,12 @@ void with_correlation(const Maps& maps, int outputs, bool aligned, const Run& ru
     using Grid = typename std::remove_pointer_t<decltype(kernel)>::Grid;
     return Grid::blocks(maps, outputs) * Grid::kSumsOfBlock;
   };
+  const bool few = saves_work(sums(static_cast<Few*>(nullptr)), sums(static_cast<Many*>(nullptr)));
   if (maps.kernel_size != kTaps || (Choice::kNeedsAlignment && !aligned)) {
-    run(static_cast<typename Choice::Any*>(nullptr));
-  } else if (saves_work(sums(static_cast<Few*>(nullptr)), sums(static_cast<Many*>(nullptr)))) {
-    run(static_cast<Few*>(nullptr));
+    few ? run(static_cast<typename Choice::AnyFew*>(nullptr))
+        : run(static_cast<typename Choice::Any*>(nullptr));
   } else {
-    run(static_cast<Many*>(nullptr));
+    few ? run(static_cast<Few*>(nullptr)) : run(static_cast<Many*>(nullptr));
   }
 }
 
@@ -136,7 +140,8 @@ void with_precision(Precision precision, const Run& run) {
 }
 
 // Enough blocks to fill a GPU, and a number that depends on the shape alone, so that every GPU adds
-// up in the same order.
+// up in the same order. More would hide more latency, and write and read more parts; nobody has
+// measured that on a GPU.
 constexpr int64_t kBlocksOfWeightGradient = 256;
 
 template <typename Kernel>
