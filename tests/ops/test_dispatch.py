@@ -10,9 +10,12 @@ from mkdext.ops._dispatch import apply
 
 
 class _Scale(Function):
+    """What autograd itself could not differentiate."""
+
     @staticmethod
     def forward(input, factor):
-        return input * factor
+        assert not torch._C._functorch.is_dead_tensor_wrapper(input)
+        return input.detach() * factor
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -28,39 +31,43 @@ class _Scale(Function):
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """How often PyTorch's own `apply` was taken."""
-    count = []
-    monkeypatch.setattr(
-        _Scale,
-        "apply",
-        classmethod(lambda cls, *inputs: count.append(1) or Function.apply.__func__(cls, *inputs)),
-    )
-    return count
+def steps(monkeypatch):
+    """What PyTorch did of a call: its own `apply`, and making a context."""
+    taken = []
+    apply, setup = Function.apply.__func__, _Scale.setup_context
+
+    def noted(name, function):
+        return lambda *inputs: taken.append(name) or function(*inputs)
+
+    monkeypatch.setattr(_Scale, "apply", classmethod(noted("apply", apply)))
+    monkeypatch.setattr(_Scale, "setup_context", staticmethod(noted("context", setup)))
+    return taken
 
 
-def test_a_recorded_call_is_differentiable_twice(calls):
+def test_a_recorded_call_is_differentiable_twice_and_binds_no_arguments(steps):
     x = torch.tensor([2.0], requires_grad=True)
-    (first,) = torch.autograd.grad(apply(_Scale, x, 3.0) ** 2, x, create_graph=True)
+    y = apply(_Scale, x, 3.0)
+    assert steps == ["context"]
+    (first,) = torch.autograd.grad(y**2, x, create_graph=True)
     (second,) = torch.autograd.grad(first, x)
-    assert (first.item(), second.item()) == (36.0, 18.0)
-    assert not calls
+    assert (y.item(), first.item(), second.item()) == (6.0, 36.0, 18.0)
+    assert "apply" not in steps
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_nothing_is_recorded_where_pytorch_records_nothing(calls, context):
+def test_nothing_is_recorded_where_pytorch_records_nothing(steps, context):
     x = torch.ones(2, requires_grad=True)
     with context():
-        assert not apply(_Scale, x, 3.0).requires_grad
+        assert torch.equal(apply(_Scale, x, 3.0), torch.full((2,), 3.0))
     assert apply(_Scale, x.detach(), 3.0).grad_fn is None
-    assert not calls
+    assert not steps
 
 
-def test_function_transforms_see_the_call(calls):
+def test_function_transforms_see_the_call(steps):
     x = torch.arange(3.0)
     slope = torch.func.vmap(torch.func.grad(lambda x: apply(_Scale, x, 3.0) ** 2))(x)
     assert torch.equal(slope, 18 * x)
-    assert calls
+    assert "apply" in steps
 
 
 def test_a_tensor_that_outlived_its_transform_is_taken_as_what_it_wraps():
