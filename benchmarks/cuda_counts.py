@@ -4,8 +4,8 @@ Nothing is measured here. nvcc compiles the kernels to PTX, an interpreter runs 
 midst of each launch, and what it counts is divided by what a multiprocessor can do in a cycle. The
 largest of these bounds is what a block takes at least; caches, latencies, registers and waiting at
 barriers come on top. GPUs run other instructions than PTX: moves, most loads of parameters and some
-arithmetic of addresses are gone there and are not counted in the bounds, but a division, or a sum
-of 64 bits, takes several.
+arithmetic of addresses are gone there and are not counted in the bounds, but a division, a sum of
+64 bits, or a conversion to tf32 takes several.
 
     python benchmarks/cuda_counts.py
     python benchmarks/cuda_counts.py --sizes 16,64,64,48,48,3 4,64,3,96,96,3 --precisions tf32

@@ -14,7 +14,8 @@ namespace mkdext::cuda {
 constexpr int kTaps = 3;  // of a square, each way
 
 // Blocks that shall fit a multiprocessor together, so that one's loads hide behind another's
-// products. With 128 threads each it leaves a thread 168 registers.
+// products. With 128 threads each it leaves a thread 168 registers. Shared memory has room for them
+// where a multiprocessor has 164 KiB of it or more.
 constexpr int kBlocksTogether = 3;
 
 MKDEXT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
