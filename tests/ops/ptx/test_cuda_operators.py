@@ -28,7 +28,7 @@ from tests.ops.cuda_checks import (
 from tests.ops.cuda_operators import PRECISIONS
 from tests.ops.ptx.fault import Fault
 from tests.ops.ptx.operators import PtxOperators, buffers_of
-from tests.ops.ptx.toolchain import compile_operators, find_nvcc
+from tests.ops.ptx.toolchain import compile_operators, find_nvcc, toolkit_version
 
 EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
 
@@ -62,6 +62,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("nvcc is not installed")
+    if not (version := toolkit_version(nvcc)).startswith("13."):
+        pytest.skip(f"the machine was made for the PTX of nvcc 13, not of {version}")
     return compile_operators(nvcc, tmp_path_factory.mktemp("ptx"))
 
 

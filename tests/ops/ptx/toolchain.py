@@ -19,6 +19,11 @@ def find_nvcc() -> Path | None:
     return found
 
 
+def toolkit_version(nvcc: Path) -> str:
+    """Return the version, like ``13.0``. The machine knows the instructions that nvcc 13 emits."""
+    return str(_cuda_build["toolkit_version"](nvcc))
+
+
 def compile_operators(nvcc: Path, folder: Path) -> tuple[Path, str]:
     """Compile csrc/cuda/*.cu with the flags of the build, for PTX alone.
 
