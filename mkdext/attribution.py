@@ -22,6 +22,7 @@ from torch import Tensor
 import mkdext
 from mkdext._command import exit_status
 from mkdext._files import atomic_write, check_writable, write_csv, write_text
+from mkdext._flags import parse_flags
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -166,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def run() -> None:
-        command = tyro.cli(AttributionCommand, args=arguments, prog="python -m mkdext.attribution")
+        command = parse_flags(AttributionCommand, arguments, prog="python -m mkdext.attribution")
         check_writable(command.out)
         networks = find_networks(command)
         scene = make_scene(command, networks[0].scale)

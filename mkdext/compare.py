@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from mkdext._command import CommandFailed, exit_status
+from mkdext._flags import parse_flags
 from mkdext.comparison import Comparison, run_cells, write_report
 from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
@@ -125,7 +126,10 @@ def parse(arguments: list[str]) -> CompareCommand:
     base = defaults_for(given)
     values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     default = CompareCommand(**values | {"out": CompareCommand.out})
-    return tyro.cli(CompareCommand, args=given, default=default, prog="python -m mkdext.compare")
+    command: CompareCommand = parse_flags(
+        CompareCommand, given, default=default, prog="python -m mkdext.compare"
+    )
+    return command
 
 
 def _flags_of_file(path: Path) -> list[str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 import mkdext
 from mkdext._command import exit_status
 from mkdext._files import check_apart, check_writable, write_csv, write_text
+from mkdext._flags import parse_flags
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def run() -> None:
-        command = tyro.cli(EvaluateCommand, args=arguments, prog="python -m mkdext.evaluate")
+        command = parse_flags(EvaluateCommand, arguments, prog="python -m mkdext.evaluate")
         check_writable(command.out)
         networks = load_networks(
             [file for group in command.weights for file in group],

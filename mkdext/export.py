@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._command import CommandFailed, exit_status
 from mkdext._files import atomic_write
+from mkdext._flags import parse_flags
 from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
 from mkdext.inference import Network, load_network
 from mkdext.models import SAN, VDSR, AdaptedNetwork, WeightsMetadata, read_metadata
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def run() -> None:
-        command = tyro.cli(ExportCommand, args=arguments, prog="python -m mkdext.export")
+        command = parse_flags(ExportCommand, arguments, prog="python -m mkdext.export")
         check_packages()
         if command.out.is_dir():
             raise ValueError(f"--out {command.out} is a folder; name a file in it")

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from mkdext._allocator import keep_freed_memory
 from mkdext._command import exit_status
+from mkdext._flags import parse_flags
 from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
 from mkdext.training.config_files import checked_run, defaults_for, with_config
@@ -85,7 +85,9 @@ def parse(arguments: list[str]) -> TrainCommand:
     given = with_config(arguments, BUILTIN_DEMO)
     base = defaults_for(given)
     default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    command = tyro.cli(TrainCommand, args=given, default=default, prog="python -m mkdext.train")
+    command: TrainCommand = parse_flags(
+        TrainCommand, given, default=default, prog="python -m mkdext.train"
+    )
     if base is not BUILTIN_DEMO and not command.train_dir:
         raise ValueError("--train-dir must name at least one folder")
     return command

@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from mkdext._command import CommandFailed, exit_status
 from mkdext._files import atomic_write, check_writable
+from mkdext._flags import parse_flags
 from mkdext.data import BadImage, BadImageError, bad_images_message, find_images, imresize
 from mkdext.inference import (
     Network,
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def run() -> None:
-        command = tyro.cli(UpscaleCommand, args=arguments, prog="python -m mkdext.upscale")
+        command = parse_flags(UpscaleCommand, arguments, prog="python -m mkdext.upscale")
         jobs = find_jobs(command)
         failed = upscale(command, jobs, console)
         if failed:

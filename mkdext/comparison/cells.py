@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 import yaml
 from rich.console import Console
 from rich.progress import track as rich_track
 
 from mkdext._files import locked, write_text
+from mkdext._flags import parse_flags
 from mkdext._near_names import did_you_mean
 from mkdext.distill import method_class
 from mkdext.training.config_files import config_of, flags_of
@@ -155,7 +155,7 @@ class Comparison:
         if own:
             name = f"--method-options {method}"
             flags = flags_of(own, options, name)
-            options = tyro.cli(TrainOptions, args=flags, default=options, prog=name)
+            options = parse_flags(TrainOptions, flags, default=options, prog=name)
         if options.teacher_cache is not None:
             # Another seed has other crops, another student may want maps of another size.
             what: str = "features" if method == REFERENCE else method_class(method).compares

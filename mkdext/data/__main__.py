@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mkdext._command import CommandFailed, exit_status
+from mkdext._flags import parse_flags
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.duplicates import Duplicate, find_duplicates
 from mkdext.data.images import bad_images_message, is_low_resolution
@@ -95,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def run() -> int:
-        command: PrepareCommand | CheckCommand | ListCommand = tyro.cli(
+        command: PrepareCommand | CheckCommand | ListCommand = parse_flags(
             Command,
-            args=None if arguments is None else list(arguments),
+            arguments,
             prog="python -m mkdext.data",
             description=__doc__.split(": ", 1)[1],
         )

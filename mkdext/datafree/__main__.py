@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from mkdext._allocator import keep_freed_memory
 from mkdext._command import exit_status
+from mkdext._flags import parse_flags
 from mkdext.training.config_files import checked_run, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data
 from mkdext.training.datafree.options import with_usual_rates
@@ -77,7 +77,10 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
     """
     given = with_config(arguments, DataFreeOptions())
     default = with_usual_rates(DataFreeCommand(), value_of("--optimizer", given))
-    return tyro.cli(DataFreeCommand, args=given, default=default, prog="python -m mkdext.datafree")
+    command: DataFreeCommand = parse_flags(
+        DataFreeCommand, given, default=default, prog="python -m mkdext.datafree"
+    )
+    return command
 
 
 def show_plan(options: DataFreeOptions, console: Console) -> None:

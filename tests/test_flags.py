@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import tyro
+
+from mkdext._flags import parse_flags
+from mkdext.train import TrainCommand
+
+STUDENTS = "edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t, han-s, han-t, vdsr or vdsr-half"
+
+
+def help_of(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        parse_flags(TrainCommand, ["--help"], prog="train")
+    return capsys.readouterr().out
+
+
+def test_the_lines_of_a_help_text_break_where_the_terminal_ends(capsys, monkeypatch):
+    assert STUDENTS in help_of(capsys, monkeypatch, 400)
+    words = help_of(capsys, monkeypatch, 100).replace("│", " ").split()
+    assert STUDENTS in " ".join(words)
+
+
+def test_tyro_is_left_as_it_was(capsys, monkeypatch):
+    original = tyro._strings.remove_single_line_breaks
+    help_of(capsys, monkeypatch, 100)
+    assert tyro._strings.remove_single_line_breaks is original
+
+
+def test_another_tyro_without_that_function_parses_all_the_same(monkeypatch):
+    monkeypatch.delattr(tyro, "_strings")
+    assert parse_flags(TrainCommand, ["--seed", "3"], prog="train").seed == 3
