@@ -61,6 +61,16 @@ def check_double_backward(
     assert launched == launches
 
 
+def check_infinity_and_nan(operators: CudaOperators, precision: str, shape: Shape) -> None:
+    """They reach exactly the results that they are part of."""
+    x, w, *_ = tensors(precision, shape)
+    x[0, 1, 4, 15], x[0, 2, 0, 0] = torch.inf, torch.nan
+    (actual,), _ = operators.correlate(precision, shape, [(False, [(x, w)])])
+    y = reference.dynamic_conv2d(x.double(), w.double())
+    assert torch.equal(actual.isnan(), y.isnan())
+    assert torch.equal(actual.isinf(), y.isinf())
+
+
 def check_texture_kernels(
     operators: CudaOperators, precision: str, shape: Shape, *options: object
 ) -> None:
@@ -80,6 +90,11 @@ def check_texture_kernels(
 
 def tensors(precision: str, shape: Shape) -> list[Tensor]:
     """Random x, w, g, ggx and ggw."""
+    return random_tensors(shape, DTYPES[precision])
+
+
+def random_tensors(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """x, w, g, ggx and ggw."""
     batch, ins, outs, height, width, size = shape
     torch.manual_seed(0)
     sizes = [
@@ -87,7 +102,7 @@ def tensors(precision: str, shape: Shape) -> list[Tensor]:
         (batch, outs, ins, size, size),
         (batch, outs, height, width),
     ]
-    return [torch.randn(sizes[n]).to(DTYPES[precision]) for n in (0, 1, 2, 0, 1)]
+    return [torch.randn(sizes[n], device=device).to(dtype) for n in (0, 1, 2, 0, 1)]
 
 
 @functools.cache

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mkdext.ops import reference
 from tests.ops.cuda_checks import (
     check_double_backward,
     check_forward_and_input_gradient,
+    check_infinity_and_nan,
     check_texture_kernels,
     check_weight_gradient,
     tensors,
@@ -154,12 +154,7 @@ def test_no_result_depends_on_where_the_operands_lie(kernels, precision, shape):
 @pytest.mark.parametrize("shape", [(1, 3, 4, 9, 18, 3), (1, 8, 4, 9, 24, 3)], ids=str)
 @EVERY_PRECISION
 def test_infinity_and_nan_reach_exactly_the_results_they_are_part_of(kernels, precision, shape):
-    x, w, *_ = tensors(precision, shape)
-    x[0, 1, 4, 15], x[0, 2, 0, 0] = torch.inf, torch.nan
-    (actual,), _ = kernels.correlate(precision, shape, [(False, [(x, w)])])
-    expected = reference.dynamic_conv2d(x.double(), w.double())
-    assert torch.equal(actual.isnan(), expected.isnan())
-    assert torch.equal(actual.isinf(), expected.isinf())
+    check_infinity_and_nan(kernels, precision, shape)
 
 
 @pytest.mark.parametrize(

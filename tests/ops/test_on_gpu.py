@@ -14,6 +14,7 @@ from torch.library import opcheck
 
 from mkdext import _cuda, _extension
 from mkdext.ops import dynamic_conv2d, dynamic_conv2d_algorithms, reference, texture_kernels
+from tests.ops.cuda_checks import random_tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -51,14 +52,7 @@ def cuda_operators() -> None:
 
 def _tensors(shape, dtype=torch.float32):
     """Random x, w, g, ggx and ggw on the GPU."""
-    batch, ins, outs, height, width, size = shape
-    torch.manual_seed(0)
-    sizes = [
-        (batch, ins, height, width),
-        (batch, outs, ins, size, size),
-        (batch, outs, height, width),
-    ]
-    return [torch.randn(sizes[n], device=CUDA).to(dtype) for n in (0, 1, 2, 0, 1)]
+    return random_tensors(shape, dtype, "cuda")
 
 
 def _form(precision):
