@@ -24,6 +24,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,9 +190,12 @@ def print_tables(console: Console, launches: list[Launch]) -> None:
 
 def shape_of(text: str) -> Shape:
     """Parse B,Ci,Co,H,W,k."""
-    numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) != 6:
-        raise argparse.ArgumentTypeError(f"B,Ci,Co,H,W,k are six numbers, got {text}")
+    parts = text.split(",")
+    numbers = tuple(int(part) for part in parts if part.isdecimal())
+    if len(numbers) != len(parts) or len(numbers) != 6 or min(numbers) < 1 or numbers[-1] % 2 == 0:
+        raise argparse.ArgumentTypeError(
+            f"B,Ci,Co,H,W,k must be six numbers of at least 1, k odd, got {text}"
+        )
     return numbers
 
 
@@ -204,21 +208,29 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every count")
     arguments = parser.parse_args()
+    if arguments.json and not arguments.json.resolve().parent.is_dir():
+        parser.error(f"--json {arguments.json} must lie in a folder that is there")
     nvcc = find_nvcc()
     if nvcc is None:
-        sys.exit("nvcc is not installed")
+        sys.exit("cuda_counts: nvcc must be installed; CUDA_HOME names its toolkit")
+    console = Console(width=260)
+    cases = [
+        (precision, product, shape)
+        for shape in arguments.sizes or map(shape_of, SIZES)
+        for precision in arguments.precisions
+        for product in PRODUCTS
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        operators = PtxOperators(*compile_operators(nvcc, Path(folder)))
+        with console.status("compiling, about 20 s"):
+            operators = PtxOperators(*compile_operators(nvcc, Path(folder)))
         launches = [
             launch
-            for shape in arguments.sizes or map(shape_of, SIZES)
-            for precision in arguments.precisions
-            for product in PRODUCTS
-            for launch in count(operators, precision, product, shape)
+            for case in track(cases, "counting", console=console, transient=True)
+            for launch in count(operators, *case)
         ]
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(each) for each in launches], indent=2) + "\n")
-    print_tables(Console(width=260), launches)
+    print_tables(console, launches)
 
 
 if __name__ == "__main__":

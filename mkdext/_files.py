@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +52,8 @@ def locked(folder: Path, flag: str, work: str) -> Iterator[None]:
     Raises:
         ValueError: The folder cannot be written, or is locked.
     """
+    import fcntl  # not everywhere, and the rest of this file is
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
