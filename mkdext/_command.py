@@ -8,6 +8,11 @@ from collections.abc import Callable
 
 import torch
 
+from mkdext._terminal import printable
+
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "bad_alloc", "Cannot allocate memory")
+"""What PyTorch's errors say where the processor's memory is exhausted."""
+
 
 class CommandFailed(Exception):
     """What was asked for turned out on the way not to be possible; the message says why."""
@@ -40,7 +45,8 @@ def exit_status(
     """
 
     def failed(error: object, status: int) -> int:
-        print(f"{name}: {error}", file=sys.stderr)
+        encoding = sys.stderr.encoding or "utf-8"
+        print(printable(f"{name}: {error}", encoding), file=sys.stderr)
         return status
 
     try:
@@ -49,9 +55,6 @@ def exit_status(
         return failed(error, 2)
     except CommandFailed as error:
         return failed(error, 1)
-    except torch.OutOfMemoryError as error:
-        advice = "lower --batch-size or --patch-size where there is one, or take --device cpu"
-        return failed(f"{error}\n{advice}", 1)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return failed(f"{error}{'; make room, then give the same command again' * full}", 1)
@@ -59,3 +62,24 @@ def exit_status(
         return failed(stopped, 128 + stopped.signal_number)
     except KeyboardInterrupt:
         return failed(interrupted, 130)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return failed(f"memory is exhausted ({_first_line(error)}); {_memory_advice(error)}", 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no more memory, of the processor or of a GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+
+
+def _memory_advice(error: BaseException) -> str:
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    advice = "lower --batch-size, --patch-size or --memory where there is one"
+    return f"{advice}, or take --device cpu" if on_gpu else advice
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

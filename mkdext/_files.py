@@ -4,30 +4,117 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
+import json
+import math
 import os
+import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_UNFINISHED = ".unfinished"
+_SETTLED = 2.0  # seconds after which a new file has been locked by whoever made it
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of `path` once it is written and on the disk."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    """A path to write to that takes the place of `path` once it is written and on the disk.
+
+    Each call writes to a file of its own: of several writers the last to finish stays, whole.
+
+    Raises:
+        OSError: The file cannot be written; it is named.
+        ValueError: There is something else than a regular file at `path`.
+    """
+    check_replaceable(path)
+    path = path.resolve()  # A link stays, and what it points to is replaced.
+    _clear_up(path)
+    # Short, because a name may have 255 bytes already.
+    unfinished = path.with_name(f".{_mark(path)}-{secrets.token_hex(4)}{_UNFINISHED}")
     try:
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with _locked_file(unfinished) as descriptor:
+            yield unfinished
+            os.fsync(descriptor)
+            unfinished.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(unfinished)):
+            error.filename = str(path)
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 
 
+def check_replaceable(path: Path) -> None:
+    """Check that a file can take the place of what is at `path`.
+
+    Raises:
+        ValueError: There is a folder, a device or a pipe.
+    """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise ValueError(f"{path} is {what}; name a file that can be replaced")
+
+
+def _mark(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _locked_file(path: Path) -> Iterator[int]:
+    import fcntl  # not everywhere, and the rest of this file is
+
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    try:
+        with contextlib.suppress(OSError):  # Some file systems know no locks.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _clear_up(path: Path) -> None:
+    """Remove what writers of `path` have left that were killed: nobody holds its lock."""
+    import fcntl
+
+    for left in path.parent.glob(f".{_mark(path)}-*{_UNFINISHED}"):
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime > _SETTLED:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file in UTF-8 atomically; characters that it cannot hold become `?`."""
     with atomic_write(path) as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_bytes(text.encode("utf-8", "replace"))
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write a JSON file atomically, as `as_json` makes it."""
+    write_text(path, as_json(content, indent) + "\n")
+
+
+def as_json(content: Any, indent: int | None = None) -> str:
+    """Plain values as JSON, in which numbers that are not finite become `null`.
+
+    Example:
+        >>> as_json({"psnr_y": math.inf})
+        '{"psnr_y": null}'
+    """
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -36,8 +123,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    with atomic_write(path) as unfinished:
-        unfinished.write_bytes(text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 @contextlib.contextmanager
@@ -52,7 +138,7 @@ def locked(folder: Path, flag: str, work: str) -> Iterator[None]:
     Raises:
         ValueError: The folder cannot be written, or is locked.
     """
-    import fcntl  # not everywhere, and the rest of this file is
+    import fcntl
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
