@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._near_names import did_you_mean
-from mkdext.models.own import evaluation_mode, in_words, unwrapped
+from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.models.user_code import in_words
 
 WHOLE = ""
 """The distillation point whose feature map is what the network gives, the enlarged picture."""

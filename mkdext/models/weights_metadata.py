@@ -11,7 +11,7 @@ from torch import nn
 
 import mkdext
 from mkdext.models.blocks import SRNetwork
-from mkdext.models.own import is_own
+from mkdext.models.user_code import is_own
 
 METADATA_KEY = "mkdext"
 """Name of the object in the file's metadata."""

@@ -78,6 +78,11 @@ class TrainingStep:
         self.largest_gradient = largest_gradient
         self.dtype: torch.dtype = getattr(torch, self.options.student_dtype)
 
+    @property
+    def takes_meta_gradient(self) -> bool:
+        """Whether gradients are taken through gradients of the student."""
+        return self.distillation is not None and self.distillation.optimizer is not None
+
     def __call__(
         self, step: int, lr: Tensor, hr: Tensor, hints: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:

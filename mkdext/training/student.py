@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
-from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.models.own import evaluation_mode, layout, unwrapped
 from mkdext.training.config_files import checked_run
 from mkdext.training.loop import Done, Loop
 from mkdext.training.options import TrainOptions
@@ -146,7 +146,7 @@ class StudentLoop(Loop):
             # Looked up before they are sent, where a GPU is not waited for.
             numbered = enumerate(batches, done.step)
             batches = ((lr, hr, cache.rows(step, lr)) for step, (lr, hr) in numbered)
-        self.batches = transferred(batches, torch.device(plan.options.device))
+        self.batches = transferred(batches, torch.device(plan.options.device), layout(plan.student))
 
     @property
     def lr(self) -> float:
@@ -214,7 +214,7 @@ def _batch_like(plan: Plan) -> list[torch.Tensor]:
     options = plan.options
     sides = options.patch_size, options.patch_size * options.scale
     batches = [torch.zeros(options.batch_size, 3, s, s, device=options.device) for s in sides]
-    return [batch.to(memory_format=torch.channels_last) for batch in batches]
+    return [batch.to(memory_format=layout(plan.student)) for batch in batches]
 
 
 def _crops(
