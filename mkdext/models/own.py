@@ -119,6 +119,11 @@ def _check_has_numbers(network: nn.Module, what: str) -> None:
     for name, tensor in chain(network.named_parameters(), network.named_buffers()):
         if tensor.is_meta:
             raise ValueError(f"{what} has no numbers in {name}, which is on the meta device")
+        if tensor.is_inference():
+            raise ValueError(
+                f"{what} was made in torch.inference_mode, where nothing can be trained or moved; "
+                "make it outside"
+            )
 
 
 def _of_other_numbers(network: nn.Module) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mkdext.models.features import forward_with_features, shown_name
 from mkdext.models.own import AdaptedNetwork, evaluation_mode, probe_image, unwrapped
 from mkdext.models.user_code import in_words
 
-_REENTRANT = "Checkpointing is not compatible with"
+_REENTRANT = ("use_reentrant=True", "Checkpointing is not compatible with")
 
 
 def check_has_parameters(student: nn.Module) -> None:
@@ -27,13 +28,14 @@ def check_has_parameters(student: nn.Module) -> None:
         raise ValueError(f"{_called(student)} has no parameter to train{frozen * bool(parameters)}")
 
 
-def check_trains(student: nn.Module, twice: bool) -> None:
+def check_trains(student: nn.Module, points: Sequence[str], twice: bool) -> None:
     """Check that a step of training can be taken through a student, by computing one.
 
     It is run as it is, in its own mode and layout, and left as it was.
 
     Args:
         student: Maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`; it has something to train.
+        points: Its distillation points.
         twice: Whether the meta-gradient is to be taken through it as well.
 
     Raises:
@@ -45,7 +47,7 @@ def check_trains(student: nn.Module, twice: bool) -> None:
     with _undone(student):
         image = probe_image(2, 3, parameters[0].device)
         try:
-            sr = student(image)
+            sr, maps = forward_with_features(student, points, image)
         except (Exception, SystemExit) as error:  # Whatever code of others may raise.
             raise ValueError(
                 f"{what} fails in training mode on images {list(image.shape)}: {in_words(error)}"
@@ -61,6 +63,13 @@ def check_trains(student: nn.Module, twice: bool) -> None:
             )
         except RuntimeError as error:
             raise ValueError(_not_differentiable(what, error)) from error
+        for name, feature in zip(points, maps, strict=True):
+            if not feature.requires_grad:
+                raise ValueError(
+                    f"{what}: nothing that is trained comes before distillation point "
+                    f"{shown_name(student, name)!r}, all parameters there are frozen; name a later "
+                    "one"
+                )
         if not all(gradient.isfinite().all() for gradient in first):
             raise ValueError(f"{what} has a gradient of NaN or infinite numbers on a trial image")
         if twice:
@@ -103,7 +112,7 @@ def _check_second(first: tuple[Tensor, ...], what: str) -> None:
 
 
 def _not_differentiable(what: str, error: RuntimeError) -> str:
-    if _REENTRANT in str(error):
+    if any(part in str(error) for part in _REENTRANT):
         return (
             f"{what} uses reentrant checkpointing, through which no gradient of chosen tensors can "
             "be taken; give torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"

@@ -26,6 +26,7 @@ from torch import nn
 from mkdext._near_names import did_you_mean
 
 _PREFIX = "_mkdext_user_"
+_LONGEST = 300
 
 
 def is_own(name: str) -> bool:
@@ -90,13 +91,15 @@ def make_own(name: str, flag: str) -> nn.Module:
 
 
 def in_words(error: BaseException) -> str:
-    """Type and first line of an error.
+    """Type and first line of an error, at most 300 characters of it.
 
     Example:
         >>> in_words(KeyError("name"))
         "KeyError: 'name'"
     """
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    more = "..." * (len(reason) > _LONGEST)
+    return f"{type(error).__name__}: {reason[:_LONGEST]}{more}"
 
 
 class _Refused(Exception):
@@ -145,14 +148,16 @@ def _searched(folder: Path, alone: bool) -> Iterator[None]:
         with contextlib.suppress(ValueError):  # The user's code may have changed it.
             sys.path.remove(str(folder))
         for name in set(sys.modules) - before if alone else ():
-            if _lies_in(sys.modules[name], folder):
+            if _was_found_in(folder, name):
                 del sys.modules[name]
 
 
-def _lies_in(module: ModuleType, folder: Path) -> bool:
-    file = getattr(module, "__file__", None)
-    is_here = isinstance(file, str) and Path(file).is_relative_to(folder)
-    return is_here and not module.__name__.startswith(_PREFIX)
+def _was_found_in(folder: Path, name: str) -> bool:
+    file, top = getattr(sys.modules[name], "__file__", None), name.partition(".")[0]
+    if not isinstance(file, str) or not Path(file).is_relative_to(folder):
+        return False
+    # An environment with all that is installed may lie in the folder as well.
+    return Path(file).relative_to(folder).parts[0].partition(".")[0] == top
 
 
 def _module_of_file(path: Path, what: str) -> ModuleType:

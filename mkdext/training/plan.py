@@ -87,9 +87,20 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
     if is_own(networks.student) and options.privileged:
         check_passes_gradient(networks.student, "student", "an encoder")
     step = make_step(options, networks, torch.device(options.device))
-    if is_own(step.student):
-        check_trains(step.student, twice=step.takes_meta_gradient)
+    try_step(step)
     return Plan(options, step.student, step, memory)
+
+
+def try_step(step: TrainingStep) -> None:
+    """Check that a student that is not as this package makes it can take a step.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    frozen = not all(parameter.requires_grad for parameter in step.student.parameters())
+    if is_own(step.student) or frozen:
+        points = step.distillation.student_points if step.distillation else []
+        check_trains(step.student, points, twice=step.takes_meta_gradient)
 
 
 def make_networks(options: TrainOptions) -> Networks:

@@ -241,9 +241,9 @@ class Once(nn.Conv2d):
 
 
 def test_a_student_must_be_differentiable_twice_and_have_something_to_train() -> None:
-    check_trains(nn.Conv2d(3, 3, 1), twice=True)
+    check_trains(nn.Conv2d(3, 3, 1), [], twice=True)
     with pytest.raises(ValueError, match="student Once cannot be differentiated twice, which the"):
-        check_trains(Once(3, 3, 1), twice=True)
+        check_trains(Once(3, 3, 1), [], twice=True)
     with pytest.raises(ValueError, match=r"Conv2d has no .* to train; all its 2 are frozen"):
         check_has_parameters(nn.Conv2d(3, 3, 1).requires_grad_(False))
     with pytest.raises(ValueError, match=r"student Identity has no parameter to train$"):

@@ -10,13 +10,20 @@ from torch import nn
 from mkdext._device import checked_device
 from mkdext.models import default_points, resolve_student, resolve_teacher, select_points
 from mkdext.models.own import placed, set_training_mode
-from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.models.trial import check_has_parameters, check_passes_gradient
 from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
 from mkdext.training.memory import LiveBytes, reckons_inner_steps
-from mkdext.training.plan import choose_points, is_own, on_meta, require_memory, seeded
+from mkdext.training.plan import (
+    choose_points,
+    is_own,
+    on_meta,
+    require_memory,
+    seeded,
+    try_step,
+)
 
 _VIEW_POINTS = 4  # as many as are distilled
 
@@ -69,8 +76,7 @@ def prepare(options: DataFreeOptions) -> Plan:
     require_memory(memory, options)
     plan = Plan(options, networks, schedule, make_makers(options, networks, device), memory)
     if is_own(student):
-        step = plan.begin_stage(0).step
-        check_trains(step.student, twice=step.takes_meta_gradient)
+        try_step(plan.begin_stage(0).step)
     return plan
 
 
