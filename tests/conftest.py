@@ -14,8 +14,9 @@ from PIL import Image
 import mkdext
 from mkdext import _extension
 from mkdext.models import make_own, save_model
-from mkdext.training import plan
+from mkdext.training import plan, student
 from mkdext.training.datafree import plan as datafree_plan
+from mkdext.training.datafree import student as datafree_student
 
 # Tensors as small as those of the tests are slower on several threads, and far slower where other
 # processes want the cores. The variable is for the processes that tests start.
@@ -39,6 +40,19 @@ def _memory_is_not_estimated() -> Iterator[None]:
         for module in _ESTIMATES:
             context.setattr(module, "estimate_memory", lambda *given: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _teachers_may_be_weak(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teachers of most tests have random weights."""
+    if "teachers_are_measured" not in request.fixturenames:
+        for module in (student, datafree_student):
+            monkeypatch.setattr(module, "require_strong_teacher", lambda *given: None)
+
+
+@pytest.fixture
+def teachers_are_measured() -> None:
+    """The teacher is compared with bicubic after all."""
 
 
 @pytest.fixture
