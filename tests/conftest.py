@@ -42,17 +42,23 @@ def _memory_is_not_estimated() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _teachers_may_be_weak(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+_MEASURED = {module: module.require_strong_teacher for module in (student, datafree_student)}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _teachers_may_be_weak() -> Iterator[None]:
     """The teachers of most tests have random weights."""
-    if "teachers_are_measured" not in request.fixturenames:
-        for module in (student, datafree_student):
-            monkeypatch.setattr(module, "require_strong_teacher", lambda *given: None)
+    with pytest.MonkeyPatch.context() as context:
+        for module in _MEASURED:
+            context.setattr(module, "require_strong_teacher", lambda *given: None)
+        yield
 
 
 @pytest.fixture
-def teachers_are_measured() -> None:
+def teachers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher is compared with bicubic after all."""
+    for module, require_strong_teacher in _MEASURED.items():
+        monkeypatch.setattr(module, "require_strong_teacher", require_strong_teacher)
 
 
 @pytest.fixture
