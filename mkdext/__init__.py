@@ -1,8 +1,6 @@
 """Knowledge distillation for super-resolution networks, with C++ operators for PyTorch."""
 
-import sys
-from collections.abc import Iterable
-from types import ModuleType
+import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -11,20 +9,11 @@ if TYPE_CHECKING:
     from mkdext.training import distill as distill
 else:
 
-    class _Package(ModuleType):
-        """`mkdext.distill` is the function, and imports PyTorch only when it is asked for."""
+    def __getattr__(name):
+        """`mkdext.distill` imports PyTorch only when it is asked for."""
+        if name == "distill":
+            return importlib.import_module("mkdext.distill")
+        raise AttributeError(f"module 'mkdext' has no attribute {name!r}")
 
-        @property
-        def distill(self):
-            from mkdext.training import distill
-
-            return distill
-
-        @distill.setter
-        def distill(self, package):
-            """Keep the function when the import system sets the package of methods here."""
-
-        def __dir__(self) -> Iterable[str]:
-            return [*super().__dir__(), "distill"]
-
-    sys.modules[__name__].__class__ = _Package
+    def __dir__():
+        return [*globals(), "distill"]

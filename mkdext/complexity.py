@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mkdext._command import exit_status
 from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.blocks import MeanShift
-from mkdext.models.own import in_words, is_own
+from mkdext.models.user_code import in_words, is_own
 
 _NOTES = (
     "Papers: as thop 0.0.31 counts, and with it tables of super-resolution papers. Parameters are "

@@ -20,6 +20,7 @@ from mkdext.training.config_files import checked_run, defaults_for, with_config
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters, prepare
 from mkdext.training.progress import track
+from mkdext.training.student import check_teacher
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
 
@@ -99,7 +100,7 @@ def show_plan(options: TrainOptions, console: Console) -> None:
     _, config = checked_run(options)
     for folder in options.train_dir:
         find_photographs(folder, options.scale)
-    validation_photographs(options, track(console))
+    sets = validation_photographs(options, track(console))
     plan = prepare(options)
     console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)
     table = Table("", "parameters", title="sizes")
@@ -127,6 +128,7 @@ def show_plan(options: TrainOptions, console: Console) -> None:
             f"GB in {options.teacher_cache}",
             highlight=False,
         )
+    check_teacher(plan, sets)
     console.print(f"would write to {options.out}", highlight=False)
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 import mkdext
 from mkdext import _extension
 from mkdext.models import make_own, save_model
-from mkdext.training import plan
+from mkdext.training import plan, student
 from mkdext.training.datafree import plan as datafree_plan
+from mkdext.training.datafree import student as datafree_student
 
 # Tensors as small as those of the tests are slower on several threads, and far slower where other
 # processes want the cores. The variable is for the processes that tests start.
@@ -39,6 +40,25 @@ def _memory_is_not_estimated() -> Iterator[None]:
         for module in _ESTIMATES:
             context.setattr(module, "estimate_memory", lambda *given: None)
         yield
+
+
+_MEASURED = {module: module.require_strong_teacher for module in (student, datafree_student)}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _teachers_may_be_weak() -> Iterator[None]:
+    """The teachers of most tests have random weights."""
+    with pytest.MonkeyPatch.context() as context:
+        for module in _MEASURED:
+            context.setattr(module, "require_strong_teacher", lambda *given: None)
+        yield
+
+
+@pytest.fixture
+def teachers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is compared with bicubic after all."""
+    for module, require_strong_teacher in _MEASURED.items():
+        monkeypatch.setattr(module, "require_strong_teacher", require_strong_teacher)
 
 
 @pytest.fixture

@@ -209,16 +209,25 @@ def test_importing_the_package_stays_light() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
-def test_distill_is_a_function_and_a_package_in_whatever_order_they_are_imported() -> None:
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import mkdext.distill.mkd as m",
+        "import mkdext.distill.mkd; m = mkdext.distill.mkd",
+        "from mkdext.distill import mkd as m",
+        "import mkdext; mkdext.distill; import mkdext.distill.mkd as m",
+        "from mkdext.training import distill; import mkdext.distill.mkd as m",
+    ],
+)
+def test_distill_is_a_package_that_can_be_called(imports: str) -> None:
     script = (
-        "import mkdext.distill.mkd, mkdext, sys;"
-        "from mkdext.distill import MKD;"
-        "from mkdext.distill.mkd import KRNet;"
-        "from mkdext import distill;"
-        "from mkdext.training.modules import distill as function;"
-        "assert mkdext.distill is distill is function;"
-        "assert sys.modules['mkdext.distill'].MKD is MKD;"
-        "assert 'distill' in dir(mkdext)"
+        f"{imports}\n"
+        "import mkdext, sys\n"
+        "from mkdext.distill import MKD\n"
+        "assert m is sys.modules['mkdext.distill.mkd'] and m.MKD is MKD\n"
+        "assert 'distill' in dir(mkdext)\n"
+        "try: mkdext.distill(student=1, teacher=2, images=3)\n"
+        "except TypeError as error: assert 'student must be a torch.nn.Module' in str(error)\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 

@@ -19,7 +19,7 @@ from mkdext._near_names import did_you_mean
 from mkdext.distill import method_class
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.memory import available_bytes
-from mkdext.training.options import METHOD_NAMES, TrainOptions
+from mkdext.training.options import TrainOptions, known_methods
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import prepare
 from mkdext.training.progress import track
@@ -94,12 +94,13 @@ class Comparison:
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise ValueError(f"--{flag} has {twice} twice")
+        known = known_methods()
         for flag, names in (("methods", self.methods), ("method-options", self.method_options)):
             for name in names:
-                if name not in METHOD_NAMES:
+                if name not in known:
                     raise ValueError(
-                        f"--{flag}: {name} is unknown, there are {', '.join(METHOD_NAMES)}"
-                        f"{did_you_mean(name, METHOD_NAMES)}"
+                        f"--{flag}: {name} is unknown, there are {', '.join(known)}"
+                        f"{did_you_mean(name, known)}"
                     )
         for method, options in self.method_options.items():
             if method not in self.methods:

@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 
 from mkdext.comparison.cells import REFERENCE
 from mkdext.models import MODEL_NAMES
-from mkdext.training.options import METHOD_NAMES
+from mkdext.training.options import known_methods
 from mkdext.training.run_directory import RunDirectory
 
 CONFIDENCE = 0.95
@@ -76,7 +76,7 @@ def read_results(out: Path) -> list[Result]:
     def order(result: Result) -> tuple[Any, ...]:
         return (
             *_position(result.student, MODEL_NAMES),
-            *_position(result.method, METHOD_NAMES),
+            *_position(result.method, known_methods()),
             result.seed,
         )
 

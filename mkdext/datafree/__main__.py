@@ -18,7 +18,7 @@ from mkdext.training.config_files import checked_run, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data
 from mkdext.training.datafree.options import with_usual_rates
 from mkdext.training.datafree.plan import prepare
-from mkdext.training.datafree.student import photographs
+from mkdext.training.datafree.student import check_teachers, photographs
 from mkdext.training.plan import count_parameters
 
 
@@ -87,7 +87,7 @@ def show_plan(options: DataFreeOptions, console: Console) -> None:
     """Print what a training would do."""
     options = options.resolved()
     _, config = checked_run(options)
-    photographs(options, console)
+    sets = photographs(options, console)
     plan = prepare(options)
     console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)
     table = Table("", "parameters", title="sizes")
@@ -113,6 +113,7 @@ def show_plan(options: DataFreeOptions, console: Console) -> None:
             )
     memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
     console.print(f"memory of a step: {memory}", highlight=False)
+    check_teachers(plan, sets)
     console.print(f"would write to {options.out}", highlight=False)
 
 

@@ -20,7 +20,8 @@ from mkdext.models import (
     read_metadata,
 )
 from mkdext.models.builtin import BUILTIN_SCALE
-from mkdext.models.own import is_own, unwrapped
+from mkdext.models.own import layout, placed, unwrapped
+from mkdext.models.user_code import is_own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Network:
 
         The result is not clipped.
         """
-        lr = lr.to(self.device, torch.float32, memory_format=_layout(self.model))
+        lr = lr.to(self.device, torch.float32, memory_format=layout(self.model))
         sr: Tensor = self.model(lr)
         return sr.cpu()
 
@@ -100,7 +101,7 @@ def load_network(
     else:
         model = _of_this_package(weights, scale, name)
         scale = model.scale
-    model.eval().requires_grad_(False).to(place).to(memory_format=_layout(model))  # type: ignore[call-overload]
+    placed(model.eval().requires_grad_(False), place)
     title = weights.stem if weights else name.rpartition(":")[2] if name else "built-in"
     return Network(title, model, scale, place)
 
@@ -172,8 +173,3 @@ def _scale_of(weights: Path | None, name: str) -> int:
     if metadata is None or metadata.scale is None:
         raise ValueError(f"--model {name} needs --scale, because no weights file tells it")
     return metadata.scale
-
-
-def _layout(model: nn.Module) -> torch.memory_format:
-    # Convolutions are faster in this one; a user's network may not run in it.
-    return torch.channels_last if isinstance(model, SRNetwork) else torch.contiguous_format

@@ -24,12 +24,13 @@ from mkdext.models.features import (
     select_points,
 )
 from mkdext.models.han import HAN, HANConfig
-from mkdext.models.own import AdaptedNetwork, adapt, make_own
+from mkdext.models.own import AdaptedNetwork, adapt
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.rdn import RDN, RDNConfig
 from mkdext.models.registry import MODEL_NAMES, create_model
 from mkdext.models.resolve import load_own, resolve_student, resolve_teacher
 from mkdext.models.san import SAN, SANConfig
+from mkdext.models.user_code import make_own
 from mkdext.models.vdsr import VDSR, LumaVDSR, VDSRConfig
 from mkdext.models.weights_metadata import WeightsMetadata
 

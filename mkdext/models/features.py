@@ -14,12 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._near_names import did_you_mean
-from mkdext.models.own import evaluation_mode, in_words, unwrapped
+from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.models.user_code import in_words
 
 WHOLE = ""
 """The distillation point whose feature map is what the network gives, the enlarged picture."""
 
 _PROBE_SIZE = 16
+_HELD = "network."  # what an AdaptedNetwork puts before the names of the user's
+
+
+class PointError(ValueError):
+    """A distillation point does not exist, or gives no feature map."""
 
 
 class MapShape(NamedTuple):
@@ -53,8 +59,8 @@ def forward_with_features(
         `points`.
 
     Raises:
-        ValueError: A point does not exist, does not run exactly once, or gives no `[B, C, H, W]`;
-            or a name in `parameters` does not exist.
+        PointError: A point does not exist, does not run exactly once, or gives no `[B, C, H, W]`.
+        ValueError: A name in `parameters` does not exist.
 
     Example:
         >>> from mkdext.models import create_model
@@ -64,7 +70,7 @@ def forward_with_features(
         >>> [list(feature.shape) for feature in features]
         [[1, 16, 8, 8], [1, 16, 8, 8]]
     """
-    taps = [_Tap(name) for name in points]
+    taps = [_Tap(name, shown_name(model, name)) for name in points]
     with contextlib.ExitStack() as hooks:
         for tap in taps:
             hooks.enter_context(_submodule(model, tap.name).register_forward_hook(tap))
@@ -147,7 +153,9 @@ def check_points(
     with evaluation_mode(model), torch.no_grad():
         try:
             _, features = forward_with_features(model, points, probe)
-        except RuntimeError as error:
+        except PointError:
+            raise
+        except (Exception, SystemExit) as error:  # Whatever code of others may raise.
             raise ValueError(
                 f"{type(unwrapped(model)).__name__} fails on images {list(probe.shape)}: "
                 f"{in_words(error)}"
@@ -155,8 +163,8 @@ def check_points(
     for name, feature in zip(points, features, strict=True):
         if len(feature) != len(probe):
             raise ValueError(
-                f"distillation point {name!r} must give one map for each image, got "
-                f"{list(feature.shape)} for {len(probe)}; name another sub-module"
+                f"distillation point {shown_name(model, name)!r} must give one map for each image, "
+                f"got {list(feature.shape)} for {len(probe)}; name another sub-module"
             )
     return [MapShape(*feature.shape[1:]) for feature in features]
 
@@ -233,11 +241,17 @@ def default_points(model: nn.Module, count: int = 4) -> list[str]:
     return _names_in(model, declare(count))
 
 
+def shown_name(model: nn.Module, name: str) -> str:
+    """The name of a sub-module as the user knows it, who made what an `AdaptedNetwork` holds."""
+    return name if unwrapped(model) is model else name.removeprefix(_HELD)
+
+
 class _Tap:
     """Forward hook that keeps a copy of the output of the sub-module called `name`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, shown: str) -> None:
         self.name = name
+        self._shown = shown
         self._outputs: list[Any] = []
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -246,15 +260,15 @@ class _Tap:
 
     def feature(self) -> Tensor:
         if len(self._outputs) != 1:
-            raise ValueError(
-                f"distillation point {self.name!r} must run once in a forward pass, "
+            raise PointError(
+                f"distillation point {self._shown!r} must run once in a forward pass, "
                 f"it ran {len(self._outputs)} times; name another sub-module"
             )
         (output,) = self._outputs
         if not isinstance(output, Tensor) or output.ndim != 4:
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"distillation point {self.name!r} must give a tensor [B, C, H, W], got {got}; "
+            raise PointError(
+                f"distillation point {self._shown!r} must give a tensor [B, C, H, W], got {got}; "
                 "name another sub-module"
             )
         return output
@@ -266,11 +280,11 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
     raise _no_submodule(model, name)
 
 
-def _no_submodule(model: nn.Module, name: str) -> ValueError:
+def _no_submodule(model: nn.Module, name: str) -> PointError:
     names = _module_names(model)
     patterns = {re.sub(r"(?<![^.])\d+(?![^.])", "*", known): None for known in names}
     hint = did_you_mean(name, patterns if "*" in name else names)
-    return ValueError(
+    return PointError(
         f"distillation point {name!r} is no sub-module of {type(model).__name__}"
         f"{hint or '; it has ' + ', '.join(names[:8]) + ', ...'}"
     )
@@ -283,7 +297,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _names_in(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Names of the user's network as those of `model`, which may hold it."""
-    prefix = "" if unwrapped(model) is model else "network."
+    prefix = "" if unwrapped(model) is model else _HELD
     return [prefix + name for name in names]
 
 

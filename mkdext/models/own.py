@@ -1,38 +1,34 @@
-"""A user's own network: found by its name, behind the interface of the networks here."""
+"""A user's own network behind the interface of the networks here."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
-import importlib.util
-import inspect
 import math
-import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mkdext._near_names import did_you_mean
 from mkdext.data import imresize
 from mkdext.metrics import luma
+from mkdext.models.blocks import SRNetwork
+from mkdext.models.user_code import in_words
 
 # Neither square nor even: what is measured are whole photographs.
-_PROBE = (17, 19)
+PROBE = (17, 19)
 _WHITE, _BLACK = 235, 16  # levels of Y
 
 
 class AdaptedNetwork(nn.Module):
-    """A network of the Y channel, or of an enlarged image, as one of colour images.
+    """A user's network, of colours or of Y, of small or enlarged images, as one of small colours.
 
     Maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1]. What is to be enlarged is
     enlarged by MATLAB's bicubic. Y is MATLAB's (16-235) divided by 255; the other channels of
-    YCbCr are those of the enlarged image.
+    YCbCr are those of the enlarged image. The network gets its images in PyTorch's own layout,
+    because code that was written for it may not run in another.
     """
 
     def __init__(self, network: nn.Module, scale: int, channels: int, enlarged: bool) -> None:
@@ -42,18 +38,28 @@ class AdaptedNetwork(nn.Module):
         self.scale = scale
         self.channels = channels
         self.enlarged = enlarged
+        self.training = network.training
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve `lr`."""
-        large = imresize(lr, self.scale)
-        source = large if self.enlarged else lr
+        lr = lr.contiguous()
         if self.channels == 3:
-            sr: Tensor = self.network(source)
+            sr: Tensor = self.network(imresize(lr, self.scale) if self.enlarged else lr)
             return sr
-        change = self.network(_y(source)) - _y(large)
+        large = imresize(lr, self.scale)
+        change = self.network(_y(large if self.enlarged else lr)) - _y(large)
         # In YCbCr a change of Y alone is the same change of red, green and blue.
         colours: Tensor = large + change * (255 / (_WHITE - _BLACK))
         return colours
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take weights of the network itself, without this around it, as well."""
+        given = [name for name in state_dict if name.startswith(prefix)]
+        if {name.removeprefix(prefix) for name in given} == self.network.state_dict().keys():
+            for name in given:
+                own = f"{prefix}network.{name.removeprefix(prefix)}"
+                state_dict[own] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _y(image: Tensor) -> Tensor:
@@ -70,11 +76,12 @@ def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
         what: Names the network in error messages.
 
     Returns:
-        `network` itself, or within an `AdaptedNetwork`: a map from `[B, 3, h, w]` to
-        `[B, 3, scale*h, scale*w]`.
+        A map from `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`: `network` itself if it is one of
+        this package, otherwise an `AdaptedNetwork` that holds it.
 
     Raises:
-        ValueError: The network fails on such images, or gives another size.
+        ValueError: The network fails on such images, or gives another size, integers, or numbers
+            that are not finite.
 
     Example:
         >>> adapt(nn.Conv2d(1, 1, 3, padding=1), scale=2, what="--student")(
@@ -82,100 +89,78 @@ def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
         ... ).shape
         torch.Size([1, 3, 16, 14])
     """
-    large = tuple(side * scale for side in _PROBE)
-    given: dict[int, tuple[int, ...] | type | str] = {}
+    _check_has_numbers(network, what)
+    large = tuple(side * scale for side in PROBE)
+    given: dict[int, Tensor | type | str] = {}
     for channels in (3, 1):
         result = given[channels] = _run(network, channels)
-        for enlarged, size in ((False, large), (True, _PROBE)):
-            if result == (1, channels, *size):
-                adapted = channels == 1 or enlarged
-                return AdaptedNetwork(network, scale, channels, enlarged) if adapted else network
+        for enlarged, size in ((False, large), (True, PROBE)):
+            if isinstance(result, Tensor) and result.shape == (1, channels, *size):
+                _check_numbers(result, [1, channels, *PROBE], what)
+                if isinstance(network, SRNetwork):
+                    return network
+                return AdaptedNetwork(network, scale, channels, enlarged)
     # What it makes of an image that it does not fail on tells more.
     channels = 1 if isinstance(given[3], str) and not isinstance(given[1], str) else 3
-    image, result = [1, channels, *_PROBE], given[channels]
+    image, result = [1, channels, *PROBE], given[channels]
     if isinstance(result, str):
-        raise ValueError(f"{what} fails on an image {image}, it must take any size: {result}")
-    got = list(result) if isinstance(result, tuple) else result.__name__
+        raise ValueError(
+            f"{what} fails on an image {image}, it must take any size: {result}"
+            f"{_of_other_numbers(network)}"
+        )
+    got = list(result.shape) if isinstance(result, Tensor) else result.__name__
     raise ValueError(
         f"{what} must turn an image {image} into {[1, channels, *large]}, or into its own size if "
         f"it sharpens enlarged images, at scale {scale}; got {got}"
     )
 
 
-def _run(network: nn.Module, channels: int) -> tuple[int, ...] | type | str:
-    """Shape of the result, the type of one that is no tensor, or the error in words."""
+def _check_has_numbers(network: nn.Module, what: str) -> None:
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"{what} has no numbers in {name}, which is on the meta device")
+        if tensor.is_inference():
+            raise ValueError(
+                f"{what} was made in torch.inference_mode, where nothing can be trained or moved; "
+                "make it outside"
+            )
+
+
+def _of_other_numbers(network: nn.Module) -> str:
+    """What to do about parameters that float32 images do not go with, where there are such."""
+    for name, tensor in network.named_parameters():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            return f"; {name} is of {tensor.dtype}, give what network.float() returns"
+    return ""
+
+
+def _check_numbers(result: Tensor, image: list[int], what: str) -> None:
+    if not result.is_floating_point():
+        raise ValueError(
+            f"{what} must give colours in [0, 1] as floating point numbers, got {result.dtype}"
+        )
+    if not result.isfinite().all():
+        raise ValueError(
+            f"{what} gives NaN or infinite numbers for an image {image} of colours in [0, 1]; look "
+            "at its weights"
+        )
+
+
+def _run(network: nn.Module, channels: int) -> Tensor | type | str:
+    """The result, the type of one that is no tensor, or the error in words."""
     like = next(network.parameters(), torch.empty(0))
     try:
         with evaluation_mode(network), torch.no_grad():
-            result = network(torch.zeros(1, channels, *_PROBE, device=like.device))
-    except Exception as error:  # Whatever a network of another code base may raise.
+            result = network(probe_image(1, channels, like.device))
+    except (Exception, SystemExit) as error:  # Whatever code of others may raise.
         return in_words(error)
-    return tuple(result.shape) if isinstance(result, Tensor) else type(result)
+    return result if isinstance(result, Tensor) else type(result)
 
 
-def check_twice_differentiable(network: nn.Module) -> None:
-    """Check that the meta-gradient can be taken through a student.
-
-    Raises:
-        ValueError: It has no parameter to train, or an operator without a second derivative.
-    """
-    what = f"student {type(unwrapped(network)).__name__}"
-    if not any(p.requires_grad for p in network.parameters()):
-        raise ValueError(f"{what} has no parameter to train")
-    trial = copy_with_tensors(network, lambda tensor: tensor.detach().clone()).eval()
-    parameters = [p for p in trial.parameters() if p.requires_grad]
-    image = torch.linspace(0, 1, 3 * math.prod(_PROBE), device=parameters[0].device)
-    try:
-        first = torch.autograd.grad(
-            trial(image.view(1, 3, *_PROBE)).square().mean(),
-            parameters,
-            create_graph=True,
-            materialize_grads=True,
-            allow_unused=True,
-        )
-        size = torch.stack([gradient.square().sum() for gradient in first]).sum()
-        # Not torch.autograd.grad: it passes by a function that is differentiable once only, and
-        # gives a part of the second derivative without a word.
-        torch.autograd.backward(size)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{what} cannot be differentiated twice, which the meta-gradient needs: "
-            f"{in_words(error)}"
-        ) from error
-
-
-def check_passes_gradient(network: nn.Module, whose: str, trained: str) -> None:
-    """Check that a network can be differentiated with respect to its image.
-
-    Args:
-        network: The network.
-        whose: What it is, as in "student".
-        trained: What is to be trained through it, as in "an encoder".
-
-    Raises:
-        ValueError: It cannot, or no gradient arrives.
-    """
-
-    def moved(tensor: Tensor) -> Tensor:
-        # Weights that are zero at first would let nothing pass.
-        return tensor.detach() + 0.01 if tensor.is_floating_point() else tensor.detach().clone()
-
-    # In an AdaptedNetwork a gradient passes beside the user's network, too.
-    trial = copy_with_tensors(unwrapped(network), moved).eval()
-    like = next(trial.parameters(), torch.empty(0))
-    shape = 1, network.channels if isinstance(network, AdaptedNetwork) else 3, *_PROBE
-    image = torch.linspace(0, 1, math.prod(shape), device=like.device).requires_grad_()
-    reason = "no gradient arrives"
-    try:
-        sr = trial(image.view(shape))
-        (gradient,) = torch.autograd.grad(sr.square().mean(), image, allow_unused=True)
-    except RuntimeError as error:
-        gradient, reason = None, in_words(error)
-    if gradient is None or not gradient.any():
-        raise ValueError(
-            f"{whose} {type(unwrapped(network)).__name__} must pass a gradient to its image, for "
-            f"{trained} to be trained through it, and not detach or round it: {reason}"
-        )
+def probe_image(samples: int, channels: int, device: torch.device) -> Tensor:
+    """Images to try a network on, `[samples, channels, 17, 19]`, all colours from 0 to 1."""
+    shape = samples, channels, *PROBE
+    return torch.linspace(0, 1, math.prod(shape), device=device).view(shape)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -183,158 +168,57 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.network if isinstance(model, AdaptedNetwork) else model
 
 
-def is_own(name: str) -> bool:
-    """Whether `name` is that of a user's network, `package.module:factory` or `file.py:factory`."""
-    return ":" in name
+def layout(model: nn.Module) -> torch.memory_format:
+    """The layout of images and weights in which a network runs best of those that it can run in."""
+    # Convolutions are faster in this one; a user's network may not run in it.
+    return torch.channels_last if isinstance(model, SRNetwork) else torch.contiguous_format
 
 
-def absolute(name: str) -> str:
-    """`name` with the path of its file made absolute, if it is that of a user's network in a file.
+def placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """A network moved to a device, in its layout."""
+    moved: nn.Module = model.to(device).to(memory_format=layout(model))  # type: ignore[call-overload]
+    return moved
 
-    Example:
-        >>> absolute("/nets/own.py:make"), absolute("nets.own:make"), absolute("rcan-a")
-        ('/nets/own.py:make', 'nets.own:make', 'rcan-a')
+
+def set_training_mode(student: nn.Module) -> None:
+    """Put a network into training mode if all of it is in evaluation mode.
+
+    One that is in training mode in part was made so: its frozen parts stay as they are.
     """
-    where, _, attribute = name.rpartition(":")
-    return f"{Path(where).absolute()}:{attribute}" if _is_file(where) else name
-
-
-def _is_file(where: str) -> bool:
-    return where.endswith(".py") or "/" in where
-
-
-def make_own(name: str, flag: str) -> nn.Module:
-    """Call the factory called `name`.
-
-    Args:
-        name: `package.module:factory` or `file.py:factory`: a function or class without required
-            arguments that gives a `torch.nn.Module`. The file may import from its own folder.
-        flag: The option that `name` was given to, for error messages.
-
-    Raises:
-        ValueError: The module cannot be imported, has no such factory, or the factory needs
-            arguments, fails, or gives no module.
-
-    Example:
-        >>> make_own("torch.nn:Identity", "--student")
-        Identity()
-    """
-    where, _, attribute = name.rpartition(":")
-    what = f"{flag} {name}"
-    if not where or not attribute:
-        raise ValueError(f"{what} must be package.module:factory or file.py:factory")
-    with _importable(Path(where).parent if _is_file(where) else Path()):
-        try:
-            module = (
-                _import_file(Path(where), what)
-                if _is_file(where)
-                else importlib.import_module(where)
-            )
-        except _Refused as error:
-            raise ValueError(str(error)) from None
-        except Exception as error:  # Whatever the user's code may raise.
-            raise ValueError(f"{what} cannot be imported: {in_words(error)}") from error
-        factory = _factory(module, attribute, what)
-        try:
-            made = factory()
-        except Exception as error:
-            raise ValueError(f"{what} failed: {in_words(error)}") from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{what} must return a torch.nn.Module, got {type(made).__name__}")
-    return made
-
-
-class _Refused(Exception):
-    """A file that is not there."""
-
-
-def _import_file(path: Path, what: str) -> ModuleType:
-    if not path.is_file():
-        raise _Refused(f"{what}: there is no file {path}")
-    name = path.stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise _Refused(f"{what}: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
-    # Dataclasses and pickle look for a class's module there.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        if before is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
-        raise
-    return module
-
-
-def _factory(module: ModuleType, attribute: str, what: str) -> Callable[[], Any]:
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        names = [
-            name
-            for name, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
-        hint = did_you_mean(attribute, names)
-        if not hint and names:
-            hint = f"; it has {', '.join(names[:8])}"
-        raise ValueError(f"{what}: {module.__name__} has no {attribute!r}{hint}")
-    if isinstance(factory, nn.Module) or not callable(factory):
-        raise ValueError(
-            f"{what} must be a function or class that makes a network, "
-            f"got an object {type(factory).__name__}"
-        )
-    try:
-        inspect.signature(factory).bind()
-    except ValueError:
-        pass  # Some classes of C++ have no signature.
-    except TypeError as error:
-        raise ValueError(
-            f"{what} must need no arguments, but: {error}; name a function that gives them"
-        ) from None
-    made: Callable[[], Any] = factory
-    return made
+    network = unwrapped(student)
+    if not any(module.training for module in network.modules()):
+        network.train()
+    student.training = network.training
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    path = str(folder.absolute())
-    sys.path.insert(0, path)
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every sub-module has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        sys.path.remove(path)
-
-
-def in_words(error: BaseException) -> str:
-    """Type and first line of an error.
-
-    Example:
-        >>> in_words(KeyError("name"))
-        "KeyError: 'name'"
-    """
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+        # Some change their weights when they are told, as adapters that are merged do.
+        model.train(modes[0][1])
+        for module, training in modes:
+            module.training = training
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every sub-module has the mode that it had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def copy_with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of a network whose parameters and buffers are what `change` makes of its own.
 
     With the identity the copy shares them, and has hooks and modes of its own.
+
+    Raises:
+        ValueError: The network cannot be copied.
 
     Example:
         >>> network = nn.Conv2d(3, 3, 1)
@@ -348,6 +232,10 @@ def copy_with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> n
             return nn.Parameter(result, tensor.requires_grad)
         return result
 
-    return copy.deepcopy(
-        model, {id(t): changed(t) for t in chain(model.parameters(), model.buffers())}
-    )
+    tensors = {id(t): changed(t) for t in chain(model.parameters(), model.buffers())}
+    try:
+        return copy.deepcopy(model, tensors)
+    except Exception as error:  # Whatever a class of others may raise.
+        raise ValueError(
+            f"network {type(unwrapped(model)).__name__} cannot be copied: {in_words(error)}"
+        ) from error

@@ -11,8 +11,8 @@ from torch import nn
 import mkdext
 from mkdext._files import as_json
 from mkdext._reading import entry, parse_json
-from mkdext.models.own import is_own
 from mkdext.models.registry import is_as_made
+from mkdext.models.user_code import is_own
 
 METADATA_KEY = "mkdext"
 """Name of the object in the file's metadata."""

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from mkdext.models.own import absolute
+from mkdext.models.user_code import absolute
 from mkdext.training.options import BUILTIN_DEMO, SharedOptions, TrainOptions
 from mkdext.training.run_directory import RunDirectory
 

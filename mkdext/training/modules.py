@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
-from mkdext.models.own import evaluation_mode
+from mkdext.models.own import evaluation_mode, modes_kept
 from mkdext.training.config_files import checked_run
 from mkdext.training.options import TrainOptions
 from mkdext.training.plan import Networks, prepare
@@ -56,7 +56,8 @@ def distill(
     with a student of the same initial weights, goes on with a training that was interrupted.
 
     Args:
-        student: Network to train, in place.
+        student: Network to train, in place; in training mode, and afterwards in the mode in which
+            it came.
         teacher: Network to learn from; it is not changed.
         images: What to train on.
         options: How; `student`, `teacher`, `teacher_weights` and `train_dir` are not looked at.
@@ -118,7 +119,7 @@ def distill(
     else:
         smallest = options.patch_size * options.scale
         pairs = None if folders else ImagesInMemory(images, options.scale, smallest)  # type: ignore[arg-type]
-        with evaluation_mode(teacher):
+        with evaluation_mode(teacher), modes_kept(student):
             networks = Networks(
                 adapt(student, options.scale, "distill: student"),
                 adapt(teacher, options.scale, "distill: teacher"),

@@ -15,8 +15,13 @@ from mkdext.distill import MKDOptions, method_class, method_names
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-METHOD_NAMES = ("vanilla", *method_names())
-MethodName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHOD_NAMES)}}}")]
+
+def known_methods() -> tuple[str, ...]:
+    """What `method` may be: training without a teacher, and every method registered so far."""
+    return ("vanilla", *method_names())
+
+
+MethodName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(known_methods())}}}")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,8 @@ class SharedOptions:
     teacher_weights: Path | None = None
     """Weights of the teacher (.safetensors or .pt); none: the built-in teacher's, or those that
     your factory loads."""
+    allow_weak_teacher: bool = False
+    """Learn also from a teacher that enlarges photographs worse than bicubic does."""
     student_points: tuple[str, ...] = ()
     """Sub-modules of the student whose feature maps are distilled, such as body.0 body.2 or body.*
     (a * stands for characters other than dots); none: evenly spaced ones that the network names."""
@@ -144,10 +151,11 @@ class SharedOptions:
             raise ValueError(f"--lr-min must be at most --lr {self.lr}, got {self.lr_min}")
         if not 0 <= self.hint_share < 1:
             raise ValueError(f"--hint-share must be at least 0 and below 1, got {self.hint_share}")
-        if self.method not in METHOD_NAMES:
+        known = known_methods()
+        if self.method not in known:
             raise ValueError(
-                f"--method must be one of {', '.join(METHOD_NAMES)}, got {self.method!r}"
-                f"{did_you_mean(self.method, METHOD_NAMES)}"
+                f"--method must be one of {', '.join(known)}, got {self.method!r}"
+                f"{did_you_mean(self.method, known)}"
             )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from mkdext.models.own import absolute
+from mkdext.models.user_code import absolute
 from mkdext.training.config_files import changed_flags
 from mkdext.training.options import BUILTIN_DEMO, TrainOptions
 from mkdext.training.photographs import BUILTIN_NAME

@@ -21,11 +21,8 @@ from mkdext.models import (
     resolve_teacher,
     select_points,
 )
-from mkdext.models.own import (
-    check_passes_gradient,
-    check_twice_differentiable,
-    copy_with_tensors,
-)
+from mkdext.models.own import copy_with_tensors, layout, placed, set_training_mode
+from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
 from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
 from mkdext.training.options import SharedOptions, TrainOptions
 from mkdext.training.privileged import (
@@ -83,16 +80,27 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
     options = options.resolved()
     checked_device(options.device)
     networks = networks or make_networks(options)
+    set_training_mode(networks.student)
+    check_has_parameters(networks.student)
     memory = estimate_memory(options, networks)
-    device = torch.device(options.device)
     require_memory(memory, options)
-    if is_own(networks.student):
-        if networks.teacher is not None or options.privileged:
-            check_twice_differentiable(networks.student)
-        if options.privileged:
-            check_passes_gradient(networks.student, "student", "an encoder")
-    step = make_step(options, networks, device)
+    if is_own(networks.student) and options.privileged:
+        check_passes_gradient(networks.student, "student", "an encoder")
+    step = make_step(options, networks, torch.device(options.device))
+    try_step(step)
     return Plan(options, step.student, step, memory)
+
+
+def try_step(step: TrainingStep) -> None:
+    """Check that a student that is not as this package makes it can take a step.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    frozen = not all(parameter.requires_grad for parameter in step.student.parameters())
+    if is_own(step.student) or frozen:
+        points = step.distillation.student_points if step.distillation else []
+        check_trains(step.student, points, twice=step.takes_meta_gradient)
 
 
 def make_networks(options: TrainOptions) -> Networks:
@@ -214,16 +222,18 @@ def make_step(
     Raises:
         ValueError: The networks do not go together.
     """
-    student = _placed(networks.student, device)
+    student = placed(networks.student, device)
     network, kind, side = networks.teacher, Teacher, options.patch_size
     if options.privileged:
         with seeded(options.seed, device):
-            network = PrivilegedNetwork(student, options.scale)
+            network = PrivilegedNetwork(student, options.scale).to(device)
+        network.to(memory_format=layout(student))  # type: ignore[call-overload]
         kind, side = PrivilegedTeacher, side * options.scale
+    elif network is not None:
+        network = placed(network, device)
     if network is None:
         optimizer = make_optimizer(student.parameters(), options.lr)
         return TrainingStep(options, student, optimizer, None)
-    network = _placed(network, device)
     student_points, teacher_points = points or choose_points(options, student, network)
     maps = check_points(student, student_points, options.patch_size)
     teacher_maps = check_points(network, teacher_points, side)
@@ -313,9 +323,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     ):
         torch.manual_seed(seed)
         yield
-
-
-def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    # Convolutions are faster in this layout, on CPUs as on GPUs.
-    placed: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return placed

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mkdext.data import PatchSampler
 from mkdext.distill.pisr import PrivilegedEncoder, privileged_loss
-from mkdext.models.own import copy_with_tensors
+from mkdext.models.own import copy_with_tensors, layout
 from mkdext.training.loop import Done, Loop
 from mkdext.training.options import TrainOptions
 from mkdext.training.origin import origin
@@ -179,7 +179,8 @@ class _Loop(Loop):
         super().__init__(step.options, step.steps, run, done, console)
         self.step = step
         device = torch.device(step.options.device)
-        self.batches = transferred(sampler.batches(done.step, step.steps), device)
+        batches = sampler.batches(done.step, step.steps)
+        self.batches = transferred(batches, device, layout(step.network.decoder))
 
     @property
     def events(self) -> Path:

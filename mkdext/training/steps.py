@@ -15,6 +15,7 @@ from mkdext._command import CommandFailed
 from mkdext.distill import DistillationMethod
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.models import forward_with_features
+from mkdext.training.gradient_watch import GradientWatch
 from mkdext.training.options import TrainOptions
 from mkdext.training.precision import computing_in
 from mkdext.training.schedule import phase
@@ -77,6 +78,12 @@ class TrainingStep:
         self.criterion = criterion
         self.largest_gradient = largest_gradient
         self.dtype: torch.dtype = getattr(torch, self.options.student_dtype)
+        self.watch = GradientWatch(student)
+
+    @property
+    def takes_meta_gradient(self) -> bool:
+        """Whether gradients are taken through gradients of the student."""
+        return self.distillation is not None and self.distillation.optimizer is not None
 
     def __call__(
         self, step: int, lr: Tensor, hr: Tensor, hints: Sequence[Tensor] | None = None
@@ -136,6 +143,8 @@ class TrainingStep:
         gradients = torch.autograd.grad(
             outputs, parameters, slopes, allow_unused=True, materialize_grads=True
         )
+        if now.reconstruction > 0:
+            self.watch.add(gradients)
         values["student_gradient"] = gradient_norm(gradients)
         if self.largest_gradient < math.inf:
             gradients = self._cut(gradients)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
-from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.models.own import evaluation_mode, layout, unwrapped
 from mkdext.training.config_files import checked_run
+from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop
 from mkdext.training.options import TrainOptions
 from mkdext.training.origin import origin
@@ -26,6 +27,7 @@ from mkdext.training.report import conclude, save_curves, save_strip
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.steps import TrainingFailed, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
+from mkdext.training.teacher_check import require_strong_teacher
 from mkdext.training.transfer import transferred
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
 
@@ -61,6 +63,17 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
     return run_plan(prepare(options), run, config, None, console)
 
 
+def check_teacher(plan: Plan, sets: Mapping[str, ImagePairs]) -> None:
+    """Check that the teacher, if there is one that is given, is worth learning from.
+
+    Raises:
+        ValueError: It is worse than bicubic enlargement, and that is not allowed.
+    """
+    options, teacher = plan.options, plan.teacher
+    if teacher is not None and not (options.privileged or options.allow_weak_teacher):
+        require_strong_teacher(teacher.network, options.scale, sets)
+
+
 def finished(run: RunDirectory, console: Console) -> Summary:
     """What a training that came to its end has left."""
     console.print(f"{run.root} is finished; give another --out to train again", soft_wrap=True)
@@ -85,6 +98,8 @@ def run_plan(
         console: Where progress is shown.
     """
     sets = validation_photographs(plan.options, track(console))
+    if not run.state.exists():
+        check_teacher(plan, sets)
     if pairs is None:
         pairs, bad = training_photographs(plan.options, track(console))
         for image in bad:
@@ -146,7 +161,7 @@ class StudentLoop(Loop):
             # Looked up before they are sent, where a GPU is not waited for.
             numbered = enumerate(batches, done.step)
             batches = ((lr, hr, cache.rows(step, lr)) for step, (lr, hr) in numbered)
-        self.batches = transferred(batches, torch.device(plan.options.device))
+        self.batches = transferred(batches, torch.device(plan.options.device), layout(plan.student))
 
     @property
     def lr(self) -> float:
@@ -159,7 +174,11 @@ class StudentLoop(Loop):
         low, high, *rows = next(self.batches)
         self._batch = low, high
         self._hints = self.cache.maps(*rows) if self.cache else None
-        return self.plan.step(step, low, high, self._hints)
+        values = self.plan.step(step, low, high, self._hints)
+        silence = silence_in_words([self.plan.step.watch], step + 1 == self.iterations)
+        if silence:
+            self.console.print(silence, highlight=False, markup=False, soft_wrap=True)
+        return values
 
     def statistics(self) -> dict[str, float]:
         """What the method tells of itself."""
@@ -214,7 +233,7 @@ def _batch_like(plan: Plan) -> list[torch.Tensor]:
     options = plan.options
     sides = options.patch_size, options.patch_size * options.scale
     batches = [torch.zeros(options.batch_size, 3, s, s, device=options.device) for s in sides]
-    return [batch.to(memory_format=torch.channels_last) for batch in batches]
+    return [batch.to(memory_format=layout(plan.student)) for batch in batches]
 
 
 def _crops(

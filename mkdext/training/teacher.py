@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mkdext.models import features_at, resized
-from mkdext.models.own import copy_with_tensors, in_words
+from mkdext.models.own import copy_with_tensors
+from mkdext.models.user_code import in_words
 from mkdext.training.precision import computing_in
 
 

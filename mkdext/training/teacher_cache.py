@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mkdext._files import locked, write_text
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import MapShape, check_points, resized
-from mkdext.models.own import unwrapped
+from mkdext.models.own import layout, unwrapped
 from mkdext.training.teacher import Teacher
 
 _CHECKSUM_BYTES = 4
@@ -152,7 +152,7 @@ class TeacherCache:
     def _compute(self, first: int) -> npt.NDArray[np.uint8]:
         """The rows of a whole batch of crops, because a compiled teacher takes no other."""
         lr, _ = self.crops.take(range(first, first + self.crops.batch_size))
-        on_device = lr.to(self.device, memory_format=torch.channels_last)
+        on_device = lr.to(self.device, memory_format=layout(self.teacher.network))
         maps = resized(
             [m.float() for m in self.teacher.own_maps(on_device)],
             [shape[1:] for shape in self.shapes],

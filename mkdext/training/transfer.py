@@ -11,8 +11,10 @@ from torch import Tensor
 Batch = tuple[Tensor, ...]
 
 
-def transferred(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield the batches on a device, pictures in channels-last.
+def transferred(
+    batches: Iterable[Batch], device: torch.device, layout: torch.memory_format
+) -> Iterator[Batch]:
+    """Yield the batches on a device.
 
     For a GPU a thread makes the next batch and copies it, from pinned memory and on a stream of its
     own, while the GPU computes with this one: it waits for neither. The batches and their order are
@@ -21,15 +23,18 @@ def transferred(batches: Iterable[Batch], device: torch.device) -> Iterator[Batc
     Args:
         batches: Tensors in the memory of the processor, those `[B, C, H, W]` being pictures.
         device: Where to.
+        layout: Of pictures.
     """
     if device.type != "cuda":
         for batch in batches:
-            yield tuple(side.to(device, memory_format=_layout(side)) for side in batch)
+            yield tuple(side.to(device, memory_format=_of(side, layout)) for side in batch)
         return
-    yield from _prefetched(iter(batches), device)
+    yield from _prefetched(iter(batches), device, layout)
 
 
-def _prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def _prefetched(
+    batches: Iterator[Batch], device: torch.device, layout: torch.memory_format
+) -> Iterator[Batch]:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send() -> tuple[Batch, torch.cuda.Event] | None:
@@ -37,7 +42,8 @@ def _prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batc
         if batch is None:
             return None
         with torch.cuda.stream(stream):
-            pinned = (side.contiguous(memory_format=_layout(side)).pin_memory() for side in batch)
+            laid = (side.contiguous(memory_format=_of(side, layout)) for side in batch)
+            pinned = (side.pin_memory() for side in laid)
             sent = tuple(side.to(device, non_blocking=True) for side in pinned)
             return sent, stream.record_event()
 
@@ -53,5 +59,5 @@ def _prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batc
             yield batch
 
 
-def _layout(side: Tensor) -> torch.memory_format:
-    return torch.channels_last if side.ndim == 4 else torch.contiguous_format
+def _of(side: Tensor, layout: torch.memory_format) -> torch.memory_format:
+    return layout if side.ndim == 4 else torch.contiguous_format

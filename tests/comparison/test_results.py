@@ -10,7 +10,7 @@ from scipy import stats
 
 from mkdext.comparison.published import SETS, published
 from mkdext.comparison.results import Spread, difference, read_results, spread
-from mkdext.training.options import METHOD_NAMES
+from mkdext.training.options import known_methods
 
 RANDOM = np.random.default_rng(0)
 
@@ -66,7 +66,7 @@ def test_a_misprint_is_marked_and_nothing_else_is_far_from_vanilla():
     for student in ("rcan-a", "rcan-b", "rcan-c", "edsr-s", "rdn-s", "san-s", "han-s"):
         for data in SETS:
             vanilla = published(student, "vanilla", data, 4)
-            for method in METHOD_NAMES:
+            for method in known_methods():
                 number = published(student, method, data, 4)
                 if number and not number.misprint and not vanilla.misprint:
                     assert -0.05 < number.psnr_y - vanilla.psnr_y < 0.35

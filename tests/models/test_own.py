@@ -15,11 +15,13 @@ from mkdext.models import (
     LumaVDSR,
     VDSRConfig,
     adapt,
+    create_model,
     make_own,
     resolve_student,
     resolve_teacher,
 )
-from mkdext.models.own import check_twice_differentiable, copy_with_tensors, evaluation_mode
+from mkdext.models.own import copy_with_tensors, evaluation_mode, placed
+from mkdext.models.trial import check_has_parameters, check_trains
 
 NETS = """
 from torch import nn
@@ -148,9 +150,39 @@ def test_making_a_teacher_draws_nothing_from_the_random_generator(nets: Path) ->
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_network_that_does_all_by_itself_is_left_as_it_is() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2))
+def test_a_network_of_this_package_is_left_as_it_is() -> None:
+    network = create_model("rcan-a", scale=2)
     assert adapt(network, 2, "student") is network
+
+
+class Views(nn.Module):
+    """Takes the layout of its image for granted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(2, 3, 3, 1, 1))
+
+    def forward(self, lr: Tensor) -> Tensor:
+        batch, _, height, width = lr.shape
+        rows = lr.view(batch, 3, height * width)
+        colours = torch.einsum("oi,bip->bop", self.weight[0, :, :, 0, 0], rows)
+        colours = colours.view(batch, 3, height, width)
+        return colours.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_a_network_gets_images_in_the_layout_of_pytorch() -> None:
+    network = placed(adapt(Views(), 2, "student"), torch.device("cpu"))
+    lr = torch.rand(2, 3, 8, 7).to(memory_format=torch.channels_last)
+    assert torch.equal(network(lr), network(lr.contiguous()))
+
+
+def test_weights_of_the_network_itself_load_into_the_adapted_one() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2))
+    weights = {name: tensor + 1 for name, tensor in network.state_dict().items()}
+    adapted = nn.ModuleDict({"decoder": adapt(network, 2, "student")})
+    adapted.load_state_dict({f"decoder.{name}": tensor for name, tensor in weights.items()})
+    assert all(torch.equal(t, weights[name]) for name, t in network.state_dict().items())
+    adapted.load_state_dict(adapted.state_dict())
 
 
 def test_a_published_vdsr_sharpens_the_enlarged_luma_as_ours_does() -> None:
@@ -209,11 +241,13 @@ class Once(nn.Conv2d):
 
 
 def test_a_student_must_be_differentiable_twice_and_have_something_to_train() -> None:
-    check_twice_differentiable(nn.Conv2d(3, 3, 1))
+    check_trains(nn.Conv2d(3, 3, 1), [], twice=True)
     with pytest.raises(ValueError, match="student Once cannot be differentiated twice, which the"):
-        check_twice_differentiable(Once(3, 3, 1))
-    with pytest.raises(ValueError, match="student Conv2d has no parameter to train"):
-        check_twice_differentiable(nn.Conv2d(3, 3, 1).requires_grad_(False))
+        check_trains(Once(3, 3, 1), [], twice=True)
+    with pytest.raises(ValueError, match=r"Conv2d has no .* to train; all its 2 are frozen"):
+        check_has_parameters(nn.Conv2d(3, 3, 1).requires_grad_(False))
+    with pytest.raises(ValueError, match=r"student Identity has no parameter to train$"):
+        check_has_parameters(nn.Identity())
 
 
 def test_a_copy_can_share_its_tensors_and_has_hooks_and_modes_of_its_own() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from mkdext.training import BUILTIN_DEMO, TrainOptions
 from mkdext.training.memory import LiveBytes, available_bytes
-from mkdext.training.options import METHOD_NAMES, MetaOptions
+from mkdext.training.options import MetaOptions, known_methods
 from mkdext.training.plan import estimate_memory, make_networks
 
 
@@ -51,7 +51,7 @@ def test_the_estimate_grows_with_the_batch_and_the_patch():
     assert 3.5 < sizes[2] / sizes[0] < 4.1
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", known_methods())
 def test_every_method_has_an_estimate(method):
     options = TrainOptions(method=method, student="rcan-a", patch_size=8, train_dir=(Path(),))
     assert estimate(options.resolved()) > 0

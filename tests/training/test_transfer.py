@@ -18,17 +18,20 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
-def test_batches_arrive_unchanged_in_their_order_and_in_channels_last(device: str) -> None:
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_batches_arrive_unchanged_in_their_order_and_in_a_layout(
+    device: str, layout: torch.memory_format
+) -> None:
     batches = [
         (torch.rand(2, 3, 4, 5), torch.rand(2, 3, 8, 10), torch.rand(2, 7)) for _ in range(4)
     ]
-    arrived = list(transferred(iter(batches), torch.device(device)))
+    arrived = list(transferred(iter(batches), torch.device(device), layout))
     assert len(arrived) == len(batches)
     for batch, expected in zip(arrived, batches, strict=True):
         for side, original in zip(batch, expected, strict=True):
             assert side.device.type == device
-            layout = torch.channels_last if side.ndim == 4 else torch.contiguous_format
-            assert side.is_contiguous(memory_format=layout)
+            of_side = layout if side.ndim == 4 else torch.contiguous_format
+            assert side.is_contiguous(memory_format=of_side)
             assert torch.equal(side.cpu(), original)
 
 
@@ -38,7 +41,7 @@ def test_an_error_of_the_batches_reaches_the_training() -> None:
         yield (torch.rand(1, 3, 4, 4),)
         raise OSError("the disk is gone")
 
-    batches = transferred(broken(), torch.device("cuda"))
+    batches = transferred(broken(), torch.device("cuda"), torch.channels_last)
     next(batches)
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)

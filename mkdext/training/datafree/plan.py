@@ -9,13 +9,21 @@ from torch import nn
 
 from mkdext._device import checked_device
 from mkdext.models import default_points, resolve_student, resolve_teacher, select_points
-from mkdext.models.own import check_passes_gradient, check_twice_differentiable
+from mkdext.models.own import placed, set_training_mode
+from mkdext.models.trial import check_has_parameters, check_passes_gradient
 from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
 from mkdext.training.memory import LiveBytes, reckons_inner_steps
-from mkdext.training.plan import choose_points, is_own, on_meta, require_memory, seeded
+from mkdext.training.plan import (
+    choose_points,
+    is_own,
+    on_meta,
+    require_memory,
+    seeded,
+    try_step,
+)
 
 _VIEW_POINTS = 4  # as many as are distilled
 
@@ -49,6 +57,8 @@ def prepare(options: DataFreeOptions) -> Plan:
     scale = options.scale[0]
     with seeded(options.seed, torch.device("cpu")):
         student = resolve_student(options.student, scale)
+    set_training_mode(student)
+    check_has_parameters(student)
     at_scales(student, options.scale, "--student")
     teacher = resolve_teacher(options.teacher, options.teacher_weights, scale)
     teachers = at_scales(teacher, options.scale, "--teacher")
@@ -56,8 +66,6 @@ def prepare(options: DataFreeOptions) -> Plan:
     points = None
     if options.method != "vanilla":
         points = choose_points(options.for_scale(scale, 1), student, teacher)
-        if is_own(student):
-            check_twice_differentiable(student)
     if options.trains_generator:
         for whose, network in (("student", student), ("teacher", teacher)):
             if is_own(network):
@@ -66,7 +74,10 @@ def prepare(options: DataFreeOptions) -> Plan:
     networks = ByScale(student, teachers, points)
     memory = estimate_memory(options, networks)
     require_memory(memory, options)
-    return Plan(options, networks, schedule, make_makers(options, networks, device), memory)
+    plan = Plan(options, networks, schedule, make_makers(options, networks, device), memory)
+    if is_own(student):
+        try_step(plan.begin_stage(0).step)
+    return plan
 
 
 def make_makers(
@@ -80,7 +91,7 @@ def make_makers(
     """
     makers = {}
     for index, (scale, teacher) in enumerate(networks.teachers.items()):
-        teacher.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        placed(teacher, device)
         points = view_points(options, teacher) if options.is_contrastive else []
         with seeded(options.seed + index, device):
             makers[scale] = ImageMaker(options, scale, teacher, points, device)

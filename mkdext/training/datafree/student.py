@@ -20,6 +20,7 @@ from mkdext.training.datafree.plan import Plan, prepare
 from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.report import save_sheet, save_summary
 from mkdext.training.datafree.stages import Stage
+from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
@@ -28,6 +29,7 @@ from mkdext.training.report import conclude
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.steps import TrainingFailed
 from mkdext.training.student import Summary, finished, in_words
+from mkdext.training.teacher_check import require_strong_teacher
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
 
 HELD_OUT = "made images"
@@ -48,7 +50,8 @@ class ToMeasure(NamedTuple):
 def train_without_data(options: DataFreeOptions, console: Console | None = None) -> Summary:
     """Distil a student on images that are made, or go on with a training that was interrupted.
 
-    No photograph is opened but those of `val_dir`, or the built-in ones at the end, to measure on.
+    No photograph is opened but those of `val_dir` and the built-in ones, to measure student and
+    teacher on.
     On a CPU a resumed training ends with the same weights, bit for bit, as one never stopped.
 
     Args:
@@ -73,6 +76,8 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
         return finished(run, console)
     plan = prepare(options)
     sets = photographs(options, console) if options.val_dir else {}
+    if not run.state.exists():
+        check_teachers(plan, sets)
     sets |= held_out(plan)
     with run.opened(config):
         stage, done = load_checkpoint(run, plan)
@@ -83,6 +88,19 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
         loop = DataFreeLoop(plan, run, stage, sets, done, console)
         seconds = loop.run()
         return _finish(plan, run, loop.stage, seconds, console)
+
+
+def check_teachers(plan: Plan, sets: Mapping[str, ToMeasure]) -> None:
+    """Check that the teacher is worth learning from, at every scale.
+
+    Raises:
+        ValueError: It is worse than bicubic enlargement, and that is not allowed.
+    """
+    if plan.options.allow_weak_teacher:
+        return
+    for scale, teacher in plan.networks.teachers.items():
+        own = {name: measured.pairs for name, measured in sets.items() if measured.scale == scale}
+        require_strong_teacher(teacher, scale, own)
 
 
 def photographs(options: DataFreeOptions, console: Console) -> dict[str, ToMeasure]:
@@ -174,6 +192,10 @@ class DataFreeLoop(Loop):
         lr = plan.makers[scale].images(step)
         self._batch = scale, lr
         values = self.stage.imitate(step, scale, lr)
+        watches = [step_.watch for step_ in self.stage.steps.values()]
+        silence = silence_in_words(watches, step + 1 == self.iterations)
+        if silence:
+            self.console.print(silence, highlight=False, markup=False, soft_wrap=True)
         if options.trains_generator and (step + 1) % options.generator.every == 0:
             chosen = drawn(options.scale, options.seed, Draw.GENERATION_SCALE, step)
             values |= plan.makers[chosen].improve(step, self.stage.students[chosen])
