@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -254,8 +255,8 @@ def check_sizes(config: Any) -> None:
         if name == "residual_scale":
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{kind}: {name} must be a number, got {value!r:.80}")
-            if not math.isfinite(value):
-                raise ValueError(f"{kind}: {name} must be finite, got {value}")
+            if not abs(value) <= sys.float_info.max:
+                raise ValueError(f"{kind}: {name} must be finite, got {str(value)[:80]}")
         elif isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{kind}: {name} must be a whole number, got {value!r:.80}")
         elif value < 1:

@@ -74,7 +74,7 @@ def from_tensors(
     state: OrderedDict[str, Any] = OrderedDict(tensors)
     for name in entry({"packed": [], **about}, "packed", list, what):
         if not isinstance(name, str) or name not in tensors:
-            raise ValueError(f"{what} has no {str(name)[:80]!r}, of which its metadata tell")
+            raise ValueError(f"{what} tell of {str(name)[:80]!r}, which is not there")
         state[name] = _unpacked(tensors[name], f"{what}: {name[:80]!r}")
     versions = entry({"versions": {}, **about}, "versions", dict, what)
     if versions:

@@ -7,6 +7,7 @@ import re
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -47,7 +48,7 @@ def read_content(path: Path) -> Any:
             raise _damaged(what, error) from None
         if not tensors:
             raise ValueError(f"{what} holds no tensor; name a file with weights")
-        return from_tensors(tensors, metadata.state if metadata else {}, what)
+        return from_tensors(tensors, metadata.state if metadata else {}, f"{what}: its metadata")
     if start.startswith(b"PK\3\4"):
         check_archive(path, what)
     elif not start.startswith(b"\x80"):
@@ -137,7 +138,8 @@ def _harmless() -> list[Any]:
         for module in ("pathlib", "pathlib._local")
         for kind, name in ((PurePosixPath, "PosixPath"), (PureWindowsPath, "WindowsPath"))
     ]
-    return [Namespace, np.dtype, np.ndarray, *arrays, *dtypes, *paths]
+    times = [datetime, timedelta, timezone]
+    return [Namespace, np.dtype, np.ndarray, *arrays, *dtypes, *paths, *times]
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:

@@ -20,6 +20,7 @@ METADATA_KEY = "mkdext"
 VALUE_RANGE = (0.0, 1.0)
 """Black and white, as every network takes and gives them."""
 
+_LARGEST_SCALE = 64
 _SHOWN = 80
 _Kind = TypeVar("_Kind")
 
@@ -89,11 +90,16 @@ class WeightsMetadata:
                 f"the value range in its metadata must be {VALUE_RANGE}, "
                 f"got {str(value_range)[:_SHOWN]}"
             )
+        scale = _or_none(content, "scale", int, what)
+        if scale is not None and not 1 <= scale <= _LARGEST_SCALE:
+            raise ValueError(
+                f"{what}: 'scale' must be 1 to {_LARGEST_SCALE}, got {str(scale)[:_SHOWN]}"
+            )
         optional = {"version": "", "origin": {}, "state": {}} | content
         return cls(
             architecture=_or_none(content, "architecture", str, what),
             config=entry(content, "config", dict, what),
-            scale=_or_none(content, "scale", int, what),
+            scale=scale,
             version=entry(optional, "version", str, what),
             origin=entry(optional, "origin", dict, what),
             state=entry(optional, "state", dict, what),
