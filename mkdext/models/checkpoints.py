@@ -241,12 +241,13 @@ def check_comes_back(model: nn.Module, origin: Mapping[str, Any]) -> None:
         >>> from mkdext.models import create_model
         >>> check_comes_back(create_model("rcan-a", scale=4), {})
     """
-    before, metadata = _kept(model, origin)
+    tensors, metadata = _kept(model, origin)
+    written = load(save(tensors))
     about = WeightsMetadata.from_json(metadata.to_json()).state
-    weights = from_tensors(load(save(before)), about, "what was saved")
+    weights = from_tensors(written, about, "what was saved")
     load_strictly(model, weights, list, buffers_finite=False)
-    after, _ = _kept(model, origin)
-    changed = [name for name in before if not _equal(before[name], after.get(name))]
+    again, _ = _kept(model, origin)
+    changed = [name for name in written if not _equal(written[name], again.get(name))]
     if changed:
         raise ValueError(
             f"network {type(model).__name__} does not read what it writes: {listing(changed)} "

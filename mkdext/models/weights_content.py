@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import warnings
@@ -43,7 +44,8 @@ def read_content(path: Path) -> Any:
     if _is_safetensors(start):
         metadata = file_metadata(path)
         try:
-            tensors = load_file(path)
+            with _named_in_utf8(path) as named:
+                tensors = load_file(named)
         except Exception as error:  # Also of kinds of numbers that this PyTorch has not.
             raise _damaged(what, error) from None
         if not tensors:
@@ -71,7 +73,7 @@ def file_metadata(path: Path) -> WeightsMetadata | None:
     if not _is_safetensors(_beginning(path, what)):
         return None
     try:
-        with safe_open(path, framework="pt") as content:
+        with _named_in_utf8(path) as named, safe_open(named, framework="pt") as content:
             text = (content.metadata() or {}).get(METADATA_KEY)
     except SafetensorError as error:
         raise _damaged(what, error) from None
@@ -79,6 +81,18 @@ def file_metadata(path: Path) -> WeightsMetadata | None:
         return None if text is None else WeightsMetadata.from_json(text)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
+
+
+@contextlib.contextmanager
+def _named_in_utf8(path: Path) -> Iterator[Path]:
+    """A path to a file that safetensors opens, which knows no other names."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield Path(f"/dev/fd/{file.fileno()}")
+    else:
+        yield path
 
 
 def _beginning(path: Path, what: str) -> bytes:
