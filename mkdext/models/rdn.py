@@ -66,7 +66,8 @@ class RDB(nn.Module):
 class RDN(SRNetwork):
     """Residual dense network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, colours in [0, 1].
 
-    Inside, colours run from 0 to 255 as in EDSR-PyTorch; no mean is subtracted.
+    Inside, colours run from 0 to 255 as in EDSR-PyTorch; no mean is subtracted, so that
+    weights do not tell of another `--rgb_range`.
 
     Example:
         >>> import torch
