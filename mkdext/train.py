@@ -92,7 +92,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     given = with_config(arguments, BUILTIN_DEMO)
     base = defaults_for(given)
     default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    with naming_the_file(arguments, BUILTIN_DEMO):
+    with naming_the_file(arguments, given):
         command: TrainCommand = parse_flags(
             TrainCommand, given, default=default, prog="python -m mkdext.train"
         )

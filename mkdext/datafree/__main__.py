@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
     """
     given = with_config(arguments, DataFreeOptions())
     default = with_usual_rates(DataFreeCommand(), value_of("--optimizer", given))
-    with naming_the_file(arguments, DataFreeOptions()):
+    with naming_the_file(arguments, given):
         command: DataFreeCommand = parse_flags(
             DataFreeCommand, given, default=default, prog="python -m mkdext.datafree"
         )

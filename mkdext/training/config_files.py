@@ -28,42 +28,36 @@ def with_config(arguments: Sequence[str], options: SharedOptions) -> list[str]:
         ValueError: The file is not usable, or there is no run to resume.
     """
     given = list(arguments)
-    file = _file_of(given, options)
+    config = value_of("--config", given)
     if "--resume" in given:
+        if config is not None:
+            raise ValueError("--resume takes the options of the run; leave --config out")
         run = RunDirectory(Path(value_of("--out", given) or options.out))
+        if not run.config.exists():
+            raise ValueError(f"--resume: there is no run in --out {run.root}")
+        config = str(run.config)
         given = [*given, "--out", str(run.root)]
-    return given if file is None else read_config(file, options) + given
-
-
-def _file_of(arguments: Sequence[str], options: SharedOptions) -> Path | None:
-    config = value_of("--config", arguments)
-    if "--resume" not in arguments:
-        return None if config is None else Path(config)
-    if config is not None:
-        raise ValueError("--resume takes the options of the run; leave --config out")
-    run = RunDirectory(Path(value_of("--out", arguments) or options.out))
-    if not run.config.exists():
-        raise ValueError(f"--resume: there is no run in --out {run.root}")
-    return run.config
+    return given if config is None else read_config(Path(config), options) + given
 
 
 @contextlib.contextmanager
-def naming_the_file(arguments: Sequence[str], options: SharedOptions) -> Iterator[None]:
+def naming_the_file(given: Sequence[str], arguments: Sequence[str]) -> Iterator[None]:
     """Name the configuration file in an error about an option that it holds.
 
     Args:
-        arguments: Those of the user, without those of the file.
-        options: As for `with_config`.
+        given: Arguments of the user.
+        arguments: The same after those of the file.
     """
     try:
         yield
     except ValueError as error:
-        flag, file = re.match(r"--[\w.-]+", str(error)), _file_of(arguments, options)
-        if not flag or not file or value_of(flag[0], arguments) is not None:
+        flag, file = re.match(r"--[\w.-]+", str(error)), value_of("--config", given)
+        if not flag or value_of(flag[0], given) is not None:
             raise
-        if value_of(flag[0], read_config(file, options)) is None:
+        if value_of(flag[0], arguments) is None:
             raise
-        raise ValueError(f"{_what(file)}: {error}") from None
+        what = _what(Path(file)) if file else f"{value_of('--out', arguments)}/config.yaml"
+        raise ValueError(f"{what}: {error}") from None
 
 
 def read_config(path: Path, options: SharedOptions) -> list[str]:

@@ -87,7 +87,7 @@ def test_a_wrong_configuration_file_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_configuration_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="none.yaml does not exist"):
+    with pytest.raises(ValueError, match=r"none\.yaml does not exist"):
         read_config(tmp_path / "none.yaml", TrainOptions())
 
 

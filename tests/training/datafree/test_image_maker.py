@@ -24,6 +24,7 @@ from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.student import DataFreeLoop
 from mkdext.training.loop import Done
 from mkdext.training.run_directory import RunDirectory
+from mkdext.training.saved_state import SavedState
 
 
 @pytest.fixture
