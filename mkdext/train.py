@@ -16,10 +16,12 @@ from mkdext._command import exit_status
 from mkdext._flags import parse_flags
 from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
-from mkdext.training.config_files import checked_run, defaults_for, with_config
+from mkdext.training.config_files import defaults_for, naming_the_file, with_config
+from mkdext.training.going_on import checked_run
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters, prepare
 from mkdext.training.progress import track
+from mkdext.training.run_directory import in_words
 from mkdext.training.student import check_teacher
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
@@ -34,9 +36,14 @@ class TrainCommand(TrainOptions):
     """
 
     config: Path | None = None
-    """YAML file of options, such as the config.yaml of another run; flags given count more."""
+    """YAML file of options, such as the config.yaml of another run; flags given count more. A
+    network that it names by file.py:factory is code, which is run, by --dry-run too: look into a
+    file that comes from others."""
     resume: bool = False
-    """Go on with the run in --out, with the options that it was begun with."""
+    """Go on with the run in --out, with its options. Some may be others from here on: with more
+    --iterations also a finished run goes on, on the cosine of that length; --lr, --lr-min,
+    --device, how often what is done, --teacher-cache, and where photographs and files were moved
+    to."""
     dry_run: bool = False
     """Show the resolved options, sizes and the memory that a step needs, and stop."""
 
@@ -62,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
         options = command.options()
         if command.dry_run:
-            show_plan(options, console)
+            show_plan(options, console, command.resume)
             return
         keep_freed_memory()
-        train(options, console)
+        train(options, console, command.resume)
         if not options.train_dir:
             console.print(
                 "\nTry it on photographs of yours:\n"
@@ -86,23 +93,25 @@ def parse(arguments: list[str]) -> TrainCommand:
     given = with_config(arguments, BUILTIN_DEMO)
     base = defaults_for(given)
     default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    command: TrainCommand = parse_flags(
-        TrainCommand, given, default=default, prog="python -m mkdext.train"
-    )
+    with naming_the_file(arguments, given):
+        command: TrainCommand = parse_flags(
+            TrainCommand, given, default=default, prog="python -m mkdext.train"
+        )
     if base is not BUILTIN_DEMO and not command.train_dir:
         raise ValueError("--train-dir must name at least one folder")
     return command
 
 
-def show_plan(options: TrainOptions, console: Console) -> None:
+def show_plan(options: TrainOptions, console: Console, resume: bool = False) -> None:
     """Print what a training would do."""
-    options = options.resolved()
-    _, config = checked_run(options)
+    run = checked_run(options, resume)
+    run.require_files()
+    options = run.options
     for folder in options.train_dir:
         find_photographs(folder, options.scale)
     sets = validation_photographs(options, track(console))
     plan = prepare(options)
-    console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)
+    console.print(yaml.safe_dump(run.config, sort_keys=False).rstrip(), highlight=False)
     table = Table("", "parameters", title="sizes")
     table.add_row(f"student {options.student}", f"{plan.student_parameters:,}")
     if plan.step.distillation:
@@ -129,6 +138,8 @@ def show_plan(options: TrainOptions, console: Console) -> None:
             highlight=False,
         )
     check_teacher(plan, sets)
+    if run.changes:
+        console.print(f"from here on: {in_words(run.changes)}", highlight=False, markup=False)
     console.print(f"would write to {options.out}", highlight=False)
 
 

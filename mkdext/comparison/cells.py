@@ -18,6 +18,7 @@ from mkdext._flags import parse_flags
 from mkdext._near_names import did_you_mean
 from mkdext.distill import method_class
 from mkdext.training.config_files import config_of, flags_of
+from mkdext.training.going_on import default_of
 from mkdext.training.memory import available_bytes
 from mkdext.training.options import TrainOptions, known_methods
 from mkdext.training.photographs import training_photographs, validation_photographs
@@ -55,7 +56,15 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether it came to its end."""
-        return self.run.summary.exists()
+        return self.run.read_summary() is not None
+
+    def check(self) -> None:
+        """Check that it can begin or go on.
+
+        Raises:
+            ValueError: As `RunDirectory.check`.
+        """
+        self.run.check(config_of(self.options), lambda name: default_of(self.options, name))
 
     def __str__(self) -> str:
         return f"{self.options.student}, {self.options.method}, seed {self.options.seed}"
@@ -181,14 +190,14 @@ class Comparison:
             ValueError: The folder holds a comparison of other settings, or a cell cannot be
                 trained.
         """
-        RunDirectory(self.base.out).check(self.settings)
+        RunDirectory(self.base.out).check(self.settings, lambda name: default_of(self.base, name))
         cells = self.cells()
         folders = {as_folder(student): student for student in self.students}
         if len(folders) < len(self.students):
             raise ValueError(f"--students would share folders: {', '.join(self.students)}")
         for cell in cells:
             try:
-                cell.run.check(config_of(cell.options))
+                cell.check()
             except ValueError as error:
                 again = f"or delete {cell.run.root} to train it anew"
                 raise ValueError(f"{cell}: {error}; {again}") from None

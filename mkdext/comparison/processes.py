@@ -31,7 +31,7 @@ _TAIL_BYTES = 8192  # of the metrics, which hold a last line of a few hundred
 def run_cells(
     cells: Sequence[Cell], jobs: int, out: Path, console: Console, finished: Callable[[], None]
 ) -> dict[str, str]:
-    """Train the cells that are not finished, each by `python -m mkdext.train`.
+    """Train the cells that are not finished, each as by `python -m mkdext.train`.
 
     Args:
         cells: What to train, in order.
@@ -44,7 +44,7 @@ def run_cells(
         Why a cell failed, for those that did; the others were trained all the same.
 
     Raises:
-        CommandStopped: Ctrl-C or SIGTERM; all processes have ended.
+        CommandStopped: Ctrl-C, SIGTERM or SIGHUP; all processes have ended.
     """
     threads = _threads(jobs)
     pending = [cell for cell in cells if not cell.finished]
@@ -108,11 +108,11 @@ class _Process:
             write_text(run.config, config)
         self._log = run.root / "output.log"
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        command = ["mkdext.train", "--config", str(run.config), "--out", str(run.root)]
+        command = ["mkdext.comparison.child", "--config", str(run.config), "--out", str(run.root)]
         with self._log.open("a") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # By its end the training knows that it is to end too.
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},

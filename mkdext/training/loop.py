@@ -14,10 +14,13 @@ from rich.console import Console
 from torch import Tensor
 
 from mkdext._memory import PeakMemory
+from mkdext.training.config_files import config_of
+from mkdext.training.going_on import require_same_run
 from mkdext.training.options import SharedOptions
 from mkdext.training.progress import TrainingProgress
 from mkdext.training.readings import Readings
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run_directory import RunDirectory, flat
+from mkdext.training.saved_state import SavedState
 from mkdext.training.signals import StopSignals, TrainingStopped
 from mkdext.training.steps import NonFiniteError, TrainingFailed
 from mkdext.training.tensorboard import tensorboard
@@ -32,6 +35,19 @@ class Done(NamedTuple):
     """Time spent on them."""
     values: dict[str, float]
     """The last value of everything that is logged."""
+
+    @classmethod
+    def of(cls, state: SavedState, options: SharedOptions, iterations: int) -> Done:
+        """What a checkpoint tells that `Loop.state` began.
+
+        Raises:
+            ValueError: It is not that of a training with these options and so many steps.
+        """
+        require_same_run(state, options)
+        step, seconds = state.number("step", 1, iterations), state.entry("seconds", float)
+        if not 0 <= seconds < math.inf:
+            raise state.unfit(f"does not fit ('seconds' is {seconds})")
+        return cls(step, seconds, state.numbers("values"))
 
 
 class Loop(ABC):
@@ -66,6 +82,8 @@ class Loop(ABC):
         self.before = done
         self.console = console
         self.run_directory = run
+        self.history = run.history
+        """What the options were before."""
 
     @property
     def events(self) -> Path:
@@ -103,6 +121,10 @@ class Loop(ABC):
         """Add to the metrics of the run what has a `step`."""
         self.run_directory.add_metrics(values)
 
+    def state(self, done: Done) -> dict[str, Any]:
+        """What every checkpoint holds."""
+        return {**done._asdict(), "options": dict(flat(config_of(self.options)))}
+
     @abstractmethod
     def save(self, done: Done) -> None:
         """Write a checkpoint."""
@@ -123,7 +145,7 @@ class Loop(ABC):
 
         Raises:
             TrainingFailed: A step did; the last checkpoint is kept.
-            TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+            TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
         """
         options, first, total = self.options, self.before.step, self.iterations
         device = torch.device(options.device)
@@ -180,6 +202,7 @@ class Loop(ABC):
                     costs = {"patches_per_second": speed, "peak_bytes": peak}
                     record({"step": done, **latest, **costs, **self.statistics()})
                 if checkpoint_is_due:
+                    self.run_directory.sync_metrics()
                     self.save(Done(done, time.monotonic() - begin, latest))
                 if stopped:
                     raise TrainingStopped(

@@ -140,15 +140,15 @@ def train_privileged_teacher(
 
     Raises:
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
-        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+        TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
     """
     step = PrivilegedStep(options, network)
     done = Done(0, 0.0, {})
     if run.privileged_checkpoint.state.exists():
         state = run.privileged_checkpoint.load()
-        network.load_state_dict(state["network"])
-        step.optimizer.load_state_dict(state["optimizer"])
-        done = Done(state["step"], state["seconds"], state["values"])
+        done = Done.of(state, options, step.steps)
+        state.load_module("network", network)
+        state.load_optimizer("optimizer", step.optimizer)
     seconds = done.seconds
     if done.step < step.steps:
         run.keep_metrics_until(done.step, of="privileged_step")
@@ -202,11 +202,11 @@ class _Loop(Loop):
 
     def save(self, done: Done) -> None:
         state = {
-            **done._asdict(),
+            **self.state(done),
             "network": self.step.network.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
         }
-        made_by = origin(self.step.options, done.step)
+        made_by = origin(self.step.options, done.step, self.history)
         self.run_directory.privileged_checkpoint.save(state, self.step.network, made_by)
 
     def explained(self, error: TrainingFailed, step: int) -> str:

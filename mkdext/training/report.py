@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext._files import atomic_write, write_text
+from mkdext._files import atomic_write, write_json
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.validation import Scores
 
@@ -56,15 +56,16 @@ def save_strip(path: Path, pictures: Mapping[str, Tensor]) -> None:
         Image.fromarray(strip.permute(1, 2, 0).numpy()).save(file, "png")
 
 
-def save_curves(path: Path, metrics: Path, validation: Mapping[str, Any]) -> None:
+def save_curves(
+    path: Path, records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any]
+) -> None:
     """Draw the losses and the validation scores of a run over its steps, as a PNG.
 
     Args:
         path: File to write.
-        metrics: The run's `metrics.jsonl`.
+        records: The run's metrics.
         validation: Final scores by set and way; all but the student's become horizontal lines.
     """
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     for name, step in (
@@ -80,10 +81,18 @@ def save_curves(path: Path, metrics: Path, validation: Mapping[str, Any]) -> Non
     losses.legend()
     for index, (name, ways) in enumerate(validation.items()):
         points = [
-            (r["step"], r["validation"][name]["psnr_y"]) for r in records if "validation" in r
+            (r["step"], r["validation"][name]["psnr_y"])
+            for r in records
+            if name in r.get("validation", {})
         ]
         color = f"C{index}"
-        scores.plot(*zip(*points, strict=True), color=color, marker=".", label=f"student, {name}")
+        # There are none of a set that was named when all steps were done.
+        scores.plot(
+            *zip(*points or [(math.nan, math.nan)], strict=True),
+            color=color,
+            marker=".",
+            label=f"student, {name}",
+        )
         for way, score in ways.items():
             if way != "student":
                 style, label = ":" if way == "bicubic" else "--", way.replace("_", " ")
@@ -107,7 +116,7 @@ def conclude(
         pictures: What was drawn and is below the run directory.
         console: Where it is shown.
     """
-    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+    write_json(run.summary, summary)
     console.print(score_table(summary["validation"]))
     console.print(
         f"{summary['iterations']} steps in {summary['seconds']:.0f} s; written to {run.root}:",

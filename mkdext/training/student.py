@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, layout, unwrapped
-from mkdext.training.config_files import checked_run
+from mkdext.training.going_on import Run, checked_run, rates_in_words
 from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop
+from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.options import TrainOptions
 from mkdext.training.origin import origin
 from mkdext.training.photographs import training_photographs, validation_photographs
@@ -24,7 +24,9 @@ from mkdext.training.plan import Plan, count_parameters, prepare
 from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teacher
 from mkdext.training.progress import measuring, track
 from mkdext.training.report import conclude, save_curves, save_strip
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run_directory import HISTORY, RunDirectory
+from mkdext.training.saved_state import SavedState
+from mkdext.training.schedule import phase
 from mkdext.training.steps import TrainingFailed, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.teacher_check import require_strong_teacher
@@ -34,7 +36,8 @@ from mkdext.training.validation import Scores, Upscaler, bicubic, measure, pictu
 Summary = dict[str, Any]
 
 
-def train(options: TrainOptions, console: Console | None = None) -> Summary:
+@one_at_a_time
+def train(options: TrainOptions, console: Console | None = None, resume: bool = False) -> Summary:
     """Train a student, or go on with a training that was interrupted.
 
     On a CPU a resumed training ends with the same weights, bit for bit, as one never stopped.
@@ -42,6 +45,9 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
     Args:
         options: What to do.
         console: Where progress is shown; none: the standard output.
+        resume: Go on with the run in `options.out`, also a finished one, with options some of which
+            may be others from here on, such as `iterations` or `lr`. What that means for the
+            learning rate: `mkdext.training.going_on`.
 
     Returns:
         What `summary.json` in the run directory holds: `method`, `scale`, `seed`, `iterations`,
@@ -51,16 +57,18 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
         its `iterations`, `seconds` and `parameters`.
 
     Raises:
-        ValueError: Options, files or folders are not usable; nothing was done.
+        ValueError: Options, files or folders are not usable, or another training is at work in this
+            process; nothing was done.
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
-        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+        TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
     """
     console = console or Console()
-    options = options.resolved()
-    run, config = checked_run(options)
-    if run.summary.exists():
-        return finished(run, console)
-    return run_plan(prepare(options), run, config, None, console)
+    run = checked_run(options, resume)
+    summary = finished(run, console)
+    if summary:
+        return summary
+    run.require_files()
+    return run_plan(prepare(run.options), run, None, console)
 
 
 def check_teacher(plan: Plan, sets: Mapping[str, ImagePairs]) -> None:
@@ -74,31 +82,34 @@ def check_teacher(plan: Plan, sets: Mapping[str, ImagePairs]) -> None:
         require_strong_teacher(teacher.network, options.scale, sets)
 
 
-def finished(run: RunDirectory, console: Console) -> Summary:
-    """What a training that came to its end has left."""
-    console.print(f"{run.root} is finished; give another --out to train again", soft_wrap=True)
-    summary: Summary = json.loads(run.summary.read_text())
-    return summary
+def finished(run: Run[Any], console: Console) -> Summary | None:
+    """What a training that came to its end has left; none if there is something to do."""
+    directory, summary = run.directory, run.directory.read_summary()
+    if summary and not run.changes:
+        console.print(
+            f"{directory.root} is finished; --resume with more --iterations trains on, another "
+            "--out begins again",
+            soft_wrap=True,
+        )
+        return summary
+    if directory.summary.exists() and not summary:
+        console.print(f"{directory.summary} is damaged; it is written again", soft_wrap=True)
+    return None
 
 
 def run_plan(
-    plan: Plan,
-    run: RunDirectory,
-    config: dict[str, Any],
-    pairs: ImagePairs | None,
-    console: Console,
+    plan: Plan, run: Run[TrainOptions], pairs: ImagePairs | None, console: Console
 ) -> Summary:
     """Train as planned, or go on with it, on the photographs given.
 
     Args:
         plan: What `prepare` made.
-        run: Where to write.
-        config: What the run is known by, for a resume.
+        run: Where to write, and what is different from now on.
         pairs: Photographs to train on; none: those that the options name.
         console: Where progress is shown.
     """
     sets = validation_photographs(plan.options, track(console))
-    if not run.state.exists():
+    if not run.directory.state.exists():
         check_teacher(plan, sets)
     if pairs is None:
         pairs, bad = training_photographs(plan.options, track(console))
@@ -110,30 +121,64 @@ def run_plan(
         with evaluation_mode(teacher.network):
             teacher.compile(*_batch_like(plan))
     sampler, cache = _crops(plan, pairs, console)
-    with run.opened(config):
+    directory = run.directory
+    with run.opened():
+        progress = load_checkpoint(directory, plan)
+        _tell_changes(run, progress.step, console)
+        directory.keep_metrics_until(progress.step)
         teaching = 0.0
         if isinstance(plan.teacher, PrivilegedTeacher):
             teaching = train_privileged_teacher(
-                plan.options, plan.teacher.network, plan.student, run, sampler, console
+                plan.options, plan.teacher.network, plan.student, directory, sampler, console
             )
-        progress = load_checkpoint(run, plan) if run.state.exists() else Done(0, 0.0, {})
-        run.keep_metrics_until(progress.step)
+            load_checkpoint(directory, plan)
         if progress.step:
             console.print(f"going on after step {progress.step} of {plan.options.iterations}")
-        seconds = StudentLoop(plan, run, sampler, cache, sets, progress, console).run()
-        return _finish(plan, run, sets, seconds, teaching, console)
+        seconds = StudentLoop(plan, directory, sampler, cache, sets, progress, console).run()
+        return _finish(plan, directory, sets, seconds, teaching, console)
 
 
 def load_checkpoint(run: RunDirectory, plan: Plan) -> Done:
-    """Put a training back to its checkpoint."""
+    """Put a training back to its checkpoint; without one it is at its beginning.
+
+    Raises:
+        ValueError: The checkpoint is damaged or that of another run.
+    """
+    if not run.state.exists():
+        return Done(0, 0.0, {})
     state = run.checkpoint.load()
-    plan.student.load_state_dict(state["student"])
-    plan.step.optimizer.load_state_dict(state["optimizer"])
-    if plan.step.distillation:
-        plan.step.distillation.method.load_state_dict(state["method"])
-        if plan.step.distillation.optimizer:
-            plan.step.distillation.optimizer.load_state_dict(state["method_optimizer"])
-    return Done(state["step"], state["seconds"], state["values"])
+    done = Done.of(state, plan.options, plan.options.iterations)
+    load_step(state, plan.step)
+    return done
+
+
+def load_step(state: SavedState, step: TrainingStep) -> None:
+    """Give a student, its method and their optimizers what `state_of` kept of them."""
+    state.load_module("student", step.student)
+    state.load_optimizer("optimizer", step.optimizer)
+    if step.distillation:
+        state.load_module("method", step.distillation.method)
+        if step.distillation.optimizer:
+            state.load_optimizer("method_optimizer", step.distillation.optimizer)
+
+
+def state_of(step: TrainingStep) -> dict[str, Any]:
+    """What `load_step` needs."""
+    state = {"student": step.student.state_dict(), "optimizer": step.optimizer.state_dict()}
+    if step.distillation:
+        state["method"] = step.distillation.method.state_dict()
+        if step.distillation.optimizer:
+            state["method_optimizer"] = step.distillation.optimizer.state_dict()
+    return state
+
+
+def _tell_changes(run: Run[TrainOptions], step: int, console: Console) -> None:
+    said = run.change(step)
+    if said and 0 < step < run.options.iterations:
+        before, now = phase(step - 1, run.before()), phase(step, run.options)
+        said += rates_in_words(run.changes, before, now, run.options.iterations)
+    if said:
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 class StudentLoop(Loop):
@@ -187,18 +232,9 @@ class StudentLoop(Loop):
 
     def save(self, done: Done) -> None:
         """Write all that `load_checkpoint` needs."""
-        step, student = self.plan.step, self.plan.student
-        state = {
-            **done._asdict(),
-            "student": student.state_dict(),
-            "optimizer": step.optimizer.state_dict(),
-        }
-        if step.distillation:
-            state["method"] = step.distillation.method.state_dict()
-            if step.distillation.optimizer:
-                state["method_optimizer"] = step.distillation.optimizer.state_dict()
-        made_by = origin(self.plan.options, done.step)
-        self.run_directory.checkpoint.save(state, unwrapped(student), made_by)
+        state = {**self.state(done), **state_of(self.plan.step)}
+        made_by = origin(self.plan.options, done.step, self.history)
+        self.run_directory.checkpoint.save(state, unwrapped(self.plan.student), made_by)
 
     def validate(self, step: int) -> dict[str, Any]:
         """Measure the student on every set, and keep a sample."""
@@ -314,13 +350,15 @@ def _finish(
         "parameters": plan.student_parameters,
         "validation": validation,
     }
+    if run.history:
+        summary[HISTORY] = run.history
     if isinstance(teacher, PrivilegedTeacher):
         summary[teacher.name] = {
             "iterations": options.privileged_iterations,
             "seconds": round(teaching, 1),
             "parameters": count_parameters(teacher.network),
         }
-    save_curves(run.picture, run.metrics, validation)
+    save_curves(run.picture, run.records(), validation)
     conclude(
         run,
         summary,

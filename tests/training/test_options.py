@@ -70,11 +70,11 @@ def test_flags_count_more_than_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("itertions: 3", "there is no option 'itertions'; did you mean 'iterations'"),
-        ("meta: {stepps: 3}", "there is no option 'meta.stepps'; did you mean 'steps'"),
+        ("itertions: 3", "there is no option 'itertions'; did you mean iterations"),
+        ("meta: {stepps: 3}", "there is no option 'meta.stepps'; did you mean steps"),
         ("meta: 3", "'meta' must hold names and values"),
-        ("meta: {steps: [2, 3]}", r"'meta.steps' must be one value, got \[2, 3\]"),
-        ("lr: {first: 1}", "'lr' must be one value, got {'first': 1}"),
+        ("meta: {steps: [2, 3]}", r"'meta.steps' must be an integer or None, got \[2, 3\]"),
+        ("lr: {first: 1}", "'lr' must be a number, got {'first': 1}"),
         ("- 1\n- 2", "must hold names and values, got list"),
         ("a: b: c", "is not YAML"),
     ],
@@ -87,7 +87,7 @@ def test_a_wrong_configuration_file_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_configuration_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"none\.yaml does not exist"):
         read_config(tmp_path / "none.yaml", TrainOptions())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def save_summary(
         pictures: A photograph and enlargements of it, uint8 `[3, H, W]` by name.
         scale: Whose samples are shown.
     """
-    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    records = run.records()
     figure = Figure(figsize=(13, 9), layout="constrained")
     grid = figure.add_gridspec(2, 4)
     _draw_samples(figure.add_subplot(grid[0, :2]), run, scale)
@@ -88,8 +87,13 @@ def _draw_samples(axes: Axes, run: RunDirectory, scale: int) -> None:
 
 def _draw_psnr(axes: Axes, records: Sequence[Record], summary: Mapping[str, Any]) -> None:
     measured = [r for r in records if "validation" in r]
-    for index, name in enumerate(measured[0]["validation"]):
-        points = [(r["step"], r["validation"][name]["psnr_y"]) for r in measured]
+    names = dict.fromkeys(name for r in measured for name in r["validation"])
+    for index, name in enumerate(names):
+        points = [
+            (r["step"], r["validation"][name]["psnr_y"])
+            for r in measured
+            if name in r["validation"]
+        ]
         axes.plot(*zip(*points, strict=True), color=f"C{index}", marker=".", label=name)
         ways = summary["validation"].get(name, {})
         for way, style in (("teacher", "--"), ("bicubic", ":")):

@@ -13,22 +13,25 @@ from torch import Tensor
 from mkdext.datafree import procedural_images
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
-from mkdext.training.config_files import changed_flags, checked_run
+from mkdext.training.config_files import changed_flags
 from mkdext.training.datafree.image_maker import CollapseError, require_different
 from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates
 from mkdext.training.datafree.plan import Plan, prepare
 from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.report import save_sheet, save_summary
 from mkdext.training.datafree.stages import Stage
+from mkdext.training.going_on import Run, checked_run, rates_in_words
 from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop
+from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
 from mkdext.training.progress import measuring, track
 from mkdext.training.report import conclude
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run_directory import HISTORY, RunDirectory
+from mkdext.training.schedule import phase
 from mkdext.training.steps import TrainingFailed
-from mkdext.training.student import Summary, finished, in_words
+from mkdext.training.student import Summary, finished, in_words, load_step, state_of
 from mkdext.training.teacher_check import require_strong_teacher
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
 
@@ -47,7 +50,10 @@ class ToMeasure(NamedTuple):
     """`(lr, hr)` each, uint8."""
 
 
-def train_without_data(options: DataFreeOptions, console: Console | None = None) -> Summary:
+@one_at_a_time
+def train_without_data(
+    options: DataFreeOptions, console: Console | None = None, resume: bool = False
+) -> Summary:
     """Distil a student on images that are made, or go on with a training that was interrupted.
 
     No photograph is opened but those of `val_dir` and the built-in ones, to measure student and
@@ -57,6 +63,8 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
     Args:
         options: What to do.
         console: Where progress is shown; none: the standard output.
+        resume: As for `mkdext.training.train`. A student that grows keeps its number of steps, of
+            which its stages are parts.
 
     Returns:
         What `summary.json` in the run directory holds: as `mkdext.training.train` gives it, and
@@ -64,30 +72,35 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
         scales the names of sets end with the scale.
 
     Raises:
-        ValueError: Options, files or folders are not usable; nothing was done.
+        ValueError: Options, files or folders are not usable, or another training is at work in this
+            process; nothing was done.
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
         CollapseError: The generator makes constant images; likewise.
-        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+        TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
     """
     console = console or Console()
-    options = options.resolved()
-    run, config = checked_run(options)
-    if run.summary.exists():
-        return finished(run, console)
+    run = checked_run(options, resume)
+    summary = finished(run, console)
+    if summary:
+        return summary
+    run.require_files()
+    options, directory = run.options, run.directory
     plan = prepare(options)
     sets = photographs(options, console) if options.val_dir else {}
-    if not run.state.exists():
+    if not run.directory.state.exists():
         check_teachers(plan, sets)
     sets |= held_out(plan)
-    with run.opened(config):
-        stage, done = load_checkpoint(run, plan)
+    with run.opened():
+        stage, done = load_checkpoint(directory, plan)
+        _tell_changes(run, stage, done.step, console)
+        directory.keep_metrics_until(done.step)
         if done.step:
             console.print(f"going on after step {done.step} of {options.iterations}")
         if not done.step:
-            save_samples(plan, run, stage, 0)
-        loop = DataFreeLoop(plan, run, stage, sets, done, console)
+            save_samples(plan, directory, stage, 0)
+        loop = DataFreeLoop(plan, directory, stage, sets, done, console)
         seconds = loop.run()
-        return _finish(plan, run, loop.stage, seconds, console)
+        return _finish(plan, directory, loop.stage, seconds, console)
 
 
 def check_teachers(plan: Plan, sets: Mapping[str, ToMeasure]) -> None:
@@ -126,20 +139,47 @@ def held_out(plan: Plan) -> dict[str, ToMeasure]:
 
 
 def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[Stage, Done]:
-    """Begin a training, or put it back to its checkpoint."""
+    """Begin a training, or put it back to its checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is damaged or that of another run.
+    """
     if not run.state.exists():
         return plan.begin_stage(0), Done(0, 0.0, {})
     state = run.checkpoint.load()
-    stage = plan.begin_stage(state["stage"])
-    stage.load_state_dict(state)
+    done = Done.of(state, plan.options, plan.options.iterations)
+    # Growth comes with the first step of a stage.
+    index = plan.schedule.stage_at(done.step - 1)
+    state.number("stage", index, index)
+    stage = plan.begin_stage(index)
+    load_step(state, stage.step)
     for scale, maker in plan.makers.items():
-        maker.load_state_dict(state["makers"][scale])
-    run.keep_metrics_until(state["step"])
-    return stage, Done(state["step"], state["seconds"], state["values"])
+        maker.load(state.part("makers").part(scale))
+    return stage, done
 
 
-def origin(options: DataFreeOptions, steps: int) -> dict[str, Any]:
-    """What made a student, after `steps` steps, to be kept with its weights.
+def _tell_changes(run: Run[DataFreeOptions], stage: Stage, step: int, console: Console) -> None:
+    said = run.change(step)
+    taken = step - stage.first
+    if said and taken > 0 and step < run.options.iterations:
+        scale, now = run.options.scale[0], stage.step.options
+        # Only a student of one stage is trained longer.
+        length = now.iterations + run.before().iterations - run.options.iterations
+        before = run.before().for_scale(scale, length)
+        said += rates_in_words(
+            run.changes, phase(taken - 1, before), phase(taken, now), now.iterations
+        )
+    if said:
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+def origin(options: DataFreeOptions, steps: int, history: Sequence[Any] = ()) -> dict[str, Any]:
+    """What made a student, to be kept with its weights.
+
+    Args:
+        options: Those of its last step.
+        steps: How many it took.
+        history: What the options were before, as `RunDirectory.history` has it.
 
     Example:
         >>> origin(DataFreeOptions(stages=2), steps=500)["command"]
@@ -153,6 +193,7 @@ def origin(options: DataFreeOptions, steps: int) -> dict[str, Any]:
         "teacher": str(options.teacher_weights or options.teacher or "builtin"),
         "data": [f"made images ({options.source})"],
         "steps": steps,
+        **({HISTORY: [*history]} if history else {}),
     }
 
 
@@ -226,12 +267,12 @@ class DataFreeLoop(Loop):
         """Write all that `load_checkpoint` needs."""
         plan, stage = self.plan, self.stage
         state = {
-            **done._asdict(),
-            **stage.state_dict(),
+            **self.state(done),
+            **state_of(stage.step),
             "stage": stage.index,
             "makers": {scale: maker.state_dict() for scale, maker in plan.makers.items()},
         }
-        made_by = origin(plan.options, done.step)
+        made_by = origin(plan.options, done.step, self.history)
         self.run_directory.checkpoint.save(state, unwrapped(stage.student), made_by)
 
     def validate(self, step: int) -> dict[str, Any]:
@@ -316,6 +357,8 @@ def _finish(
         "parameters": count_parameters(stage.student),
         "validation": validation,
     }
+    if run.history:
+        summary[HISTORY] = run.history
     save_summary(run, summary, shown, scale)
     conclude(
         run,
