@@ -128,16 +128,18 @@ class SavedState:
 
     def load_module(self, name: str, module: nn.Module) -> None:
         """Give a module the weights that are there under a name."""
-        own = module.state_dict()
-        tensors = {n: t for n, t in own.items() if isinstance(t, Tensor)}
-        if len(tensors) < len(own):
-            # A module of the user's keeps more than tensors; it knows what fits.
+        there, own = self.part(name), module.state_dict()
+        try:
+            module.load_state_dict(there.tensors(own, name))
+        except ValueError as unfit:
+            # A module of the user's may keep more than tensors, or change the size of its buffers;
+            # it knows what fits.
             try:
-                module.load_state_dict(self.part(name).content)
-            except Exception as error:
-                raise self.unfit(f"does not fit ({name}: {error})") from None
-            return
-        module.load_state_dict(self.part(name).tensors(tensors, name))
+                module.load_state_dict(there.content)
+            except Exception:  # Whatever code of others may raise.
+                raise unfit from None
+            if not _holds(module, there.content):
+                raise unfit from None
 
     def load_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Give an optimizer what is there under a name."""
@@ -175,6 +177,18 @@ class SavedState:
             value = of_one.part(key).tensor(like, f"{name}, {key}")
             if key == "step" and not value >= 0:
                 raise self.unfit(f"does not fit ({name} has a step of {value.item()})")
+
+
+def _holds(module: nn.Module, weights: Mapping[str, Any]) -> bool:
+    """Whether a module has just these tensors now."""
+    own = module.state_dict()
+    return own.keys() == weights.keys() and all(
+        isinstance(there := weights[name], Tensor)
+        and there.dtype == tensor.dtype
+        and torch.equal(there, tensor.cpu())
+        for name, tensor in own.items()
+        if isinstance(tensor, Tensor)
+    )
 
 
 def _in_words(tensor: Tensor) -> str:

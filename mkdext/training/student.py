@@ -23,6 +23,7 @@ from mkdext.training.photographs import training_photographs, validation_photogr
 from mkdext.training.plan import Plan, count_parameters, prepare
 from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teacher
 from mkdext.training.progress import measuring, track
+from mkdext.training.rehearsal import rehearse
 from mkdext.training.report import conclude, save_curves, save_strip
 from mkdext.training.run_directory import HISTORY, RunDirectory
 from mkdext.training.saved_state import SavedState
@@ -111,6 +112,8 @@ def run_plan(
     sets = validation_photographs(plan.options, track(console))
     if not run.directory.state.exists():
         check_teacher(plan, sets)
+        low = [pairs_[0][0] for pairs_ in sets.values()]
+        rehearse(plan.student, state_of(plan.step), origin(plan.options, 0), low)
     if pairs is None:
         pairs, bad = training_photographs(plan.options, track(console))
         for image in bad:

@@ -27,6 +27,7 @@ from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
 from mkdext.training.progress import measuring, track
+from mkdext.training.rehearsal import rehearse
 from mkdext.training.report import conclude
 from mkdext.training.run_directory import HISTORY, RunDirectory
 from mkdext.training.schedule import phase
@@ -90,6 +91,10 @@ def train_without_data(
     if not run.directory.state.exists():
         check_teachers(plan, sets)
     sets |= held_out(plan)
+    if not run.directory.state.exists():
+        stage = plan.begin_stage(0)
+        low = [measured.pairs[0][0] for measured in sets.values()]
+        rehearse(stage.student, state_of(stage.step), origin(options, 0), low)
     with run.opened():
         stage, done = load_checkpoint(directory, plan)
         _tell_changes(run, stage, done.step, console)
