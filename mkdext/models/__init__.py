@@ -3,11 +3,14 @@
 from mkdext.models.blocks import SRNetwork
 from mkdext.models.builtin import builtin_teacher
 from mkdext.models.checkpoints import (
+    check_comes_back,
     load_model,
     load_weights,
+    load_weights_file,
     read_metadata,
     read_weights,
     save_model,
+    serialized,
 )
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
@@ -53,6 +56,7 @@ __all__ = [
     "WeightsMetadata",
     "adapt",
     "builtin_teacher",
+    "check_comes_back",
     "check_points",
     "create_model",
     "default_points",
@@ -61,6 +65,7 @@ __all__ = [
     "load_model",
     "load_own",
     "load_weights",
+    "load_weights_file",
     "make_own",
     "read_metadata",
     "read_weights",
@@ -69,4 +74,5 @@ __all__ = [
     "resolve_teacher",
     "save_model",
     "select_points",
+    "serialized",
 ]

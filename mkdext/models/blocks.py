@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mkdext.models.rgb_range import DIV2K_MEAN, RGB_RANGE, with_rgb_range
 from mkdext.models.weight_shapes import renamed
 
-DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
-RGB_RANGE = 255.0
 SCALES = (2, 3, 4, 8)
 
 
@@ -78,6 +78,15 @@ class SRNetwork(nn.Module, ABC):
         return dict(weights)
 
     @classmethod
+    def own_range(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under own names, changed to be those of a network of 255 levels inside.
+
+        Raises:
+            ValueError: They are of one whose range cannot be told.
+        """
+        return dict(weights)
+
+    @classmethod
     @abstractmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[Any, int | None] | None:
         """Size and scale of the network that `weights` seem to be of, from names and shapes.
@@ -106,6 +115,17 @@ class MeanShiftedNetwork(SRNetwork):
         self.head = nn.Sequential(conv3x3(3, config.features))
         self.add_body()
         self.tail = nn.Sequential(upsampler(config.features, scale), conv3x3(config.features, 3))
+
+    @classmethod
+    def own_range(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the same function of colours in [0, 1], of a network of 255 levels inside.
+
+        The official code trains one of any range (`--rgb_range`), which its colour shifts tell.
+
+        Raises:
+            ValueError: The range is neither 1 nor 255.
+        """
+        return with_rgb_range(weights)
 
     @abstractmethod
     def add_body(self) -> None:
@@ -224,17 +244,48 @@ def upsampler(features: int, scale: int, in_features: int | None = None) -> nn.S
 
 
 def check_sizes(config: Any) -> None:
-    """Check that every whole number of a configuration is at least 1, and any reduction possible.
+    """Check that numbers of a configuration are of their kinds, finite, and make a network.
 
     Raises:
-        ValueError: One is not.
+        TypeError: One is of another kind.
+        ValueError: A whole number is less than 1, or a reduction is impossible.
     """
     kind, sizes = type(config).__name__, dataclasses.asdict(config)
     for name, value in sizes.items():
-        if isinstance(value, int) and value < 1:
+        if name == "residual_scale":
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{kind}: {name} must be a number, got {value!r:.80}")
+            if not abs(value) <= sys.float_info.max:
+                raise ValueError(f"{kind}: {name} must be finite, got {str(value)[:80]}")
+        elif isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{kind}: {name} must be a whole number, got {value!r:.80}")
+        elif value < 1:
             raise ValueError(f"{kind}: {name} must be at least 1, got {value}")
     for name, value in sizes.items():
         if name.endswith("reduction") and sizes["features"] < value:
             raise ValueError(
                 f"{kind}: features must be at least {name}={value}, got {sizes['features']}"
             )
+
+
+def same_shapes(one: Any, other: Any) -> bool:
+    """Whether networks of two configurations, of one architecture, have weights of the same shapes.
+
+    Nothing is built: what a file says of its size may be of any size.
+    """
+
+    def shapes(config: Any) -> dict[str, Any]:
+        sizes = dataclasses.asdict(config)
+        sizes.pop("residual_scale", None)
+        return {
+            name: sizes["features"] // value if name.endswith("reduction") else value
+            for name, value in sizes.items()
+        }
+
+    return shapes(one) == shapes(other)
+
+
+def repetitions(config: Any) -> int:
+    """How often the smallest block of a configuration is repeated in a network."""
+    sizes = dataclasses.asdict(config)
+    return math.prod(sizes.get(name, 1) for name in ("groups", "blocks", "layers"))

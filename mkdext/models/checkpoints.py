@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mkdext._files import atomic_write
-from mkdext.models.blocks import SRNetwork
-from mkdext.models.pickled_modules import read_pickled_modules
-from mkdext.models.registry import Recognised, create_model, nearest_network, recognise
+from mkdext.models.blocks import SRNetwork, repetitions, same_shapes
+from mkdext.models.registry import (
+    FIRST_LAYERS,
+    Recognised,
+    create_model,
+    nearest_network,
+    recognise,
+)
+from mkdext.models.state_dicts import (
+    PREFERRED,
+    StateDict,
+    candidates,
+    extraction,
+    plainly_named,
+    preferred,
+    state_dicts,
+)
+from mkdext.models.state_tensors import from_tensors, to_tensors
+from mkdext.models.strict_loading import (
+    check_fit,
+    completed,
+    have_same_names,
+    have_same_shapes,
+    listing,
+    load_strictly,
+    shortened,
+)
+from mkdext.models.weights_content import file_metadata, read_content
 from mkdext.models.weights_metadata import METADATA_KEY, WeightsMetadata
 
-_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
-_NAME_PREFIXES = ("module.", "_orig_mod.")
-_LISTED = 10
+_SHOWN = 3
 
 
 def load_model(path: str | Path, scale: int | None = None, name: str | None = None) -> nn.Module:
@@ -31,7 +51,11 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
     Architecture, size and scale are those of the file's metadata (`save_model`), and where it has
     none, those that names and shapes of the weights tell. The official files of EDSR, RCAN, RDN
     (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's) are understood, those of BasicSR's EDSR and
-    RCAN, and those of this package. Torch's random generator is not touched.
+    RCAN, and those of this package; those of `--rgb_range 1` become ones of 255 levels, as their
+    colour shifts tell. Weights are found wherever training programs put them (`read_weights`),
+    with a prefix, and beside those of losses, metrics and discriminators. Of several networks that
+    fit, averaged weights are preferred, then the first of the order of `read_weights`. Torch's
+    random generator is not touched.
 
     Args:
         path: A file that `read_weights` can read.
@@ -44,8 +68,9 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
 
     Raises:
         ValueError: The file cannot be read, or the weights are of an unknown architecture, of
-            another scale or name than asked for, incomplete, not finite, or not what the metadata
-            say; or they serve for every scale and none is given.
+            another scale or name than asked for, incomplete, not finite, for another range of
+            colours, or not what the metadata say; or they serve for every scale and none is given,
+            or several networks could be meant.
 
     Example:
         >>> import tempfile
@@ -58,25 +83,24 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
         >>> model.scale
         2
     """
-    weights = read_weights(path)
+    states = _states(path)
     metadata = read_metadata(path)
     if name is None and metadata is not None and metadata.factory is not None:
         raise ValueError(
-            f"weights file {path} is of a network of yours at x{metadata.scale}; name what makes "
-            f"it: --model {metadata.factory} (in a training: --teacher)"
-        )
-    found = recognise(weights)
-    if found is None:
-        raise ValueError(
-            f"weights file {path} is of no architecture that is known here"
-            f"{nearest_network(weights)}; it holds {_listing(list(weights))}"
+            f"weights file {path} is of a network of yours"
+            f"{f' at x{metadata.scale}' if metadata.scale else ''}; name what makes "
+            f"it: --model {shortened(metadata.factory)} (in a training: --teacher)"
         )
     try:
+        state, found = _recognised(states, scale, name)
         if metadata is not None:
             found = _as_described(found, metadata)
-        with torch.random.fork_rng(devices=[]):
-            model = _network(found, scale, name)
-        load_weights(model, weights)
+        if repetitions(found.config) > len(state.weights):
+            raise ValueError(f"the weights of a {found.config} are not all there")
+        model, weights = _empty(found, scale, name), _own(found.network, state.weights)
+        # Before memory is taken, which a damaged file can ask for without end.
+        check_fit(model, weights, lambda: _causes(model, weights))
+        load_strictly(model.to_empty(device="cpu"), weights, list, buffers_finite=True)
         if model.config != found.config:
             raise ValueError(f"the weights are of {found.config}, {name} is {model.config}")
     except ValueError as error:
@@ -84,16 +108,68 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
     return model
 
 
-def _network(found: Recognised, scale: int | None, name: str | None) -> SRNetwork:
+def _recognised(
+    states: Sequence[StateDict], scale: int | None, name: str | None
+) -> tuple[StateDict, Recognised]:
+    """The weights that are meant, and what they are of."""
+    seen = [(state, recognise(state.weights)) for state in candidates(states, FIRST_LAYERS)]
+    found = [(state, known) for state, known in seen if known is not None]
+    if not found:
+        state = plainly_named(states[0])
+        known = recognise(_tensors_of(state.weights))
+        if known is None:
+            raise _unknown(states)
+        return state, known
+    if len(found) > 1:
+        found = [(s, known) for s, known in found if _is_complete(s.weights, known)] or found
+        found = [(s, known) for s, known in found if known.scale in (scale, None)] or found
+        if name is not None:
+            model = _empty(found[0][1], scale, name)
+            same = (type(model), model.config)
+            found = [(s, known) for s, known in found if (known[0], known[1]) == same] or found
+    chosen = preferred([state for state, _ in found])
+    return next((state, known) for state, known in found if state is chosen)
+
+
+def _unknown(states: Sequence[StateDict]) -> ValueError:
+    names = [name for state in states for name in state.weights]
+    return ValueError(
+        f"the weights are of no architecture that is known here{nearest_network(names)}; "
+        f"{_contents(states)}; name what makes the network: --model FILE.py:FACTORY (in a "
+        "training: --teacher)"
+    )
+
+
+def _contents(states: Sequence[StateDict]) -> str:
+    """What a file holds, in words."""
+    held = [
+        f"{f'under {state.where} ' if state.where else ''}{listing(list(state.weights))}"
+        for state in states[:_SHOWN]
+    ]
+    more = f"; {len(states)} dictionaries of weights in all" if len(states) > _SHOWN else ""
+    return f"it holds {'; and '.join(held)}{more}"
+
+
+def _is_complete(weights: Mapping[str, Any], found: Recognised) -> bool:
+    try:
+        if repetitions(found.config) > len(weights):
+            return False
+        check_fit(_empty(found, found.scale or 2, None), _own(found.network, weights), list)
+    except ValueError:
+        return False
+    return True
+
+
+def _empty(found: Recognised, scale: int | None, name: str | None) -> SRNetwork:
+    """The network on the meta device."""
     scale = found.scale if scale is None else scale
     if scale is None:
         raise ValueError(
             f"the weights are of {found.network.__name__} and serve for every scale; "
             "say for which one"
         )
-    if name is None:
-        return found.network(found.config, scale)
-    model = create_model(name, scale)
+    with torch.device("meta"):
+        model = found.network(found.config, scale) if name is None else create_model(name, scale)
     assert isinstance(model, SRNetwork)  # Every one with a name is.
     return model
 
@@ -102,26 +178,22 @@ def _as_described(found: Recognised, metadata: WeightsMetadata) -> Recognised:
     """What weights are of: shapes do not tell everything, metadata do."""
     if metadata.architecture is None or metadata.scale is None:
         return found
-    told, seen = metadata.architecture, found.network.__name__
+    told, seen = shortened(metadata.architecture), found.network.__name__
     if told != seen:
         raise ValueError(f"the metadata say {told}, the weights are of {seen}")
     if found.scale not in (metadata.scale, None):
         raise ValueError(f"the metadata say x{metadata.scale}, the weights are for x{found.scale}")
     try:
         config = type(found.config)(**metadata.config)
-        with torch.device("meta"):
-            described = found.network(config, metadata.scale)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the metadata tell of an impossible {told}: {error}") from None
-    if found.network.infer(described.state_dict()) != (found.config, found.scale):
+    if not same_shapes(config, found.config):
         raise ValueError(f"the metadata say {config}, the weights are of {found.config}")
     return Recognised(found.network, config, metadata.scale)
 
 
 def save_model(path: str | Path, model: nn.Module, origin: Mapping[str, Any]) -> None:
     """Write a network as a safetensors file, atomically, with all that `load_model` must know.
-
-    The same network and origin give the same bytes.
 
     Args:
         path: File to write, in a folder that exists.
@@ -130,6 +202,7 @@ def save_model(path: str | Path, model: nn.Module, origin: Mapping[str, Any]) ->
 
     Raises:
         OSError: The file cannot be written.
+        ValueError: As `serialized`.
 
     Example:
         >>> import tempfile
@@ -140,12 +213,62 @@ def save_model(path: str | Path, model: nn.Module, origin: Mapping[str, Any]) ->
         ...     load_model(file).scale, read_metadata(file).origin
         (3, {'steps': 20000})
     """
-    metadata = {METADATA_KEY: WeightsMetadata.of(model, origin).to_json()}
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
+    content = serialized(model, origin)
     with atomic_write(Path(path)) as unfinished:
-        unfinished.write_bytes(save(weights, metadata))
+        unfinished.write_bytes(content)
+
+
+def serialized(model: nn.Module, origin: Mapping[str, Any]) -> bytes:
+    """The file that `save_model` writes. The same network and origin give the same bytes.
+
+    Raises:
+        ValueError: The network has weights without numbers (of lazy modules, or on the meta
+            device), or extra state that is no plain value.
+    """
+    tensors, metadata = _kept(model, origin)
+    return save(tensors, {METADATA_KEY: metadata.to_json()})
+
+
+def check_comes_back(model: nn.Module, origin: Mapping[str, Any]) -> None:
+    """Check that what `save_model` writes of a network can be read, and gives the same weights.
+
+    They are written to memory and loaded into the network again, which stays as it is.
+
+    Raises:
+        ValueError: They cannot be written, the network does not take them, or takes others.
+
+    Example:
+        >>> from mkdext.models import create_model
+        >>> check_comes_back(create_model("rcan-a", scale=4), {})
+    """
+    tensors, metadata = _kept(model, origin)
+    written = load(save(tensors))
+    about = WeightsMetadata.from_json(metadata.to_json()).state
+    weights = from_tensors(written, about, "what was saved")
+    load_strictly(model, weights, list, buffers_finite=False)
+    again, _ = _kept(model, origin)
+    changed = [name for name in written if not _equal(written[name], again.get(name))]
+    if changed:
+        raise ValueError(
+            f"network {type(model).__name__} does not read what it writes: {listing(changed)} "
+            "come back with other numbers; look at its own hooks for state dicts"
+        )
+
+
+def _kept(model: nn.Module, origin: Mapping[str, Any]) -> tuple[dict[str, Tensor], WeightsMetadata]:
+    try:
+        tensors, about = to_tensors(model.state_dict())
+    except ValueError as error:
+        raise ValueError(f"network {type(model).__name__} cannot be saved: {error}") from None
+    return tensors, dataclasses.replace(WeightsMetadata.of(model, origin), state=about)
+
+
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    return (
+        other is not None
+        and one.dtype == other.dtype
+        and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+    )
 
 
 def read_metadata(path: str | Path) -> WeightsMetadata | None:
@@ -155,22 +278,15 @@ def read_metadata(path: str | Path) -> WeightsMetadata | None:
         ValueError: The file cannot be read, is damaged, or its metadata are not as `save_model`
             writes them.
     """
-    path = Path(path)
-    if not _is_safetensors(_beginning(path)):
-        return None
-    try:
-        with safe_open(path, framework="pt") as content:
-            text = (content.metadata() or {}).get(METADATA_KEY)
-    except SafetensorError as error:
-        raise _damaged(path, error) from None
-    try:
-        return None if text is None else WeightsMetadata.from_json(text)
-    except ValueError as error:
-        raise ValueError(f"weights file {path}: {error}") from None
+    return file_metadata(Path(path))
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
     """Copy weights into a network, all of them or none.
+
+    What PyTorch's own strict loading takes is taken. A prefix before every name of the network is
+    removed, and what stands beside it left out, as `load_model` does it. One name of tied weights
+    is enough.
 
     Args:
         model: Network that takes the weights, in its own dtype and on its own device.
@@ -178,179 +294,70 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             those of other code bases that `load_model` understands.
 
     Raises:
-        ValueError: A name is missing or unexpected, a shape or a kind of number is wrong, or a
-            number is NaN or infinite. The network is not changed.
+        ValueError: A name is missing or unexpected, a shape or a kind of number is wrong, a
+            parameter is NaN or infinite, or several networks could be meant. The network is not
+            changed.
 
     Example:
         >>> from mkdext.models import create_model
         >>> trained, model = create_model("rcan-a", scale=4), create_model("rcan-a", scale=4)
         >>> load_weights(model, trained.state_dict())
     """
-    if isinstance(model, SRNetwork):
-        weights = model.own_names(weights)
-    _check_fit(model, weights)
-    model.load_state_dict(weights)
+    _load(model, state_dicts(weights) or [StateDict((), "", weights)])
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file or from one that `torch.save` made.
+def load_weights_file(model: nn.Module, path: str | Path) -> None:
+    """Copy the weights of a file into a network, all of them or none.
 
-    The format is told from the content, not from the name. Of a pickle only tensors and plain
-    containers are read, and the weights of a whole network of pytorch-vdsr; it is refused when it
-    asks for anything else, and never executed. Weights
-    under `params_ema`, `params`, `state_dict`, `model_state_dict` or `model` are found, in this
-    order, and the `module.` that DataParallel puts before every name is removed, as is the
-    `_orig_mod.` of `torch.compile`.
+    Of several state dicts in the file that is taken which fits; of several that fit, the one that
+    `load_model` prefers.
 
-    Returns:
-        Tensors by name, on the CPU, of the dtype that they have in the file.
+    Args:
+        model: As for `load_weights`.
+        path: A file that `read_weights` can read.
 
     Raises:
-        ValueError: The file is missing, a directory, unreadable, empty, damaged, of another format,
-            asks for code, or holds no state dict.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"params": {"module.bias": torch.ones(2)}}, f"{folder}/weights.pt")
-        ...     read_weights(f"{folder}/weights.pt")
-        {'bias': tensor([1., 1.])}
+        ValueError: As `read_weights` and `load_weights`; the file is named.
     """
-    path = Path(path)
-    start = _beginning(path)
-    if _is_safetensors(start):
-        return _plain_names(_read_safetensors(path))
-    if start.startswith((b"PK\3\4", b"\x80")):
-        return _plain_names(_state_dict(_read_pickle(path), path))
-    raise ValueError(
-        f"weights file {path} is neither a safetensors file nor one made by torch.save: "
-        f"it begins with {start!r}; fetch or copy it again"
-    )
-
-
-def _beginning(path: Path) -> bytes:
-    if not path.exists():
-        raise ValueError(f"weights file {path} does not exist; check the path")
-    if path.is_dir():
-        raise ValueError(f"weights file {path} is a directory; name a file in it")
+    states = _states(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise ValueError(f"weights file {path} cannot be read: {error.strerror}") from None
-    if not start:
-        raise ValueError(f"weights file {path} is empty; fetch or copy it again")
-    return start
+        _load(model, states)
+    except ValueError as error:
+        raise ValueError(f"weights file {path}: {error}") from None
 
 
-def _is_safetensors(start: bytes) -> bool:
-    # The length of the header in 8 bytes, then the header, which is JSON.
-    return start[4:9] == b"\0\0\0\0{"
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise _damaged(path, error) from None
-    if not weights:
-        raise ValueError(f"weights file {path} holds no tensor; name a file with weights")
-    return weights
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        # Given a path, torch.load judges the format by the suffix.
-        with path.open("rb") as file, warnings.catch_warnings():
-            # For a TorchScript archive torch warns before it raises.
-            warnings.simplefilter("ignore")
-            try:
-                return torch.load(file, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError:
-                file.seek(0)
-                return read_pickled_modules(file)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"weights file {path} is a pickle that asks for "
-            f"{asked[1] if asked else 'more than tensors'}, which could execute code, so it was "
-            "not loaded; save the tensors alone: torch.save(model.state_dict(), FILE)"
-        ) from None
-    except Exception as error:  # A damaged pickle can raise nearly anything.
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = re.split(r"\. |\n", str(error))[0] or type(error).__name__
-    return ValueError(
-        f"weights file {path} is damaged or cut off ({reason}); fetch or copy it again"
-    )
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The weights in what a pickle held."""
-    while isinstance(content, Mapping):
-        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if wrapper is None:
-            break
-        content = content[wrapper]
-    if (
-        isinstance(content, Mapping)
-        and content
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    ):
-        return {name: tensor.detach() for name, tensor in content.items()}
-    if isinstance(content, Mapping):
-        what = f"a dictionary of {_listing([str(key) for key in content])}"
-    else:
-        what = f"a {type(content).__name__}"
-    raise ValueError(
-        f"weights file {path} must hold a state dict, tensors by name, alone or under one of "
-        f"{', '.join(_WRAPPERS)}, got {what}; save it with torch.save(model.state_dict(), FILE)"
-    )
-
-
-def _plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that wrappers of a network put before every name."""
-    for prefix in _NAME_PREFIXES:
-        if all(name.startswith(prefix) for name in weights):
-            return _plain_names({n.removeprefix(prefix): w for n, w in weights.items()})
-    return weights
-
-
-def _check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _load(model: nn.Module, states: Sequence[StateDict]) -> None:
     own = model.state_dict()
-    misfits = {
-        "missing": [name for name in own if name not in weights],
-        "unexpected": [name for name in weights if name not in own],
-        "of a wrong shape": [
-            f"{name} is {list(weights[name].shape)}, must be {list(tensor.shape)}"
-            for name, tensor in own.items()
-            if name in weights and weights[name].shape != tensor.shape
-        ],
-        "of a wrong kind of number": [
-            f"{name} is {weights[name].dtype}, must be {tensor.dtype}"
-            for name, tensor in own.items()
-            if name in weights and weights[name].is_floating_point() != tensor.is_floating_point()
-        ],
-    }
-    parts = [f"{len(names)} {what} ({_listing(names)})" for what, names in misfits.items() if names]
-    if parts:
-        raise ValueError(
-            f"the weights do not fit the network: {'; '.join([*_causes(model, weights), *parts])}"
-        )
-    # In the dtype of the network: a float64 can overflow a float32.
-    broken = [n for n, t in own.items() if not weights[n].to(t.dtype).isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{len(broken)} weights hold NaN or infinite numbers ({_listing(broken)}); "
-            "the training that wrote them diverged, take an earlier checkpoint"
-        )
+    names = sorted(own, key=len)
+    layers = FIRST_LAYERS if isinstance(model, SRNetwork) else [*list(own)[:1], *names[-1:]]
+    fitting = []
+    for state in candidates(states, layers, kept=own):
+        weights = completed(model, _own(type(model), state.weights))
+        if have_same_names(own, weights):
+            fitting.append(StateDict(state.keys, state.prefix, weights))
+    if fitting:
+        shaped = [state for state in fitting if have_same_shapes(own, state.weights)]
+        weights = preferred(shaped or fitting).weights
+    else:
+        weights = completed(model, _own(type(model), plainly_named(states[0]).weights))
+    load_strictly(
+        model,
+        weights,
+        lambda: _causes(model, weights) + ([] if fitting else _places(states)),
+        buffers_finite=isinstance(model, SRNetwork),
+    )
 
 
-def _causes(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+def _own(network: type[nn.Module], weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Weights under the names and in the range of a network of this package; else as they are."""
+    if not issubclass(network, SRNetwork):
+        return weights
+    return network.own_range(network.own_names(weights))
+
+
+def _causes(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
     """Why weights do not fit `model`, where that can be told."""
-    found = recognise(weights)
+    found = recognise(_tensors_of(weights))
     if found is not None and isinstance(model, SRNetwork):
         if found.network is not type(model):
             return [
@@ -370,6 +377,66 @@ def _causes(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     return []
 
 
-def _listing(names: Sequence[str]) -> str:
-    more = f", ... {len(names)} in all" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+def _places(states: Sequence[StateDict]) -> list[str]:
+    """Where other weights are than those that were tried, in words."""
+    if len(states) < 2:
+        return []
+    return [
+        f"these are the ones under {states[0].where}, others are under "
+        f"{listing([state.where or 'no name' for state in states[1:]])}, and one is taken alone by "
+        f"{extraction(states[1])}"
+    ]
+
+
+def _tensors_of(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+
+
+def read_weights(path: str | Path) -> Mapping[str, Any]:
+    """Read a state dict from a safetensors file or from one that `torch.save` made.
+
+    The format is told from the content, not from the name. Of a pickle only tensors and plain
+    containers are read, and the weights of a whole network of pytorch-vdsr; it is refused when it
+    asks for anything else, and never executed. Of several state dicts in a file, at any depth,
+    averaged weights are preferred (under names with `ema`, `swa`, `averaged`), then those under
+    `params`, `state_dict`, `model_state_dict`, `model`, `net`, `network`, `generator`, `net_g`,
+    `netG`, `g`, `gen`, `weights`, in this order. The `module.` that DataParallel puts before every
+    name is removed, as is the `_orig_mod.` of `torch.compile`.
+
+    Returns:
+        Tensors by name, on the CPU, of the dtype that they have in the file; and what else modules
+        keep in their state dict, such as extra state.
+
+    Raises:
+        ValueError: The file is missing, no regular file, unreadable, empty, damaged, of another
+            format, asks for code, holds no state dict or several of which any could be meant.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"params": {"module.bias": torch.ones(2)}}, f"{folder}/weights.pt")
+        ...     read_weights(f"{folder}/weights.pt")
+        {'bias': tensor([1., 1.])}
+    """
+    states = _states(path)
+    try:
+        return plainly_named(preferred(states)).weights
+    except ValueError as error:
+        raise ValueError(f"weights file {path}: {error}") from None
+
+
+def _states(path: str | Path) -> list[StateDict]:
+    """The state dicts in a file, at least one."""
+    content = read_content(Path(path))
+    states = state_dicts(content)
+    if not states:
+        if isinstance(content, Mapping):
+            what = f"a dictionary of {listing([str(key)[:80] for key in content])}"
+        else:
+            what = f"a {type(content).__name__}"
+        raise ValueError(
+            f"weights file {path} must hold a state dict, tensors by name, alone or under a name "
+            f"such as {', '.join(PREFERRED)}, got {what}; save it with "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    return states

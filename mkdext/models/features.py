@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from mkdext._near_names import did_you_mean
 from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.models.stand_ins import call_with
 from mkdext.models.user_code import in_words
 
 WHOLE = ""
@@ -78,7 +79,7 @@ def forward_with_features(
             sr: Tensor = model(lr)
         else:
             _check_parameter_names(model, parameters)
-            sr = torch.func.functional_call(model, dict(parameters), (lr,))
+            sr = call_with(model, parameters, lr)
     return sr, [tap.feature() for tap in taps]
 
 
@@ -307,7 +308,7 @@ def _module_names(model: nn.Module) -> list[str]:
 
 
 def _check_parameter_names(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    # functional_call would ignore an unknown name.
+    # Else an unknown name would be ignored.
     owned = chain(
         model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     )

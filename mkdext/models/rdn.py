@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mkdext.models.blocks import RGB_RANGE, SRNetwork, check_sizes, conv3x3, upsampler
+from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3, upsampler
+from mkdext.models.rgb_range import RGB_RANGE
 from mkdext.models.weight_shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 

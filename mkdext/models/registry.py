@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ _MODELS: dict[str, tuple[type[SRNetwork], Any]] = {
 _NETWORKS: tuple[type[SRNetwork], ...] = (HAN, RCAN, EDSR, RDN, SAN, VDSR)
 
 MODEL_NAMES = tuple(_MODELS)
+
+FIRST_LAYERS = ("head.0.weight", "conv_first.weight", "SFENet1.weight", "input.weight")
+"""Weights of the first layers, under the names here and in other code bases."""
 
 
 def create_model(name: str, scale: int) -> nn.Module:
@@ -91,6 +94,26 @@ def recognise(weights: Mapping[str, Tensor]) -> Recognised | None:
         if found is not None:
             return Recognised(network, *found)
     return None
+
+
+def is_as_made(model: nn.Module) -> TypeGuard[SRNetwork]:
+    """Whether a network is one of this package, of which no part was taken, added or replaced.
+
+    Example:
+        >>> model = create_model("edsr-s", scale=2)
+        >>> is_as_made(model), is_as_made(nn.Sequential(model))
+        (True, False)
+    """
+    if type(model) not in _NETWORKS:
+        return False
+    with torch.device("meta"):
+        fresh = type(model)(model.config, model.scale)
+    return _make(model) == _make(fresh)
+
+
+def _make(model: nn.Module) -> list[Any]:
+    parts = [(name, type(part)) for name, part in model.named_modules()]
+    return [*parts, *((name, tensor.shape) for name, tensor in model.state_dict().items())]
 
 
 def nearest_network(names: Iterable[str]) -> str:

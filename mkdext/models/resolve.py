@@ -9,7 +9,7 @@ from torch import nn
 
 from mkdext._near_names import did_you_mean
 from mkdext.models.builtin import builtin_teacher
-from mkdext.models.checkpoints import load_model, load_weights, read_weights
+from mkdext.models.checkpoints import load_model, load_weights_file
 from mkdext.models.own import adapt
 from mkdext.models.registry import MODEL_NAMES, create_model
 from mkdext.models.user_code import is_own, make_own
@@ -113,11 +113,7 @@ def load_own(name: str, weights: str | Path | None, scale: int, flag: str) -> nn
     """
     network = make_own(name, flag)
     if weights is not None:
-        weights_by_name = read_weights(weights)
-        try:
-            load_weights(network, weights_by_name)
-        except ValueError as error:
-            raise ValueError(f"weights file {weights}: {error}") from None
+        load_weights_file(network, weights)
     return adapt(network, scale, f"{flag} {name}")
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 import mkdext
-from mkdext.models.blocks import SRNetwork
+from mkdext._files import as_json
+from mkdext._reading import entry, parse_json
+from mkdext.models.registry import is_as_made
 from mkdext.models.user_code import is_own
 
 METADATA_KEY = "mkdext"
@@ -18,6 +19,10 @@ METADATA_KEY = "mkdext"
 
 VALUE_RANGE = (0.0, 1.0)
 """Black and white, as every network takes and gives them."""
+
+_LARGEST_SCALE = 64
+_SHOWN = 80
+_Kind = TypeVar("_Kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +50,27 @@ class WeightsMetadata:
     """Of the package that wrote the file."""
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """How the weights came about: command, student, scale, teacher, photographs, steps."""
+    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the network's state dict holds beside plain tensors: see `state_tensors`."""
 
     @property
     def factory(self) -> str | None:
         """What made the user's network that the weights are of; none if that is not known."""
         student = self.origin.get("student")
-        return student if isinstance(student, str) and is_own(student) else None
+        is_users = self.architecture is None and isinstance(student, str) and is_own(student)
+        return student if is_users else None
 
     @classmethod
     def of(cls, model: nn.Module, origin: Mapping[str, Any]) -> WeightsMetadata:
-        """Describe a network; of one that is not of this package only its origin tells."""
-        if isinstance(model, SRNetwork):
+        """Describe a network; of one that is not of this package only its origin tells.
+
+        One of this package that a user's factory made is of this package, if nothing was changed.
+        """
+        if is_as_made(model):
             config = dataclasses.asdict(model.config)
             return cls(type(model).__name__, config, model.scale, origin=origin)
-        return cls(None, {}, origin.get("scale"), origin=origin)
+        scale = origin.get("scale")
+        return cls(None, {}, scale if isinstance(scale, int) else None, origin=origin)
 
     @classmethod
     def from_json(cls, text: str) -> WeightsMetadata:
@@ -67,19 +79,41 @@ class WeightsMetadata:
         Raises:
             ValueError: It is no such object, or tells of another value range.
         """
-        try:
-            content = json.loads(text)
-            metadata = cls(**content | {"value_range": tuple(content["value_range"])})
-        except (ValueError, TypeError, KeyError):
+        what = f"its metadata {METADATA_KEY!r}"
+        content = parse_json(text, what)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict) or not content.keys() <= known:
+            raise ValueError(f"{what} are not those of this package")
+        value_range = tuple(entry(content, "value_range", list, what))
+        if value_range != VALUE_RANGE:
             raise ValueError(
-                f"its metadata {METADATA_KEY!r} are not those of this package"
-            ) from None
-        if metadata.value_range != VALUE_RANGE:
-            raise ValueError(
-                f"the value range in its metadata must be {VALUE_RANGE}, got {metadata.value_range}"
+                f"the value range in its metadata must be {VALUE_RANGE}, "
+                f"got {str(value_range)[:_SHOWN]}"
             )
-        return metadata
+        scale = _or_none(content, "scale", int, what)
+        if scale is not None and not 1 <= scale <= _LARGEST_SCALE:
+            raise ValueError(
+                f"{what}: 'scale' must be 1 to {_LARGEST_SCALE}, got {str(scale)[:_SHOWN]}"
+            )
+        optional = {"version": "", "origin": {}, "state": {}} | content
+        return cls(
+            architecture=_or_none(content, "architecture", str, what),
+            config=entry(content, "config", dict, what),
+            scale=scale,
+            version=entry(optional, "version", str, what),
+            origin=entry(optional, "origin", dict, what),
+            state=entry(optional, "state", dict, what),
+        )
 
     def to_json(self) -> str:
         """The object as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
+        content = dataclasses.asdict(self)
+        if not self.state:
+            del content["state"]
+        return as_json(content)
+
+
+def _or_none(content: Mapping[str, Any], name: str, kind: type[_Kind], what: str) -> _Kind | None:
+    if name in content and content[name] is None:
+        return None
+    return entry(content, name, kind, what)

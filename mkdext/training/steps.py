@@ -8,13 +8,13 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from mkdext._command import CommandFailed
 from mkdext.distill import DistillationMethod
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.models import forward_with_features
+from mkdext.models.stand_ins import call_with
 from mkdext.training.gradient_watch import GradientWatch
 from mkdext.training.options import TrainOptions
 from mkdext.training.precision import computing_in
@@ -237,7 +237,7 @@ class TrainingStep:
             return descent.loss, gradients + descent.parameters
 
         def reconstruction(parameters: dict[str, Tensor]) -> Tensor:
-            return loss(functional_call(self.student, split(parameters)[0] | buffers, (lr,)))
+            return loss(call_with(self.student, split(parameters)[0] | buffers, lr))
 
         def objective(parameters: dict[str, Tensor]) -> Tensor:
             if not options.keep:
@@ -307,12 +307,12 @@ def with_parameters(
 ) -> _T:
     """What a function gives while tensors stand in for parameters of a module."""
     replaced = {f"module.{name}": tensor for name, tensor in parameters.items()}
-    result: _T = functional_call(_Caller(module), replaced, (function,))
+    result: _T = call_with(_Caller(module), replaced, function)
     return result
 
 
 class _Caller(nn.Module):
-    """Calls a function by its forward, the only method that `functional_call` knows."""
+    """Calls a function by its forward, the only method that `call_with` knows."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -116,7 +116,7 @@ def test_metadata_that_contradict_the_weights_are_refused(
 
 def test_metadata_that_are_no_json_are_refused(file: Path) -> None:
     save_file(create_model("edsr-s", scale=2).state_dict(), file, {"mkdext": "EDSR x2"})
-    with pytest.raises(ValueError, match="not those of this package"):
+    with pytest.raises(ValueError, match="its metadata 'mkdext' is not JSON"):
         load_model(file)
 
 
