@@ -6,8 +6,7 @@ the terminal, and characters that it cannot show are replaced. All output goes t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -19,22 +18,12 @@ from rich.progress import (
     TaskProgressColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+from mkdext._streams import printable
 
 _Item = TypeVar("_Item")
-
-
-def printable(text: str, encoding: str = "utf-8") -> str:
-    r"""A text in which what `encoding` cannot show, and control characters, are replaced by `?`.
-
-    Example:
-        >>> printable("a\x1b[31m" + b"\x89\xc4".decode(errors="surrogateescape"))
-        'a?[31m??'
-    """
-    shown = _CONTROL.sub("?", text).encode(encoding, "replace")
-    return shown.decode(encoding, "replace")
 
 
 class Terminal(Console):
@@ -68,6 +57,15 @@ class Terminal(Console):
         self.print(text, soft_wrap=True)
 
 
+def text_table(title: str, first: str, *others: str) -> Table:
+    """A table: names in the first column, numbers in the others; long ones go on below."""
+    table = Table(title=title)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
 class Words(ProgressColumn):
     """A column of a progress bar that shows a field of its task, or its description."""
 
@@ -80,7 +78,8 @@ class Words(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The text as it is now."""
         text = task.description if self._field is None else task.fields[self._field]
-        return Text(printable(str(text), self._encoding))
+        # Each line more would move what is above the bar.
+        return Text(printable(" ".join(str(text).splitlines()), self._encoding))
 
 
 def progress_bar(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
@@ -106,8 +105,16 @@ def progress_bar(console: Console, *columns: ProgressColumn, transient: bool = F
 
 
 def track(
-    items: Sequence[_Item], description: str, console: Console, transient: bool = True
-) -> Iterable[_Item]:
-    """Iterate over items and show how far it has come."""
-    with progress_bar(console, transient=transient) as bar:
-        yield from bar.track(items, total=len(items), description=description)
+    items: Iterable[_Item], description: str, console: Console, total: int | None = None
+) -> Iterator[_Item]:
+    """Iterate over items and show how far it has come, until the end.
+
+    Args:
+        items: What to iterate over.
+        description: Of what is done.
+        console: Where.
+        total: How many there are; none: as many as `items` has.
+    """
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    with progress_bar(console, transient=True) as bar:
+        yield from bar.track(items, total=total, description=description)

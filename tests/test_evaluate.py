@@ -156,8 +156,9 @@ def test_a_photograph_that_does_not_fit_is_enlarged_in_tiles_and_that_is_told(
     status = main([*flags, str(tmp_path / "tiles")])
     shown = capsys.readouterr()
     if kind == "too little":
-        assert status == 2
-        assert "chelsea.png does not fit into memory in edsr: tiles of" in shown.err
+        assert status == 1
+        assert "chelsea.png: does not fit into memory in edsr: tiles of" in shown.err
+        assert report(tmp_path / "tiles")["validation"]["Set2"]["bicubic"]["photographs"] == 2
         return
     out = " ".join(shown.out.split())
     assert "2 photographs, such as chelsea.png, were enlarged in tiles" in out
@@ -170,13 +171,13 @@ def test_a_photograph_that_does_not_fit_is_enlarged_in_tiles_and_that_is_told(
     assert after == pytest.approx(before, abs=0.02 if kind == "local" else 0.5)
 
 
-def test_scores_that_cannot_be_written_are_told(
+def test_scores_that_cannot_be_written_are_told_before_any_work(
     photographs: Path, edsr: tuple[Path, EDSR], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "scores.csv").mkdir()
     flags = ["--weights", str(edsr[0]), "--data", str(photographs), "--out", str(tmp_path)]
-    assert main(flags) == 1
-    assert "Is a directory" in capsys.readouterr().err
+    assert main(flags) == 2
+    assert "scores.csv is a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["", "x4", "_x4"])

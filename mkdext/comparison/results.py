@@ -47,7 +47,7 @@ class Spread(NamedTuple):
     seeds: int
     mean: float
     deviation: float | None
-    """Standard deviation of a sample; none: of a single value there is none."""
+    """Standard deviation of a sample; none: of a single or an infinite value there is none."""
 
 
 class Difference(NamedTuple):
@@ -95,7 +95,7 @@ def _read(run: RunDirectory) -> Result:
         curve: dict[str, dict[int, float]] = {}
         for record in records:
             for data, scores in record.get("validation", {}).items():
-                curve.setdefault(data, {})[record["step"]] = scores["psnr_y"]
+                curve.setdefault(data, {})[record["step"]] = _psnr_of(scores)
         return Result(
             student=config["student"],
             method=summary["method"],
@@ -107,13 +107,24 @@ def _read(run: RunDirectory) -> Result:
             parameters=summary["parameters"],
             seconds_per_step=summary["seconds"] / summary["iterations"],
             peak_bytes=max((r["peak_bytes"] for r in records if "peak_bytes" in r), default=None),
-            validation=summary["validation"],
+            validation={
+                data: {
+                    way: {"psnr_y": _psnr_of(scores), "ssim_y": scores["ssim_y"]}
+                    for way, scores in ways.items()
+                }
+                for data, ways in summary["validation"].items()
+            },
             curve=curve,
         )
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{run.root} is damaged ({error!r}): delete it, and the same command trains it again"
         ) from None
+
+
+def _psnr_of(scores: Mapping[str, Any]) -> float:
+    """JSON has no infinity, which photographs have that are all met exactly."""
+    return math.inf if scores["psnr_y"] is None else float(scores["psnr_y"])
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -123,7 +134,8 @@ def spread(values: Sequence[float]) -> Spread:
         >>> spread([1.0, 2.0, 3.0])
         Spread(seeds=3, mean=2.0, deviation=1.0)
     """
-    deviation = statistics.stdev(values) if len(values) > 1 else None
+    measurable = len(values) > 1 and all(map(math.isfinite, values))
+    deviation = statistics.stdev(values) if measurable else None
     return Spread(len(values), statistics.fmean(values), deviation)
 
 
@@ -135,13 +147,14 @@ def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> D
         reference: What to subtract.
 
     Returns:
-        None if they have no seed in common.
+        None if they have no seed in common where both are finite.
 
     Example:
         >>> difference({0: 2.0, 1: 4.0}, {0: 1.0, 1: 1.0, 2: 9.0}).mean
         2.0
     """
     pairs = [values[seed] - reference[seed] for seed in values if seed in reference]
+    pairs = [pair for pair in pairs if math.isfinite(pair)]
     if not pairs:
         return None
     count, mean, deviation = spread(pairs)

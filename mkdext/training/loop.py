@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from mkdext._memory import PeakMemory
+from mkdext._terminal import Terminal
 from mkdext.training.options import SharedOptions
 from mkdext.training.progress import TrainingProgress
 from mkdext.training.readings import Readings
@@ -50,7 +50,7 @@ class Loop(ABC):
         iterations: int,
         run: RunDirectory,
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what every training has.
 
@@ -145,7 +145,10 @@ class Loop(ABC):
                 add_events(values)
 
             def validate(step: int) -> None:
-                measured = self.validate(step)
+                try:
+                    measured = self.validate(step)
+                except TrainingFailed as error:
+                    raise type(error)(self.explained(error, step)) from None
                 if measured:
                     record({"step": step, **measured})
                 # Whole pictures take more than a step does.

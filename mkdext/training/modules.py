@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from mkdext._terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode
@@ -93,7 +94,7 @@ def distill(
         >>> result.student is student, [record["step"] for record in result.history]
         (True, [2, 2])
     """
-    options, console = options or TrainOptions(), console or Console()
+    options, terminal = options or TrainOptions(), Terminal.of(console)
     for name, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
@@ -113,7 +114,7 @@ def distill(
     ).resolved()
     run, config = checked_run(options)
     if run.summary.exists():
-        summary = finished(run, console)
+        summary = finished(run, terminal)
         load_weights(student, read_weights(run.student))
     else:
         smallest = options.patch_size * options.scale
@@ -123,7 +124,7 @@ def distill(
                 adapt(student, options.scale, "distill: student"),
                 adapt(teacher, options.scale, "distill: teacher"),
             )
-            summary = run_plan(prepare(options, networks), run, config, pairs, console)
+            summary = run_plan(prepare(options, networks), run, config, pairs, terminal)
     history = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return Distilled(student, history, summary)
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from mkdext._files import atomic_write, check_writable, locked, write_text
+from mkdext._files import as_json, atomic_write, check_writable, locked, write_text
 from mkdext.models import save_model
 
 
@@ -188,7 +188,7 @@ class RunDirectory:
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record, which must have a `step`."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+            file.write(as_json(record) + "\n")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

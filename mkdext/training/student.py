@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track as rich_track
 from torch import Tensor
 
+from mkdext._terminal import Terminal
+from mkdext._terminal import track as shown_track
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, unwrapped
@@ -27,7 +28,7 @@ from mkdext.training.run_directory import RunDirectory
 from mkdext.training.steps import TrainingFailed, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.transfer import transferred
-from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
 
 Summary = dict[str, Any]
 
@@ -53,17 +54,17 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
         TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
     """
-    console = console or Console()
+    terminal = Terminal.of(console)
     options = options.resolved()
     run, config = checked_run(options)
     if run.summary.exists():
-        return finished(run, console)
-    return run_plan(prepare(options), run, config, None, console)
+        return finished(run, terminal)
+    return run_plan(prepare(options), run, config, None, terminal)
 
 
-def finished(run: RunDirectory, console: Console) -> Summary:
+def finished(run: RunDirectory, console: Terminal) -> Summary:
     """What a training that came to its end has left."""
-    console.print(f"{run.root} is finished; give another --out to train again", soft_wrap=True)
+    console.say(f"{run.root} is finished; give another --out to train again")
     summary: Summary = json.loads(run.summary.read_text())
     return summary
 
@@ -73,7 +74,7 @@ def run_plan(
     run: RunDirectory,
     config: dict[str, Any],
     pairs: ImagePairs | None,
-    console: Console,
+    console: Terminal,
 ) -> Summary:
     """Train as planned, or go on with it, on the photographs given.
 
@@ -88,9 +89,9 @@ def run_plan(
     if pairs is None:
         pairs, bad = training_photographs(plan.options, track(console))
         for image in bad:
-            console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
+            console.say(f"left out: {image}")
     if plan.step.distillation and plan.options.teacher_compile:
-        console.print("compiling the teacher")
+        console.say("compiling the teacher")
         teacher = plan.step.distillation.teacher
         with evaluation_mode(teacher.network):
             teacher.compile(*_batch_like(plan))
@@ -104,7 +105,7 @@ def run_plan(
         progress = load_checkpoint(run, plan) if run.state.exists() else Done(0, 0.0, {})
         run.keep_metrics_until(progress.step)
         if progress.step:
-            console.print(f"going on after step {progress.step} of {plan.options.iterations}")
+            console.say(f"going on after step {progress.step} of {plan.options.iterations}")
         seconds = StudentLoop(plan, run, sampler, cache, sets, progress, console).run()
         return _finish(plan, run, sets, seconds, teaching, console)
 
@@ -134,7 +135,7 @@ class StudentLoop(Loop):
         cache: TeacherCache | None,
         sets: Mapping[str, ImagePairs],
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what was planned, what it is trained on and measured on."""
         super().__init__(plan.options, plan.options.iterations, run, done, console)
@@ -185,8 +186,11 @@ class StudentLoop(Loop):
         """Measure the student on every set, and keep a sample."""
         student, scale = self.plan.student, self.plan.options.scale
         with evaluation_mode(student):
-            scores = {name: measure(student, pairs, scale) for name, pairs in self.sets.items()}
-        self.console.print(f"step {step}: {in_words(scores)}", highlight=False)
+            scores = {
+                name: measure(student, pairs, scale, names_of(pairs))
+                for name, pairs in self.sets.items()
+            }
+        self.console.say(f"step {step}: {in_words(scores)}")
         self._save_sample(step)
         return {"validation": scores}
 
@@ -218,7 +222,7 @@ def _batch_like(plan: Plan) -> list[torch.Tensor]:
 
 
 def _crops(
-    plan: Plan, pairs: ImagePairs, console: Console
+    plan: Plan, pairs: ImagePairs, console: Terminal
 ) -> tuple[PatchSampler, TeacherCache | None]:
     """What the batches are made of, and the teacher's maps of it where they are kept."""
     options, distillation = plan.options, plan.step.distillation
@@ -231,14 +235,7 @@ def _crops(
         return crops, None
     device = torch.device(options.device)
     cache = TeacherCache(options.teacher_cache, distillation.teacher, crops, device)
-    cache.fill(
-        lambda batches: rich_track(
-            batches,
-            "the teacher's feature maps",
-            console=console,
-            disable=not console.is_terminal,
-        )
-    )
+    cache.fill(lambda batches: shown_track(batches, "the teacher's feature maps", console))
     return crops, cache
 
 
@@ -268,14 +265,19 @@ def _finish(
     sets: dict[str, ImagePairs],
     seconds: float,
     teaching: float,
-    console: Console,
+    console: Terminal,
 ) -> Summary:
     options, teacher = plan.options, plan.teacher
     ways: dict[str, Upscaler] = {"bicubic": bicubic(options.scale), "student": plan.student}
     with evaluation_mode(plan.student):
         validation: dict[str, dict[str, Scores]] = {
             name: {
-                way: measure(up, measuring(console, pairs, f"{way} on {name}"), options.scale)
+                way: measure(
+                    up,
+                    measuring(console, pairs, f"{way} on {name}"),
+                    options.scale,
+                    names_of(pairs),
+                )
                 for way, up in ways.items()
             }
             for name, pairs in sets.items()
@@ -284,7 +286,9 @@ def _finish(
         for name, pairs in sets.items():
             shown = measuring(console, pairs, f"{teacher.name.replace('_', ' ')} on {name}")
             seen = ((teacher.source(lr, hr), hr) for lr, hr in shown)
-            validation[name][teacher.name] = measure(teacher.network, seen, options.scale)
+            validation[name][teacher.name] = measure(
+                teacher.network, seen, options.scale, names_of(pairs)
+            )
     summary: Summary = {
         "method": options.method,
         "student": options.student,

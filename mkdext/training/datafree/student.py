@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from mkdext._terminal import Terminal
 from mkdext.datafree import procedural_images
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
@@ -28,7 +29,7 @@ from mkdext.training.report import conclude
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.steps import TrainingFailed
 from mkdext.training.student import Summary, finished, in_words
-from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
 
 HELD_OUT = "made images"
 """Name of the images on which a student is compared with its teacher meanwhile."""
@@ -66,26 +67,26 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
         CollapseError: The generator makes constant images; likewise.
         TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
     """
-    console = console or Console()
+    terminal = Terminal.of(console)
     options = options.resolved()
     run, config = checked_run(options)
     if run.summary.exists():
-        return finished(run, console)
+        return finished(run, terminal)
     plan = prepare(options)
-    sets = photographs(options, console) if options.val_dir else {}
+    sets = photographs(options, terminal) if options.val_dir else {}
     sets |= held_out(plan)
     with run.opened(config):
         stage, done = load_checkpoint(run, plan)
         if done.step:
-            console.print(f"going on after step {done.step} of {options.iterations}")
+            terminal.say(f"going on after step {done.step} of {options.iterations}")
         if not done.step:
             save_samples(plan, run, stage, 0)
-        loop = DataFreeLoop(plan, run, stage, sets, done, console)
+        loop = DataFreeLoop(plan, run, stage, sets, done, terminal)
         seconds = loop.run()
-        return _finish(plan, run, loop.stage, seconds, console)
+        return _finish(plan, run, loop.stage, seconds, terminal)
 
 
-def photographs(options: DataFreeOptions, console: Console) -> dict[str, ToMeasure]:
+def photographs(options: DataFreeOptions, console: Terminal) -> dict[str, ToMeasure]:
     """The photographs to measure on, by name."""
     sets: dict[str, ToMeasure] = {}
     for scale in options.scale:
@@ -150,7 +151,7 @@ class DataFreeLoop(Loop):
         stage: Stage,
         sets: Mapping[str, ToMeasure],
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what was planned, and where the training stands."""
         super().__init__(plan.options, plan.options.iterations, run, done, console)
@@ -185,10 +186,9 @@ class DataFreeLoop(Loop):
             maker.end_stage()
         self.stage = plan.begin_stage(before.index + 1, before)
         parts = plan.schedule.parts
-        self.console.print(
+        self.console.say(
             f"step {self.stage.first}: the student grows from {parts[before.index]} to "
-            f"{parts[self.stage.index]} parts, {count_parameters(self.stage.student):,} parameters",
-            highlight=False,
+            f"{parts[self.stage.index]} parts, {count_parameters(self.stage.student):,} parameters"
         )
 
     def check(self, values: Mapping[str, float]) -> None:
@@ -215,7 +215,7 @@ class DataFreeLoop(Loop):
     def validate(self, step: int) -> dict[str, Any]:
         """Measure the student on every set, and keep a sheet of made images."""
         scores = scores_of(self.stage, self.sets)
-        self.console.print(f"step {step}: {in_words(scores)}", highlight=False)
+        self.console.say(f"step {step}: {in_words(scores)}")
         save_samples(self.plan, self.run_directory, self.stage, step)
         return {"validation": scores}
 
@@ -237,7 +237,7 @@ def scores_of(stage: Stage, sets: Mapping[str, ToMeasure]) -> dict[str, Scores]:
     """PSNR and SSIM of a student by set."""
     with evaluation_mode(stage.student):
         return {
-            name: measure(stage.students[scale], pairs, scale)
+            name: measure(stage.students[scale], pairs, scale, names_of(pairs))
             for name, (scale, pairs) in sets.items()
         }
 
@@ -257,7 +257,7 @@ def _named(name: str, scale: int, options: DataFreeOptions) -> str:
 
 
 def _finish(
-    plan: Plan, run: RunDirectory, stage: Stage, seconds: float, console: Console
+    plan: Plan, run: RunDirectory, stage: Stage, seconds: float, console: Terminal
 ) -> Summary:
     options = plan.options
     validation: dict[str, dict[str, Scores]] = {}
@@ -270,7 +270,9 @@ def _finish(
                 "teacher": plan.networks.teachers[scale],
             }
             validation[name] = {
-                way: measure(up, measuring(console, pairs, f"{way} on {name}"), scale)
+                way: measure(
+                    up, measuring(console, pairs, f"{way} on {name}"), scale, names_of(pairs)
+                )
                 for way, up in ways.items()
             }
         lr, hr = next(iter(sets.values())).pairs[0]
