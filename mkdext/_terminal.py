@@ -23,6 +23,9 @@ from rich.text import Text
 
 from mkdext._streams import printable
 
+_WIDEST = 1000  # letters of a table
+_LONG_NAME, _LONG_NUMBER = 60, 24  # letters of a column, which has more lines for the rest
+
 _Item = TypeVar("_Item")
 
 
@@ -56,13 +59,22 @@ class Terminal(Console):
         """Print a text; long lines are not broken."""
         self.print(text, soft_wrap=True)
 
+    def show(self, table: Table) -> None:
+        """Print a table: as wide as it is where there is no terminal that it would have to fit."""
+        if self.is_terminal:
+            self.print(table)
+            return
+        options = self.options.update(max_width=_WIDEST)
+        width = max(self.width, self.measure(table, options=options).maximum)
+        Terminal(file=self.file, width=width, quiet=self.quiet).print(table)
+
 
 def text_table(title: str, first: str, *others: str) -> Table:
     """A table: names in the first column, numbers in the others; long ones go on below."""
     table = Table(title=title)
-    table.add_column(first, overflow="fold")
+    table.add_column(first, overflow="fold", max_width=_LONG_NAME)
     for name in others:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold", max_width=_LONG_NUMBER)
     return table
 
 

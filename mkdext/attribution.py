@@ -423,7 +423,7 @@ def show(scene: Scene, scale: int, attributions: Sequence[Attribution], console:
             f"{attribution.diffusion_index:.2f}",
             f"{attribution.psnr_y:.2f}",
         )
-    console.print(table)
+    console.show(table)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{counted.macs / 1e9:,.2f} G",
             )
         console = Terminal()
-        console.print(table)
+        console.show(table)
         console.print(_NOTES)
 
     return exit_status("mkdext.complexity", run)

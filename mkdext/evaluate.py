@@ -519,7 +519,7 @@ def show(scores: Sequence[Score], scale: int, protocol: Protocol, console: Termi
         table.add_section()
         for label, summary in _summary(list(ways.values())):
             table.add_row(label, *summary, style="bold" if label == "mean" else None)
-        console.print(table)
+        console.show(table)
         for way, mean in ways.items():
             if mean.exact:
                 names = [score.image for score in mine if score.way == way and score.is_exact]

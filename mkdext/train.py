@@ -108,7 +108,7 @@ def show_plan(options: TrainOptions, console: Terminal) -> None:
         table.add_row(
             f"method {options.method}", f"{count_parameters(plan.step.distillation.method):,}"
         )
-    console.print(table)
+    console.show(table)
     memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
     console.say(f"memory of a step: {memory}")
     if options.privileged:

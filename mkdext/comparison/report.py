@@ -27,9 +27,10 @@ from mkdext.comparison.sizes import Size, size_of
 _NOTE = (
     "PSNR-Y (dB) and SSIM-Y at the end: mean ± standard deviation over the seeds. Gains over "
     f"vanilla are paired by seed; ± reaches to the ends of their {CONFIDENCE:.0%} confidence "
-    "interval (Student's t, each by itself), * marks one that leaves out 0. Best bold, second "
-    "italic. Seconds of a step include validations; memory is the most that the process had in use "
-    "at a step."
+    "interval (Student's t, each by itself), * marks one that leaves out 0. Photographs that are "
+    "met exactly, whose PSNR is infinite, count in no mean of it. Best bold, second italic. "
+    "Seconds of a step include validations; memory is the most that the process had in use at a "
+    "step."
 )
 _PAPER_NOTE = (
     f"The paper's numbers ({SOURCE}) are of other trainings: on DIV2K, to convergence, from a "
@@ -60,7 +61,7 @@ def write_report(out: Path, console: Terminal | None) -> None:
     if console is None:
         return
     for student in sizes:
-        console.print(_screen_table(_student_table(student, results, table), console))
+        console.show(_screen_table(_student_table(student, results, table), console))
     console.print(_NOTE)
     save_curves(out / CURVES, results)
     save_cost(out / COST, table, sizes, results[0].scale)

@@ -160,7 +160,7 @@ def check(command: CheckCommand, console: Terminal) -> int:
             problems = "; ".join(report.problems)
             table.add_row(report.folder, str(report.expected), str(report.found), problems)
             is_wrong |= bool(problems)
-        console.print(table)
+        console.show(table)
     marks = [
         [
             mark
@@ -191,7 +191,7 @@ def list_known_sets(console: Terminal) -> int:
             table.add_row("given LR", ", ".join(part.folders[0] for part in low))
         table.add_row("from", known.source)
         table.add_row("papers", known.protocol)
-        console.print(table)
+        console.show(table)
         console.print()
     return 0
 

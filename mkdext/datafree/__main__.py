@@ -103,7 +103,7 @@ def show_plan(options: DataFreeOptions, console: Terminal) -> None:
             table.add_row(f"generator x{scale}", f"{count_parameters(maker.generator):,}")
         if maker.discriminator:
             table.add_row(f"discriminator x{scale}", f"{count_parameters(maker.discriminator):,}")
-    console.print(table)
+    console.show(table)
     for scale, maker in plan.makers.items():
         if maker.discriminator:
             console.say(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from mkdext._memory import PeakMemory
@@ -50,7 +51,7 @@ class Loop(ABC):
         iterations: int,
         run: RunDirectory,
         done: Done,
-        console: Terminal,
+        console: Console,
     ) -> None:
         """Take what every training has.
 
@@ -64,7 +65,7 @@ class Loop(ABC):
         self.options = options
         self.iterations = iterations
         self.before = done
-        self.console = console
+        self.console = Terminal.of(console)
         self.run_directory = run
 
     @property

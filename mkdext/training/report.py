@@ -129,7 +129,7 @@ def conclude(
         console: Where it is shown.
     """
     write_json(run.summary, summary)
-    console.print(score_table(summary["validation"]))
+    console.show(score_table(summary["validation"]))
     for name, ways in summary["validation"].items():
         for way, scores in ways.items():
             if "exact" in scores:

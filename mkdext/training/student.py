@@ -207,7 +207,7 @@ class StudentLoop(Loop):
     def explained(self, error: TrainingFailed, step: int) -> str:
         """Name the learning rates."""
         options, run = self.plan.options, self.run_directory
-        kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+        kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
         rates = f"--lr (now {options.lr:g})"
         if self.plan.teacher and options.meta.inner_lr:
             rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"

@@ -222,7 +222,7 @@ class DataFreeLoop(Loop):
     def explained(self, error: TrainingFailed, step: int) -> str:
         """Name the learning rates and weights."""
         options, run = self.plan.options, self.run_directory
-        kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+        kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
         rate = f"--generator.lr (now {options.generator.lr:g})"
         if isinstance(error, CollapseError):
             weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
