@@ -204,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise CommandFailed(bad_images_message(failed, lines=len(failed)))
 
     interrupted = "interrupted; the scores of what was measured are written"
-    return exit_status("mkdext.evaluate", run, interrupted, "measure smaller networks")
+    memory = "close other programs, or measure smaller networks on smaller photographs"
+    return exit_status("mkdext.evaluate", run, interrupted, memory)
 
 
 def default_protocol(network: Network) -> Protocol:

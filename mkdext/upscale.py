@@ -221,19 +221,22 @@ def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
     if not inputs:
         raise ValueError("name a picture, a folder or a pattern")
     for given in inputs:
-        matches = [given] if given.exists() or given.is_symlink() else _matches(given)
-        for path in matches:
-            if path.is_dir():
-                # Results of an earlier call are not pictures to enlarge.
-                results = Path(os.path.realpath(out))
-                inside = [
-                    picture
-                    for picture in find_images(path)
-                    if results not in Path(os.path.realpath(picture)).parents
-                ]
-                yield from ((picture, picture.relative_to(path)) for picture in inside)
-            else:
+        if given.is_dir():
+            yield from _inside(given, out)
+            continue
+        for path in [given] if given.exists() or given.is_symlink() else _matches(given):
+            try:
+                yield from _inside(path, out) if path.is_dir() else [(path, Path(path.name))]
+            except ValueError:  # A folder of no pictures that has come by a pattern, to be named.
                 yield path, Path(path.name)
+
+
+def _inside(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    # Results of an earlier call are not pictures to enlarge.
+    results = Path(os.path.realpath(out))
+    for picture in find_images(folder):
+        if results not in Path(os.path.realpath(picture)).parents:
+            yield picture, picture.relative_to(folder)
 
 
 def _matches(given: Path) -> list[Path]:
