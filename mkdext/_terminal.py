@@ -18,7 +18,7 @@ from rich.progress import (
     TaskProgressColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mkdext._streams import printable
@@ -79,11 +79,11 @@ def text_table(title: str, first: str, *others: str) -> Table:
 
 
 class Words(ProgressColumn):
-    """A column of a progress bar that shows a field of its task, or its description."""
+    """A column of a progress bar that shows a field of its task, or its description, cut short."""
 
     def __init__(self, field: str | None = None, encoding: str = "utf-8") -> None:
         """Take the name of the field; none: the description."""
-        super().__init__()
+        super().__init__(Column(no_wrap=True, overflow="crop"))
         self._field = field
         self._encoding = encoding
 
@@ -91,7 +91,10 @@ class Words(ProgressColumn):
         """The text as it is now."""
         text = task.description if self._field is None else task.fields[self._field]
         # Each line more would move what is above the bar.
-        return Text(printable(" ".join(str(text).splitlines()), self._encoding))
+        text = " ".join(str(text).splitlines())
+        if self._field is None and len(text) > _LONG_NAME:
+            text = f"{text[: _LONG_NAME // 2]}...{text[-_LONG_NAME // 2 :]}"
+        return Text(printable(text, self._encoding))
 
 
 def progress_bar(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
