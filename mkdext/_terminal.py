@@ -25,6 +25,7 @@ from mkdext._streams import printable
 
 _WIDEST = 1000  # letters of a table
 _LONG_NAME, _LONG_NUMBER = 60, 24  # letters of a column, which has more lines for the rest
+_LONG_TASK = 48  # letters of what a bar is about
 
 _Item = TypeVar("_Item")
 
@@ -92,8 +93,8 @@ class Words(ProgressColumn):
         text = task.description if self._field is None else task.fields[self._field]
         # Each line more would move what is above the bar.
         text = " ".join(str(text).splitlines())
-        if self._field is None and len(text) > _LONG_NAME:
-            text = f"{text[: _LONG_NAME // 2]}...{text[-_LONG_NAME // 2 :]}"
+        if self._field is None and len(text) > _LONG_TASK:
+            text = f"{text[: _LONG_TASK // 2]}...{text[-_LONG_TASK // 2 :]}"
         return Text(printable(text, self._encoding))
 
 

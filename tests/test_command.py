@@ -24,7 +24,7 @@ from mkdext._command import CommandFailed, CommandStopped, exit_status
         (
             torch.OutOfMemoryError("CUDA out of memory"),
             1,
-            "the GPU's memory is exhausted (CUDA out of memory); lower --size, or take --device cpu",
+            "the GPU's memory is exhausted (CUDA out of memory); lower --size, or take --device",
         ),
         (MemoryError(), 1, "name: memory is exhausted (MemoryError); lower --size\n"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "memory is exhausted"),

@@ -46,7 +46,7 @@ def test_a_name_is_the_same_text_in_a_line_a_table_and_a_bar(name):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_what_a_terminal_cannot_show_is_replaced(encoding):
-    console, raw = terminal(encoding, force_terminal=True, width=80)
+    console, raw = terminal(encoding, force_terminal=True, width=120)
     name = "夏ü" + b"\x89".decode(errors="surrogateescape") + "…" * 200
     console.say(name)
     table = text_table(name, "name", "number")

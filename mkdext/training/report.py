@@ -76,7 +76,8 @@ def save_curves(path: Path, metrics: Path, validation: Mapping[str, Any]) -> Non
             if points:
                 losses.plot(*zip(*points, strict=True), label=name.replace("_", " "))
         losses.set(title="losses", xlabel="step", yscale="log")
-        losses.legend()
+        if losses.lines:
+            losses.legend()
         for index, (name, ways) in enumerate(validation.items()):
             draw_scores(scores, records, name, ways, f"C{index}", f"student, {label(name)}")
         scores.set(title="PSNR-Y (dB)", xlabel="step")
