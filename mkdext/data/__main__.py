@@ -191,7 +191,7 @@ def list_known_sets(console: Terminal) -> int:
             table.add_row("given LR", ", ".join(part.folders[0] for part in low))
         table.add_row("from", known.source)
         table.add_row("papers", known.protocol)
-        console.show(table)
+        console.print(table)
         console.print()
     return 0
 
