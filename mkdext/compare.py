@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
 from mkdext._command import CommandFailed, exit_status
 from mkdext._flags import parse_flags
 from mkdext._reading import parse_yaml
+from mkdext._terminal import Terminal
 from mkdext.comparison import Comparison, run_cells, write_report
 from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, before any work; 1 if a training
         failed, with all others done; 128 plus the signal if it was stopped.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
@@ -117,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines = [f"{cell} failed: {message}" for cell, message in failures.items()]
             raise CommandFailed("\n".join(lines))
 
-    return exit_status("mkdext.compare", run, "interrupted; the same command goes on")
+    memory = "lower --batch-size, --patch-size or --jobs"
+    return exit_status("mkdext.compare", run, "interrupted; the same command goes on", memory)
 
 
 def parse(arguments: list[str]) -> CompareCommand:

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._command import CommandFailed, exit_status
 from mkdext._files import atomic_write
 from mkdext._flags import parse_flags
+from mkdext._terminal import Terminal
 from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
 from mkdext.inference import Network, load_network
 from mkdext.models import SAN, VDSR, AdaptedNetwork, WeightsMetadata, read_metadata
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 if the file cannot be written or
         the exported network does not give what it should, 130 for Ctrl-C.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse_flags(ExportCommand, arguments, prog="python -m mkdext.export")
@@ -88,12 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             export(network, metadata, unfinished)
             difference = compare(network, unfinished, photograph)
         height, width = photograph.shape[2:]
-        console.print(
+        console.say(
             f"{command.out}: {network.architecture} x{network.scale}, "
             f"{command.out.stat().st_size / 1e6:.2f} MB; on a photograph of {width}x{height} "
-            f"pixels ONNX Runtime differs from PyTorch by at most {difference:.2g} of 255 levels",
-            highlight=False,
-            soft_wrap=True,
+            f"pixels ONNX Runtime differs from PyTorch by at most {difference:.2g} of 255 levels"
         )
 
     return exit_status("mkdext.export", run, "interrupted; nothing was written")

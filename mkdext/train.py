@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from mkdext._allocator import keep_freed_memory
 from mkdext._command import exit_status
 from mkdext._flags import parse_flags
+from mkdext._terminal import Terminal, text_table
 from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
 from mkdext.training.config_files import defaults_for, naming_the_file, with_config
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
         the signal for one that was stopped.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
@@ -74,13 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_freed_memory()
         train(options, console, command.resume)
         if not options.train_dir:
-            console.print(
+            console.say(
                 "\nTry it on photographs of yours:\n"
-                "  python -m mkdext.train --train-dir FOLDER --val-dir FOLDER --out runs/mine",
-                highlight=False,
+                "  python -m mkdext.train --train-dir FOLDER --val-dir FOLDER --out runs/mine"
             )
 
-    return exit_status("mkdext.train", run)
+    return exit_status("mkdext.train", run, memory="lower --batch-size or --patch-size")
 
 
 def parse(arguments: list[str]) -> TrainCommand:
@@ -102,7 +100,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     return command
 
 
-def show_plan(options: TrainOptions, console: Console, resume: bool = False) -> None:
+def show_plan(options: TrainOptions, console: Terminal, resume: bool = False) -> None:
     """Print what a training would do."""
     run = checked_run(options, resume)
     run.require_files()
@@ -111,8 +109,8 @@ def show_plan(options: TrainOptions, console: Console, resume: bool = False) -> 
         find_photographs(folder, options.scale)
     sets = validation_photographs(options, track(console))
     plan = prepare(options)
-    console.print(yaml.safe_dump(run.config, sort_keys=False).rstrip(), highlight=False)
-    table = Table("", "parameters", title="sizes")
+    console.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
+    table = text_table("sizes", "", "parameters")
     table.add_row(f"student {options.student}", f"{plan.student_parameters:,}")
     if plan.step.distillation:
         teacher = plan.step.distillation.teacher
@@ -120,27 +118,25 @@ def show_plan(options: TrainOptions, console: Console, resume: bool = False) -> 
         table.add_row(
             f"method {options.method}", f"{count_parameters(plan.step.distillation.method):,}"
         )
-    console.print(table)
+    console.show(table)
     memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
-    console.print(f"memory of a step: {memory}", highlight=False)
+    console.say(f"memory of a step: {memory}")
     if options.privileged:
-        console.print(
+        console.say(
             f"the teacher, which sees high resolution, is trained for "
-            f"{options.privileged_iterations} steps, then the student",
-            highlight=False,
+            f"{options.privileged_iterations} steps, then the student"
         )
     if options.teacher_cache and plan.step.distillation:
         bytes_each = row_bytes(stored_shapes(teacher, options.patch_size), teacher.dtype)
         crops = options.teacher_cache_crops
-        console.print(
+        console.say(
             f"teacher cache: {crops} crops of {bytes_each:,} bytes, {crops * bytes_each / 1e9:.2f} "
-            f"GB in {options.teacher_cache}",
-            highlight=False,
+            f"GB in {options.teacher_cache}"
         )
     check_teacher(plan, sets)
     if run.changes:
-        console.print(f"from here on: {in_words(run.changes)}", highlight=False, markup=False)
-    console.print(f"would write to {options.out}", highlight=False)
+        console.say(f"from here on: {in_words(run.changes)}")
+    console.say(f"would write to {options.out}")
 
 
 if __name__ == "__main__":

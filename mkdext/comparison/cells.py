@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.progress import track as rich_track
 
 from mkdext._files import locked, write_text
 from mkdext._flags import parse_flags
 from mkdext._near_names import did_you_mean
+from mkdext._terminal import Terminal
+from mkdext._terminal import track as shown_track
 from mkdext.distill import method_class
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.going_on import default_of
@@ -176,7 +176,7 @@ class Comparison:
             options = dataclasses.replace(options, teacher_cache=folder)
         return options.resolved()
 
-    def check(self, jobs: int, console: Console) -> list[Cell]:
+    def check(self, jobs: int, console: Terminal) -> list[Cell]:
         """Check all that can be checked before the first cell is trained; nothing is written.
 
         Args:
@@ -208,13 +208,7 @@ class Comparison:
         for cell in pending:
             kinds.setdefault((cell.options.student, cell.options.method), []).append(cell)
         memory = []
-        for (student, method), seeds in rich_track(
-            kinds.items(),
-            "checking",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ):
+        for (student, method), seeds in shown_track(kinds.items(), "checking", console):
             try:
                 needed = prepare(seeds[0].options).memory or 0
             except ValueError as error:

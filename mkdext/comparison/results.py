@@ -46,7 +46,7 @@ class Spread(NamedTuple):
     seeds: int
     mean: float
     deviation: float | None
-    """Standard deviation of a sample; none: of a single value there is none."""
+    """Standard deviation of a sample; none: of a single or an infinite value there is none."""
 
 
 class Difference(NamedTuple):
@@ -134,7 +134,7 @@ def _mapping(value: Any, of: str) -> dict[str, Any]:
 def _score(scores: Any, name: str) -> float:
     """A score, which has no number where it is infinite."""
     if isinstance(scores, Mapping) and name in scores and scores[name] is None:
-        return math.nan
+        return math.inf
     return entry(scores, name, float, "the validation")
 
 
@@ -145,7 +145,8 @@ def spread(values: Sequence[float]) -> Spread:
         >>> spread([1.0, 2.0, 3.0])
         Spread(seeds=3, mean=2.0, deviation=1.0)
     """
-    deviation = statistics.stdev(values) if len(values) > 1 else None
+    measurable = len(values) > 1 and all(map(math.isfinite, values))
+    deviation = statistics.stdev(values) if measurable else None
     return Spread(len(values), statistics.fmean(values), deviation)
 
 
@@ -157,13 +158,14 @@ def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> D
         reference: What to subtract.
 
     Returns:
-        None if they have no seed in common.
+        None if they have no seed in common where both are finite.
 
     Example:
         >>> difference({0: 2.0, 1: 4.0}, {0: 1.0, 1: 1.0, 2: 9.0}).mean
         2.0
     """
     pairs = [values[seed] - reference[seed] for seed in values if seed in reference]
+    pairs = [pair for pair in pairs if math.isfinite(pair)]
     if not pairs:
         return None
     count, mean, deviation = spread(pairs)

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from mkdext._allocator import keep_freed_memory
 from mkdext._command import exit_status
 from mkdext._flags import parse_flags
+from mkdext._terminal import Terminal, text_table
 from mkdext.training.config_files import naming_the_file, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data
 from mkdext.training.datafree.options import with_usual_rates
@@ -61,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
         the signal for one that was stopped.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse(sys.argv[1:] if arguments is None else arguments)
@@ -72,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_freed_memory()
         train_without_data(options, console, command.resume)
 
-    return exit_status("mkdext.datafree", run)
+    memory = "lower --batch-size, --patch-size or --contrastive.bank-bytes"
+    return exit_status("mkdext.datafree", run, memory=memory)
 
 
 def parse(arguments: Sequence[str]) -> DataFreeCommand:
@@ -91,15 +91,15 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
     return command
 
 
-def show_plan(options: DataFreeOptions, console: Console, resume: bool = False) -> None:
+def show_plan(options: DataFreeOptions, console: Terminal, resume: bool = False) -> None:
     """Print what a training would do."""
     run = checked_run(options, resume)
     run.require_files()
     options = run.options
     sets = photographs(options, console)
     plan = prepare(options)
-    console.print(yaml.safe_dump(run.config, sort_keys=False).rstrip(), highlight=False)
-    table = Table("", "parameters", title="sizes")
+    console.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
+    table = text_table("sizes", "", "parameters")
     for index, parts in enumerate(plan.schedule.parts):
         stage = plan.begin_stage(index)
         name = f"student {options.student}"
@@ -112,20 +112,19 @@ def show_plan(options: DataFreeOptions, console: Console, resume: bool = False) 
             table.add_row(f"generator x{scale}", f"{count_parameters(maker.generator):,}")
         if maker.discriminator:
             table.add_row(f"discriminator x{scale}", f"{count_parameters(maker.discriminator):,}")
-    console.print(table)
+    console.show(table)
     for scale, maker in plan.makers.items():
         if maker.discriminator:
-            console.print(
+            console.say(
                 f"memory bank x{scale}: {maker.bank.capacity} images of {4 * maker.bank.width} "
-                f"bytes, {maker.bank.nbytes:,} bytes",
-                highlight=False,
+                f"bytes, {maker.bank.nbytes:,} bytes"
             )
     memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
-    console.print(f"memory of a step: {memory}", highlight=False)
+    console.say(f"memory of a step: {memory}")
     check_teachers(plan, sets)
     if run.changes:
-        console.print(f"from here on: {in_words(run.changes)}", highlight=False, markup=False)
-    console.print(f"would write to {options.out}", highlight=False)
+        console.say(f"from here on: {in_words(run.changes)}")
+    console.say(f"would write to {options.out}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from mkdext._memory import PeakMemory
+from mkdext._terminal import Terminal
 from mkdext.training.config_files import config_of
 from mkdext.training.going_on import require_same_run
 from mkdext.training.options import SharedOptions
@@ -66,7 +66,7 @@ class Loop(ABC):
         iterations: int,
         run: RunDirectory,
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what every training has.
 
@@ -80,7 +80,7 @@ class Loop(ABC):
         self.options = options
         self.iterations = iterations
         self.before = done
-        self.console = console
+        self.console = Terminal.of(console)
         self.run_directory = run
         self.history = run.history
         """What the options were before."""
@@ -167,7 +167,10 @@ class Loop(ABC):
                 add_events(values)
 
             def validate(step: int) -> None:
-                measured = self.validate(step)
+                try:
+                    measured = self.validate(step)
+                except TrainingFailed as error:
+                    raise type(error)(self.explained(error, step)) from None
                 if measured:
                     record({"step": step, **measured})
                 # Whole pictures take more than a step does.

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from mkdext._terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode, modes_kept
@@ -98,7 +99,7 @@ def distill(
         >>> result.student is student, [record["step"] for record in result.history]
         (True, [2, 2])
     """
-    options, console = options or TrainOptions(), console or Console()
+    options, terminal = options or TrainOptions(), Terminal.of(console)
     for name, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
@@ -117,7 +118,7 @@ def distill(
         train_dir=folders or (),
     )
     run = checked_run(options, resume)
-    options, summary = run.options, finished(run, console)
+    options, summary = run.options, finished(run, terminal)
     if summary:
         load_weights(student, read_weights(run.directory.student))
     else:
@@ -129,7 +130,7 @@ def distill(
                 adapt(student, options.scale, "distill: student"),
                 adapt(teacher, options.scale, "distill: teacher"),
             )
-            summary = run_plan(prepare(options, networks), run, pairs, console)
+            summary = run_plan(prepare(options, networks), run, pairs, terminal)
     return Distilled(student, run.directory.records(), summary)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
+from mkdext._terminal import Terminal
 from mkdext.data import PatchSampler
 from mkdext.distill.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.own import copy_with_tensors, layout
@@ -123,7 +123,7 @@ def train_privileged_teacher(
     student: nn.Module,
     run: RunDirectory,
     sampler: PatchSampler,
-    console: Console,
+    console: Terminal,
 ) -> float:
     """Train the teacher, or go on with it, and start the student from its decoder.
 
@@ -154,7 +154,7 @@ def train_privileged_teacher(
         run.keep_metrics_until(done.step, of="privileged_step")
         if done.step:
             after = f"step {done.step} of {step.steps} of the privileged teacher"
-            console.print(f"going on after {after}")
+            console.say(f"going on after {after}")
         seconds = _Loop(step, run, sampler, done, console).run()
     network.eval()
     student.load_state_dict(network.decoder.state_dict())
@@ -174,7 +174,7 @@ class _Loop(Loop):
         run: RunDirectory,
         sampler: PatchSampler,
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         super().__init__(step.options, step.steps, run, done, console)
         self.step = step

@@ -327,7 +327,7 @@ class TrainingFailed(CommandFailed):
 
 
 class NonFiniteError(TrainingFailed):
-    """A loss or a gradient is NaN or infinite."""
+    """A loss, a gradient or a picture is NaN or infinite."""
 
 
 def require_finite(values: dict[str, Tensor]) -> None:

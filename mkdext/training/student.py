@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track as rich_track
 from torch import Tensor
 
+from mkdext._terminal import Terminal
+from mkdext._terminal import track as shown_track
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, layout, unwrapped
@@ -32,7 +33,7 @@ from mkdext.training.steps import TrainingFailed, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.teacher_check import require_strong_teacher
 from mkdext.training.transfer import transferred
-from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
 
 Summary = dict[str, Any]
 
@@ -63,13 +64,13 @@ def train(options: TrainOptions, console: Console | None = None, resume: bool = 
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
         TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
     """
-    console = console or Console()
+    terminal = Terminal.of(console)
     run = checked_run(options, resume)
-    summary = finished(run, console)
+    summary = finished(run, terminal)
     if summary:
         return summary
     run.require_files()
-    return run_plan(prepare(run.options), run, None, console)
+    return run_plan(prepare(run.options), run, None, terminal)
 
 
 def check_teacher(plan: Plan, sets: Mapping[str, ImagePairs]) -> None:
@@ -83,23 +84,22 @@ def check_teacher(plan: Plan, sets: Mapping[str, ImagePairs]) -> None:
         require_strong_teacher(teacher.network, options.scale, sets)
 
 
-def finished(run: Run[Any], console: Console) -> Summary | None:
+def finished(run: Run[Any], console: Terminal) -> Summary | None:
     """What a training that came to its end has left; none if there is something to do."""
     directory, summary = run.directory, run.directory.read_summary()
     if summary and not run.changes:
-        console.print(
+        console.say(
             f"{directory.root} is finished; --resume with more --iterations trains on, another "
-            "--out begins again",
-            soft_wrap=True,
+            "--out begins again"
         )
         return summary
     if directory.summary.exists() and not summary:
-        console.print(f"{directory.summary} is damaged; it is written again", soft_wrap=True)
+        console.say(f"{directory.summary} is damaged; it is written again")
     return None
 
 
 def run_plan(
-    plan: Plan, run: Run[TrainOptions], pairs: ImagePairs | None, console: Console
+    plan: Plan, run: Run[TrainOptions], pairs: ImagePairs | None, console: Terminal
 ) -> Summary:
     """Train as planned, or go on with it, on the photographs given.
 
@@ -117,9 +117,9 @@ def run_plan(
     if pairs is None:
         pairs, bad = training_photographs(plan.options, track(console))
         for image in bad:
-            console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
+            console.say(f"left out: {image}")
     if plan.step.distillation and plan.options.teacher_compile:
-        console.print("compiling the teacher")
+        console.say("compiling the teacher")
         teacher = plan.step.distillation.teacher
         with evaluation_mode(teacher.network):
             teacher.compile(*_batch_like(plan))
@@ -136,7 +136,7 @@ def run_plan(
             )
             load_checkpoint(directory, plan)
         if progress.step:
-            console.print(f"going on after step {progress.step} of {plan.options.iterations}")
+            console.say(f"going on after step {progress.step} of {plan.options.iterations}")
         seconds = StudentLoop(plan, directory, sampler, cache, sets, progress, console).run()
         return _finish(plan, directory, sets, seconds, teaching, console)
 
@@ -175,13 +175,13 @@ def state_of(step: TrainingStep) -> dict[str, Any]:
     return state
 
 
-def _tell_changes(run: Run[TrainOptions], step: int, console: Console) -> None:
+def _tell_changes(run: Run[TrainOptions], step: int, console: Terminal) -> None:
     said = run.change(step)
     if said and 0 < step < run.options.iterations:
         before, now = phase(step - 1, run.before()), phase(step, run.options)
         said += rates_in_words(run.changes, before, now, run.options.iterations)
     if said:
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        console.say(said)
 
 
 class StudentLoop(Loop):
@@ -197,7 +197,7 @@ class StudentLoop(Loop):
         cache: TeacherCache | None,
         sets: Mapping[str, ImagePairs],
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what was planned, what it is trained on and measured on."""
         super().__init__(plan.options, plan.options.iterations, run, done, console)
@@ -225,7 +225,7 @@ class StudentLoop(Loop):
         values = self.plan.step(step, low, high, self._hints)
         silence = silence_in_words([self.plan.step.watch], step + 1 == self.iterations)
         if silence:
-            self.console.print(silence, highlight=False, markup=False, soft_wrap=True)
+            self.console.say(silence)
         return values
 
     def statistics(self) -> dict[str, float]:
@@ -243,8 +243,11 @@ class StudentLoop(Loop):
         """Measure the student on every set, and keep a sample."""
         student, scale = self.plan.student, self.plan.options.scale
         with evaluation_mode(student):
-            scores = {name: measure(student, pairs, scale) for name, pairs in self.sets.items()}
-        self.console.print(f"step {step}: {in_words(scores)}", highlight=False)
+            scores = {
+                name: measure(student, pairs, scale, names_of(pairs))
+                for name, pairs in self.sets.items()
+            }
+        self.console.say(f"step {step}: {in_words(scores)}")
         self._save_sample(step)
         return {"validation": scores}
 
@@ -261,7 +264,7 @@ class StudentLoop(Loop):
     def explained(self, error: TrainingFailed, step: int) -> str:
         """Name the learning rates."""
         options, run = self.plan.options, self.run_directory
-        kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+        kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
         rates = f"--lr (now {options.lr:g})"
         if self.plan.teacher and options.meta.inner_lr:
             rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
@@ -276,7 +279,7 @@ def _batch_like(plan: Plan) -> list[torch.Tensor]:
 
 
 def _crops(
-    plan: Plan, pairs: ImagePairs, console: Console
+    plan: Plan, pairs: ImagePairs, console: Terminal
 ) -> tuple[PatchSampler, TeacherCache | None]:
     """What the batches are made of, and the teacher's maps of it where they are kept."""
     options, distillation = plan.options, plan.step.distillation
@@ -289,14 +292,7 @@ def _crops(
         return crops, None
     device = torch.device(options.device)
     cache = TeacherCache(options.teacher_cache, distillation.teacher, crops, device)
-    cache.fill(
-        lambda batches: rich_track(
-            batches,
-            "the teacher's feature maps",
-            console=console,
-            disable=not console.is_terminal,
-        )
-    )
+    cache.fill(lambda batches: shown_track(batches, "the teacher's feature maps", console))
     return crops, cache
 
 
@@ -326,14 +322,19 @@ def _finish(
     sets: dict[str, ImagePairs],
     seconds: float,
     teaching: float,
-    console: Console,
+    console: Terminal,
 ) -> Summary:
     options, teacher = plan.options, plan.teacher
     ways: dict[str, Upscaler] = {"bicubic": bicubic(options.scale), "student": plan.student}
     with evaluation_mode(plan.student):
         validation: dict[str, dict[str, Scores]] = {
             name: {
-                way: measure(up, measuring(console, pairs, f"{way} on {name}"), options.scale)
+                way: measure(
+                    up,
+                    measuring(console, pairs, f"{way} on {name}"),
+                    options.scale,
+                    names_of(pairs),
+                )
                 for way, up in ways.items()
             }
             for name, pairs in sets.items()
@@ -342,7 +343,9 @@ def _finish(
         for name, pairs in sets.items():
             shown = measuring(console, pairs, f"{teacher.name.replace('_', ' ')} on {name}")
             seen = ((teacher.source(lr, hr), hr) for lr, hr in shown)
-            validation[name][teacher.name] = measure(teacher.network, seen, options.scale)
+            validation[name][teacher.name] = measure(
+                teacher.network, seen, options.scale, names_of(pairs)
+            )
     summary: Summary = {
         "method": options.method,
         "student": options.student,

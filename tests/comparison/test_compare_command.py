@@ -213,7 +213,7 @@ def test_a_cell_that_fails_is_named_and_stops_no_other(flags, trained, tmp_path,
     )
     assert len(trained) == 2
     error = capsys.readouterr().err
-    assert error.startswith("mkdext.compare: rcan-a, fitnet, seed 0 failed: step 2: ")
+    assert error.startswith("mkdext.compare: rcan-a, fitnet, seed 0 failed: step 1: ")
     assert "Lower --lr" in error
     assert json.loads((out / "comparison.json").read_text())["methods"][0]["method"] == "vanilla"
 

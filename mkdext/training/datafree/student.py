@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from mkdext._terminal import Terminal
 from mkdext.datafree import procedural_images
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
@@ -34,7 +35,7 @@ from mkdext.training.schedule import phase
 from mkdext.training.steps import TrainingFailed
 from mkdext.training.student import Summary, finished, in_words, load_step, state_of
 from mkdext.training.teacher_check import require_strong_teacher
-from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
 
 HELD_OUT = "made images"
 """Name of the images on which a student is compared with its teacher meanwhile."""
@@ -79,15 +80,15 @@ def train_without_data(
         CollapseError: The generator makes constant images; likewise.
         TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
     """
-    console = console or Console()
+    terminal = Terminal.of(console)
     run = checked_run(options, resume)
-    summary = finished(run, console)
+    summary = finished(run, terminal)
     if summary:
         return summary
     run.require_files()
     options, directory = run.options, run.directory
     plan = prepare(options)
-    sets = photographs(options, console) if options.val_dir else {}
+    sets = photographs(options, terminal) if options.val_dir else {}
     if not run.directory.state.exists():
         check_teachers(plan, sets)
     sets |= held_out(plan)
@@ -97,15 +98,15 @@ def train_without_data(
         rehearse(stage.student, state_of(stage.step), origin(options, 0), low)
     with run.opened():
         stage, done = load_checkpoint(directory, plan)
-        _tell_changes(run, stage, done.step, console)
+        _tell_changes(run, stage, done.step, terminal)
         directory.keep_metrics_until(done.step)
         if done.step:
-            console.print(f"going on after step {done.step} of {options.iterations}")
+            terminal.say(f"going on after step {done.step} of {options.iterations}")
         if not done.step:
             save_samples(plan, directory, stage, 0)
-        loop = DataFreeLoop(plan, directory, stage, sets, done, console)
+        loop = DataFreeLoop(plan, directory, stage, sets, done, terminal)
         seconds = loop.run()
-        return _finish(plan, directory, loop.stage, seconds, console)
+        return _finish(plan, directory, loop.stage, seconds, terminal)
 
 
 def check_teachers(plan: Plan, sets: Mapping[str, ToMeasure]) -> None:
@@ -121,7 +122,7 @@ def check_teachers(plan: Plan, sets: Mapping[str, ToMeasure]) -> None:
         require_strong_teacher(teacher, scale, own)
 
 
-def photographs(options: DataFreeOptions, console: Console) -> dict[str, ToMeasure]:
+def photographs(options: DataFreeOptions, console: Terminal) -> dict[str, ToMeasure]:
     """The photographs to measure on, by name."""
     sets: dict[str, ToMeasure] = {}
     for scale in options.scale:
@@ -163,7 +164,7 @@ def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[Stage, Done]:
     return stage, done
 
 
-def _tell_changes(run: Run[DataFreeOptions], stage: Stage, step: int, console: Console) -> None:
+def _tell_changes(run: Run[DataFreeOptions], stage: Stage, step: int, console: Terminal) -> None:
     said = run.change(step)
     taken = step - stage.first
     if said and taken > 0 and step < run.options.iterations:
@@ -175,7 +176,7 @@ def _tell_changes(run: Run[DataFreeOptions], stage: Stage, step: int, console: C
             run.changes, phase(taken - 1, before), phase(taken, now), now.iterations
         )
     if said:
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        console.say(said)
 
 
 def origin(options: DataFreeOptions, steps: int, history: Sequence[Any] = ()) -> dict[str, Any]:
@@ -214,7 +215,7 @@ class DataFreeLoop(Loop):
         stage: Stage,
         sets: Mapping[str, ToMeasure],
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what was planned, and where the training stands."""
         super().__init__(plan.options, plan.options.iterations, run, done, console)
@@ -241,7 +242,7 @@ class DataFreeLoop(Loop):
         watches = [step_.watch for step_ in self.stage.steps.values()]
         silence = silence_in_words(watches, step + 1 == self.iterations)
         if silence:
-            self.console.print(silence, highlight=False, markup=False, soft_wrap=True)
+            self.console.say(silence)
         if options.trains_generator and (step + 1) % options.generator.every == 0:
             chosen = drawn(options.scale, options.seed, Draw.GENERATION_SCALE, step)
             values |= plan.makers[chosen].improve(step, self.stage.students[chosen])
@@ -253,10 +254,9 @@ class DataFreeLoop(Loop):
             maker.end_stage()
         self.stage = plan.begin_stage(before.index + 1, before)
         parts = plan.schedule.parts
-        self.console.print(
+        self.console.say(
             f"step {self.stage.first}: the student grows from {parts[before.index]} to "
-            f"{parts[self.stage.index]} parts, {count_parameters(self.stage.student):,} parameters",
-            highlight=False,
+            f"{parts[self.stage.index]} parts, {count_parameters(self.stage.student):,} parameters"
         )
 
     def check(self, values: Mapping[str, float]) -> None:
@@ -283,14 +283,14 @@ class DataFreeLoop(Loop):
     def validate(self, step: int) -> dict[str, Any]:
         """Measure the student on every set, and keep a sheet of made images."""
         scores = scores_of(self.stage, self.sets)
-        self.console.print(f"step {step}: {in_words(scores)}", highlight=False)
+        self.console.say(f"step {step}: {in_words(scores)}")
         save_samples(self.plan, self.run_directory, self.stage, step)
         return {"validation": scores}
 
     def explained(self, error: TrainingFailed, step: int) -> str:
         """Name the learning rates and weights."""
         options, run = self.plan.options, self.run_directory
-        kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+        kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
         rate = f"--generator.lr (now {options.generator.lr:g})"
         if isinstance(error, CollapseError):
             weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
@@ -305,7 +305,7 @@ def scores_of(stage: Stage, sets: Mapping[str, ToMeasure]) -> dict[str, Scores]:
     """PSNR and SSIM of a student by set."""
     with evaluation_mode(stage.student):
         return {
-            name: measure(stage.students[scale], pairs, scale)
+            name: measure(stage.students[scale], pairs, scale, names_of(pairs))
             for name, (scale, pairs) in sets.items()
         }
 
@@ -325,7 +325,7 @@ def _named(name: str, scale: int, options: DataFreeOptions) -> str:
 
 
 def _finish(
-    plan: Plan, run: RunDirectory, stage: Stage, seconds: float, console: Console
+    plan: Plan, run: RunDirectory, stage: Stage, seconds: float, console: Terminal
 ) -> Summary:
     options = plan.options
     validation: dict[str, dict[str, Scores]] = {}
@@ -338,7 +338,9 @@ def _finish(
                 "teacher": plan.networks.teachers[scale],
             }
             validation[name] = {
-                way: measure(up, measuring(console, pairs, f"{way} on {name}"), scale)
+                way: measure(
+                    up, measuring(console, pairs, f"{way} on {name}"), scale, names_of(pairs)
+                )
                 for way, up in ways.items()
             }
         lr, hr = next(iter(sets.values())).pairs[0]
