@@ -87,15 +87,7 @@ class Run(Generic[Options]):
 
         Returns:
             One line about it; none if nothing is different.
-
-        Raises:
-            ValueError: There are fewer iterations than steps done.
         """
-        if self.options.iterations < step:
-            raise ValueError(
-                f"--iterations must be at least the {step} steps that are done, got "
-                f"{self.options.iterations}"
-            )
         if not self.changes:
             return None
         self.directory.change(self.config, self.changes, step)
