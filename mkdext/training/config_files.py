@@ -36,8 +36,8 @@ def with_config(arguments: Sequence[str], options: SharedOptions) -> list[str]:
         run = RunDirectory(Path(value_of("--out", given) or options.out))
         if not run.config.exists():
             raise ValueError(f"--resume: there is no run in --out {run.root}")
-        config = str(run.config)
-        given = [*given, "--out", str(run.root)]
+        resumed = ["--out", str(run.root)]
+        return flags_of(load_config(run.config), options, str(run.config)) + given + resumed
     return given if config is None else read_config(Path(config), options) + given
 
 
@@ -127,7 +127,7 @@ def load_config(path: Path) -> dict[str, Any]:
     """
     config = read_yaml(path, _what(path))
     if not isinstance(config, dict):
-        raise ValueError(f"--config {path} must hold names and values, got {type(config).__name__}")
+        raise ValueError(f"{_what(path)} must hold names and values, got {type(config).__name__}")
     config.pop(HISTORY, None)
     return config
 

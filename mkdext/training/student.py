@@ -76,11 +76,14 @@ def finished(run: Run[Any], console: Console) -> Summary | None:
         console.print(
             f"{directory.root} is finished; --resume with more --iterations trains on, another "
             "--out begins again",
+            markup=False,
+            highlight=False,
             soft_wrap=True,
         )
         return summary
     if directory.summary.exists() and not summary:
-        console.print(f"{directory.summary} is damaged; it is written again", soft_wrap=True)
+        damaged = f"{directory.summary} is damaged; it is written again"
+        console.print(damaged, markup=False, highlight=False, soft_wrap=True)
     return None
 
 
