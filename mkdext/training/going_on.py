@@ -131,6 +131,7 @@ def checked_run(options: Options, resume: bool = False) -> Run[Options]:
     options = options.resolved()
     config = config_of(options)
     changes = directory.differences(config, lambda name: default_of(options, name))
+    flags_of(there, options, str(directory.config))  # Values of other types are told.
     refused = {name: why for name in changes if (why := _refusal(name, changes, options))}
     if resume and refused:
         reasons = (
