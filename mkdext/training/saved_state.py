@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import textwrap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from mkdext._files import atomic_write
 from mkdext._reading import entry, require_file
 
 _Kind = TypeVar("_Kind")
+
+_MOST_CHARACTERS = 300  # of what PyTorch says, which lists every name
 
 _OF_A_PARAMETER: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
@@ -106,14 +109,6 @@ class SavedState:
             raise self.unfit(f"does not fit (it has no {name!r})")
         return dataclasses.replace(self, content=self.content[name])
 
-    def tensors(self, like: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-        """Tensors of the same names, shapes and types."""
-        there = self.content
-        if not isinstance(there, Mapping) or set(there) != set(like):
-            names = set(there) ^ set(like) if isinstance(there, Mapping) else set(like)
-            raise self.unfit(f"does not fit ({what} differs in {min(map(str, names))!r})")
-        return {name: self.part(name).tensor(own, f"{what}, {name}") for name, own in like.items()}
-
     def tensor(self, like: Tensor, what: str, rows: bool = False) -> Tensor:
         """A tensor of the same shape, but for the number of its `rows`, and of the same type."""
         there, skip = self.content, int(rows)
@@ -127,17 +122,24 @@ class SavedState:
         return there
 
     def load_module(self, name: str, module: nn.Module) -> None:
-        """Give a module the weights that are there under a name."""
-        own = module.state_dict()
-        tensors = {n: t for n, t in own.items() if isinstance(t, Tensor)}
-        if len(tensors) < len(own):
-            # A module of the user's keeps more than tensors; it knows what fits.
-            try:
-                module.load_state_dict(self.part(name).content)
-            except Exception as error:
-                raise self.unfit(f"does not fit ({name}: {error})") from None
-            return
-        module.load_state_dict(self.part(name).tensors(tensors, name))
+        """Give a module the weights that are there under a name.
+
+        A module may decide about its buffers, which observers of ranges let grow.
+        """
+        there = self.part(name)
+        trained = {parameter for parameter, _ in module.named_parameters()}
+        if isinstance(there.content, Mapping):
+            for key, own in module.state_dict().items():
+                value = there.content.get(key)
+                if not isinstance(own, Tensor) or not isinstance(value, Tensor):
+                    continue
+                if key in trained or value.shape == own.shape:
+                    there.part(key).tensor(own, f"{name}, {key}")
+        try:
+            module.load_state_dict(there.content)
+        except Exception as error:  # Whatever a module of the user's may raise.
+            reason = textwrap.shorten(str(error), _MOST_CHARACTERS, placeholder=" ...")
+            raise self.unfit(f"does not fit ({name}: {reason})") from None
 
     def load_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Give an optimizer what is there under a name."""
