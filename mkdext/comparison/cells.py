@@ -93,10 +93,13 @@ class Comparison:
         """Check the names.
 
         Raises:
+            TypeError: A list is a text.
             ValueError: A list is empty, has something twice or holds an unknown method, or there
                 are options of a method that is not compared, or that must be equal for all.
         """
         for flag in ("students", "methods", "seeds"):
+            if isinstance(getattr(self, flag), str):
+                raise TypeError(f"--{flag} must be a list, got {getattr(self, flag)!r}")
             values = list(getattr(self, flag))
             if not values:
                 raise ValueError(f"--{flag} must name at least one")

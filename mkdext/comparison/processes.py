@@ -60,6 +60,7 @@ def run_cells(
                 progress.update()
                 for process in [p for p in running if p.popen.poll() is not None]:
                     running.remove(process)
+                    process.end()
                     if process.popen.returncode or not process.cell.finished:
                         failures[str(process.cell)] = process.message()
                         progress.say(f"{process.cell} failed: {process.message()}")
@@ -75,7 +76,7 @@ def run_cells(
             for process in running:
                 process.popen.terminate()
             for process in running:
-                process.popen.wait()
+                process.end()
     return failures
 
 
@@ -117,6 +118,12 @@ class _Process:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             )
+
+    def end(self) -> None:
+        """Wait until it has ended."""
+        self.popen.wait()
+        if self.popen.stdin:
+            self.popen.stdin.close()
 
     def message(self) -> str:
         """What a training that failed said last."""

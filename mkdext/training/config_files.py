@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
+import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def with_config(arguments: Sequence[str], options: SharedOptions) -> list[str]:
         run = RunDirectory(Path(value_of("--out", given) or options.out))
         if not run.config.exists():
             raise ValueError(f"--resume: there is no run in --out {run.root}")
-        config = str(run.config)
-        given = [*given, "--out", str(run.root)]
+        resumed = ["--out", str(run.root)]
+        return flags_of(load_config(run.config), options, str(run.config)) + given + resumed
     return given if config is None else read_config(Path(config), options) + given
 
 
@@ -48,16 +49,31 @@ def naming_the_file(given: Sequence[str], arguments: Sequence[str]) -> Iterator[
         given: Arguments of the user.
         arguments: The same after those of the file.
     """
-    try:
+    if list(given) == list(arguments):
         yield
-    except ValueError as error:
-        flag, file = re.match(r"--[\w.-]+", str(error)), value_of("--config", given)
-        if not flag or value_of(flag[0], given) is not None:
-            raise
-        if value_of(flag[0], arguments) is None:
-            raise
-        what = _what(Path(file)) if file else f"{value_of('--out', arguments)}/config.yaml"
-        raise ValueError(f"{what}: {error}") from None
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except (ValueError, SystemExit) as error:
+        message = _of_an_option(error)
+        flag = message.split()[0]
+        if flag and value_of(flag, given) is None and value_of(flag, arguments) is not None:
+            file = value_of("--config", given)
+            what = _what(Path(file)) if file else f"{value_of('--out', arguments)}/config.yaml"
+            raise ValueError(f"{what}: {message}") from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _of_an_option(error: BaseException | None) -> str:
+    """What an option's value was refused with, also where tyro has made an exit of it."""
+    while error is not None:
+        if isinstance(error, ValueError) and str(error).startswith("--"):
+            return str(error)
+        error = error.__context__
+    return " "
 
 
 def read_config(path: Path, options: SharedOptions) -> list[str]:
@@ -111,7 +127,7 @@ def load_config(path: Path) -> dict[str, Any]:
     """
     config = read_yaml(path, _what(path))
     if not isinstance(config, dict):
-        raise ValueError(f"--config {path} must hold names and values, got {type(config).__name__}")
+        raise ValueError(f"{_what(path)} must hold names and values, got {type(config).__name__}")
     config.pop(HISTORY, None)
     return config
 

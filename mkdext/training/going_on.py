@@ -87,15 +87,7 @@ class Run(Generic[Options]):
 
         Returns:
             One line about it; none if nothing is different.
-
-        Raises:
-            ValueError: There are fewer iterations than steps done.
         """
-        if self.options.iterations < step:
-            raise ValueError(
-                f"--iterations must be at least the {step} steps that are done, got "
-                f"{self.options.iterations}"
-            )
         if not self.changes:
             return None
         self.directory.change(self.config, self.changes, step)
@@ -135,10 +127,11 @@ def checked_run(options: Options, resume: bool = False) -> Run[Options]:
     directory = RunDirectory(options.out)
     there = directory.options() if directory.config.exists() else {}
     if resume and there:
-        options = _continued(options, there)
+        options = _continued(options, there, str(directory.config))
     options = options.resolved()
     config = config_of(options)
     changes = directory.differences(config, lambda name: default_of(options, name))
+    flags_of(there, options, str(directory.config))  # Values of other types are told.
     refused = {name: why for name in changes if (why := _refusal(name, changes, options))}
     if resume and refused:
         reasons = (
@@ -214,14 +207,15 @@ def rates_in_words(changes: Changes, before: Phase, now: Phase, iterations: int)
     return f"{said}, on the cosine of {iterations} steps"
 
 
-def _continued(options: Options, there: Mapping[str, Any]) -> Options:
+def _continued(options: Options, there: Mapping[str, Any], what: str) -> Options:
     """Options in which what keeps its length in steps does, and that name no other first weights.
 
     Args:
         options: Those given.
         there: Those of the run, as plain values.
+        what: Where they stand.
     """
-    share, steps = entry(there, "hint_share", float, "it"), entry(there, "iterations", int, "it")
+    share, steps = entry(there, "hint_share", float, what), entry(there, "iterations", int, what)
     if options.hint_share == share and share:
         # As many steps on the distillation loss alone as before.
         hints = round(share * steps)
@@ -232,7 +226,7 @@ def _continued(options: Options, there: Mapping[str, Any]) -> Options:
             )
         options = dataclasses.replace(options, hint_share=hints / options.iterations)
     if there.get("privileged_iterations") and getattr(options, "privileged_iterations", 0) is None:
-        steps = entry(there, "privileged_iterations", int, "it")
+        steps = entry(there, "privileged_iterations", int, what)
         options = dataclasses.replace(options, privileged_iterations=steps)  # type: ignore[call-arg]
     student = str(there.get("student"))
     if _class_of_object(student) and _class_of_object(options.student) == _class_of_object(student):
@@ -251,7 +245,7 @@ def _refusal(name: str, changes: Changes, options: SharedOptions) -> str | None:
     before, now = changes[name]
     if name == "iterations" and getattr(options, "stages", 1) > 1:
         return "its stages would begin at other steps"
-    if name == "hint_share":
+    if name == "hint_share" and isinstance(before, int | float):
         iterations = changes.get("iterations", (options.iterations,))[0]
         if round(before * iterations) == round(now * options.iterations):
             return None

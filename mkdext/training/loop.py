@@ -44,7 +44,12 @@ class Done(NamedTuple):
             ValueError: It is not that of a training with these options and so many steps.
         """
         require_same_run(state, options)
-        step, seconds = state.number("step", 1, iterations), state.entry("seconds", float)
+        step, seconds = state.number("step", 1), state.entry("seconds", float)
+        if step > iterations:
+            raise ValueError(
+                f"{state.where} is of step {step}, beyond the {iterations} steps asked for; ask "
+                f"for {step} or more"
+            )
         if not 0 <= seconds < math.inf:
             raise state.unfit(f"does not fit ('seconds' is {seconds})")
         return cls(step, seconds, state.numbers("values"))

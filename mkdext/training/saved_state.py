@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import textwrap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from mkdext._files import atomic_write
 from mkdext._reading import entry, require_file
 
 _Kind = TypeVar("_Kind")
+
+_MOST_CHARACTERS = 300  # of what PyTorch says, which lists every name
 
 _OF_A_PARAMETER: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
@@ -106,14 +109,6 @@ class SavedState:
             raise self.unfit(f"does not fit (it has no {name!r})")
         return dataclasses.replace(self, content=self.content[name])
 
-    def tensors(self, like: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-        """Tensors of the same names, shapes and types."""
-        there = self.content
-        if not isinstance(there, Mapping) or set(there) != set(like):
-            names = set(there) ^ set(like) if isinstance(there, Mapping) else set(like)
-            raise self.unfit(f"does not fit ({what} differs in {min(map(str, names))!r})")
-        return {name: self.part(name).tensor(own, f"{what}, {name}") for name, own in like.items()}
-
     def tensor(self, like: Tensor, what: str, rows: bool = False) -> Tensor:
         """A tensor of the same shape, but for the number of its `rows`, and of the same type."""
         there, skip = self.content, int(rows)
@@ -127,19 +122,24 @@ class SavedState:
         return there
 
     def load_module(self, name: str, module: nn.Module) -> None:
-        """Give a module the weights that are there under a name."""
-        there, own = self.part(name), module.state_dict()
+        """Give a module the weights that are there under a name.
+
+        A module may decide about its buffers, which observers of ranges let grow.
+        """
+        there = self.part(name)
+        trained = {parameter for parameter, _ in module.named_parameters()}
+        if isinstance(there.content, Mapping):
+            for key, own in module.state_dict().items():
+                value = there.content.get(key)
+                if not isinstance(own, Tensor) or not isinstance(value, Tensor):
+                    continue
+                if key in trained or value.shape == own.shape:
+                    there.part(key).tensor(own, f"{name}, {key}")
         try:
-            module.load_state_dict(there.tensors(own, name))
-        except ValueError as unfit:
-            # A module of the user's may keep more than tensors, or change the size of its buffers;
-            # it knows what fits.
-            try:
-                module.load_state_dict(there.content)
-            except Exception:  # Whatever code of others may raise.
-                raise unfit from None
-            if not _holds(module, there.content):
-                raise unfit from None
+            module.load_state_dict(there.content)
+        except Exception as error:  # Whatever a module of the user's may raise.
+            reason = textwrap.shorten(str(error), _MOST_CHARACTERS, placeholder=" ...")
+            raise self.unfit(f"does not fit ({name}: {reason})") from None
 
     def load_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Give an optimizer what is there under a name."""
@@ -177,18 +177,6 @@ class SavedState:
             value = of_one.part(key).tensor(like, f"{name}, {key}")
             if key == "step" and not value >= 0:
                 raise self.unfit(f"does not fit ({name} has a step of {value.item()})")
-
-
-def _holds(module: nn.Module, weights: Mapping[str, Any]) -> bool:
-    """Whether a module has just these tensors now."""
-    own = module.state_dict()
-    return own.keys() == weights.keys() and all(
-        isinstance(there := weights[name], Tensor)
-        and there.dtype == tensor.dtype
-        and torch.equal(there, tensor.cpu())
-        for name, tensor in own.items()
-        if isinstance(tensor, Tensor)
-    )
 
 
 def _in_words(tensor: Tensor) -> str:

@@ -52,8 +52,26 @@ def test_a_damaged_training_is_named(tmp_path):
     run = tmp_path / "cells" / "rcan-a" / "mkd" / "seed-0"
     run.mkdir(parents=True)
     (run / "summary.json").write_text(json.dumps({"method": "mkd"}))
-    with pytest.raises(ValueError, match=r"seed-0 is damaged .* trains it again"):
-        read_results(tmp_path)
+    assert read_results(tmp_path) == []  # as if it was not at its end
+    summary = {"iterations": 3, "validation": {}, "method": "mkd", "seed": 0, "scale": 4}
+    summary |= {"parameters": 1, "seconds": 3}
+    config = "student: rcan-a\nval_dir: []\n"
+    for change, settings, metrics, reason in (
+        ({"seed": "0"}, config, "", "'seed' must be of type int, got str"),
+        ({"iterations": 0}, config, "", "'iterations' is 0"),
+        ({"validation": {"a": 3}}, config, "", "'a' must be of type dict"),
+        ({"validation": {"a": {"student": {"psnr_y": 3}}}}, config, "", "has no 'ssim_y'"),
+        ({}, "- a", "", "config.yaml is damaged"),
+        ({}, "student: 3", "", "'student' must be of type str"),
+        ({}, config, "{\n{", "metrics.jsonl, line 1 is damaged"),
+        ({}, config, '{"step": 1, "validation": {"a": 3}}', "must hold names and values"),
+    ):
+        (run / "summary.json").write_text(json.dumps(summary | change))
+        (run / "config.yaml").write_text(settings)
+        (run / "metrics.jsonl").write_text(metrics)
+        with pytest.raises(ValueError, match=r"seed-0 is damaged .* trains it again") as told:
+            read_results(tmp_path)
+        assert reason in str(told.value)
 
 
 def test_the_papers_numbers_are_found_by_set_and_scale():

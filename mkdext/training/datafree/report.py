@@ -67,7 +67,7 @@ def save_summary(
 
 def _draw_samples(axes: Axes, run: RunDirectory, scale: int) -> None:
     """The first row of some of the sheets below each other."""
-    sheets = sorted(run.samples.glob(f"x{scale}_*.png"))
+    sheets = sorted(run.samples.glob(f"x{scale}_{'[0-9]' * 7}*.png"))
     chosen = [sheets[i] for i in sorted({*np.linspace(0, len(sheets) - 1, _TIMES, dtype=int)})]
     rows, names = [], []
     for path in chosen:
