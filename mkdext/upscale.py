@@ -268,6 +268,7 @@ def _enlarge(
             picture.bits,
             picture.icc_profile,
             picture.exif,
+            picture.chunks,
         ) as file,
     ):
         for rows in tiling.rows(height):

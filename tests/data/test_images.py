@@ -9,12 +9,12 @@ import tifffile
 import torch
 from PIL import Image
 
+from mkdext.data.decoding import BadImageError
+from mkdext.data.folders import find_images
 from mkdext.data.images import (
     BadImage,
-    BadImageError,
     bad_images_message,
     check_images,
-    find_images,
     read_image,
 )
 
