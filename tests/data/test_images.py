@@ -291,6 +291,6 @@ def test_an_error_without_a_message_is_told_by_its_name(tmp_path, monkeypatch):
         raise AssertionError
 
     Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    monkeypatch.setattr("mkdext.data.decoding.decode_png", fail)
     with pytest.raises(BadImageError, match=r"cannot be decoded \(AssertionError\)"):
         read_image(tmp_path / "black.png")

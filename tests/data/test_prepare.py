@@ -258,10 +258,14 @@ def test_given_low_resolution_versions_are_stored(folder, low, tmp_path):
 
 def test_missing_or_mismatched_low_resolution_versions_are_named(folder, low, tmp_path):
     Image.new("RGB", (20, 21)).save(low / "2x2.png")
-    with pytest.raises(ValueError, match=r"2x2\.png: is 20x21 pixels, must be 20x20 for .*2\.png"):
+    with pytest.raises(
+        ValueError, match=r"2x2\.png: must be 20x20 pixels in low resolution, has 20x21"
+    ):
         prepare_store(folder, tmp_path / "store", scale=2, lr=low, workers=1)
     (low / "3x2.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 4 photographs have no low-resolution version in"):
+    with pytest.raises(
+        ValueError, match=r"low has no low-resolution version of 3\.png: none of 3, 3x2, 3_x2"
+    ):
         prepare_store(folder, tmp_path / "store", scale=2, lr=low, workers=1)
 
 

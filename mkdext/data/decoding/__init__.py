@@ -58,8 +58,7 @@ def decode(path: Path, most_pixels: float) -> Decoded:
         header = _header(file, format)
         if header.width * header.height > most_pixels:
             raise BadImageError(
-                f"has more than {most_pixels} pixels ({header.width}x{header.height}); cut it into "
-                "smaller photographs"
+                f"has more than {most_pixels} pixels; cut it into smaller photographs"
             )
         if format == "PNG":
             return decode_png(file)

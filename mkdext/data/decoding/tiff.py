@@ -116,8 +116,7 @@ def _layout(page: tifffile.TiffPage) -> _Layout:
     formats = _all_the_same(_value(page, 339, 1), "kinds of numbers")
     if formats not in (1, 4) or bits > 16:
         raise BadImageError(
-            f"has {'signed' if formats == 2 else '32-bit or floating-point'} pixels; save it with "
-            "8 or 16 bits"
+            "has signed, 32-bit or floating-point pixels; save it with 8 or 16 bits"
         )
     if bits not in (1, 2, 4, 8, 16) or (bits == 16 and photometric == _INKS):
         raise BadImageError(f"has {bits} bits a channel; save it as RGB with 8 or 16 bits")
@@ -148,10 +147,9 @@ def _levels(file: BinaryIO, page: tifffile.TiffPage, layout: _Layout) -> Levels:
     )
     planes = layout.channels if layout.is_planar else 1
     offsets, counts = page.dataoffsets, page.databytecounts
-    if not len(offsets) == len(counts) == planes * down * across:
-        raise BadImageError(
-            f"cannot be decoded (it has {len(offsets)} strips or tiles, not {planes * down * across})"
-        )
+    parts = planes * down * across
+    if not len(offsets) == len(counts) == parts:
+        raise BadImageError(f"cannot be decoded (it has {len(offsets)} parts, not {parts})")
     levels = np.empty(
         (layout.height, layout.width, layout.channels), np.uint16 if layout.bits == 16 else np.uint8
     )
@@ -160,7 +158,9 @@ def _levels(file: BinaryIO, page: tifffile.TiffPage, layout: _Layout) -> Levels:
         file.seek(offset)
         stored = file.read(count) if offset > 0 else b""
         if not stored or len(stored) < count:
-            raise BadImageError("cannot be decoded (it is cut off, or parts of its pixels are missing)")
+            raise BadImageError(
+                "cannot be decoded (it is cut off, or parts of its pixels are missing)"
+            )
         top, left = y * layout.part[0], x * layout.part[1]
         rows = layout.part[0] if page.is_tiled else min(layout.part[0], layout.height - top)
         part = _part(stored, page, layout, rows)
@@ -211,9 +211,10 @@ def _unpacked(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]
 
 
 def _of_palette(numbers: Levels, given: Any, highest: int) -> Levels:
-    if given is None or len(given) != 3 * (highest + 1):
+    entries = np.asarray(() if given is None else given, np.uint16)
+    if entries.size != 3 * (highest + 1):
         raise BadImageError("cannot be decoded (its palette is of another size)")
-    palette: Levels = np.asarray(given, np.uint16).reshape(3, -1).T
+    palette: Levels = entries.reshape(3, -1).T
     if palette.max() < 256:  # as some programs write it
         palette = palette.astype(np.uint8)
     elif not (palette & 255).any() or not (palette % 257).any():
@@ -230,7 +231,9 @@ def _others(page: tifffile.TiffPage, layout: _Layout) -> list[int]:
         return [_ALPHA] if count == 1 else [0] * count
     kinds = list(given) if isinstance(given, tuple) else [int(given)]
     if len(kinds) != count:
-        raise BadImageError("cannot be decoded (it says of other channels than it has what they are for)")
+        raise BadImageError(
+            "cannot be decoded (it says of other channels than it has what they are for)"
+        )
     return kinds
 
 
