@@ -30,6 +30,8 @@ def without_orientation(exif: bytes) -> tuple[int, bytes]:
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (count,) = struct.unpack_from(f"{order}H", exif, start)
         end = start + 2 + 12 * count
+        if end + 4 > len(exif):
+            return 1, exif
         for place in range(start + 2, end, 12):
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, place)
             if tag == _ORIENTATION:

@@ -54,7 +54,8 @@ def decode_png(file: BinaryIO) -> Decoded:
         if name in _PIXELS:
             pixels.append(_chunk(name, content))
         chunks.setdefault(name, content)
-    if (frames := int.from_bytes(chunks.get("acTL", b"")[:4], "big")) > 1:
+    animation = chunks.get("acTL", b"")
+    if len(animation) == 8 and (frames := int.from_bytes(animation[:4], "big")) > 1:
         raise BadImageError(f"holds {frames} pages or frames; save one as a still image")
     levels = _with_transparency(_levels(b"".join(pixels)), chunks)
     orientation, exif = without_orientation(chunks.get("eXIf", b""))
