@@ -85,8 +85,8 @@ def find_high_resolution(
         fix = "give the folder of the high-resolution ones"
         fix += f", and {lr_flag} for the others" if lr_flag else " alone"
     else:
-        fix = "move these into a folder of their own"
-        fix += f", and give that by {lr_flag}" if lr_flag else ""
+        fix = f"give this folder by {lr_flag} too, or " if lr_flag else ""
+        fix += f"move these into {'one' if lr_flag else 'a folder'} of their own"
     raise ValueError(f"{folder} holds low-resolution photographs too, such as {name}: {fix}")
 
 

@@ -11,6 +11,9 @@ from PIL import Image
 from mkdext.data import find_images, find_photographs, match_low_resolution
 from mkdext.data.folders import find_high_resolution, find_low_resolution
 
+OWN_FOLDER = "give the folder of the high-resolution ones, and --lr-dir for the others"
+SAME_FOLDER = "give this folder by --lr-dir too, or move these into one of their own"
+
 
 def save(folder: Path, sizes: dict[str, int]) -> Path:
     for name, side in sizes.items():
@@ -25,15 +28,15 @@ def save(folder: Path, sizes: dict[str, int]) -> Path:
         (
             {"DIV2K_train_HR/1.png": 40, "DIV2K_train_LR_bicubic/X4/1x4.png": 10},
             "DIV2K_train_LR_bicubic/X4/1x4.png",
-            "give the folder of the high-resolution ones",
+            OWN_FOLDER,
         ),
-        ({"GTmod12/a.png": 24, "LRbicx4/a.png": 6}, "LRbicx4/a.png", "give the folder"),
-        ({"HR/a.png": 24, "X4/a.png": 6}, "X4/a.png", "give the folder"),
-        ({"a_HR.png": 24, "a_LR.png": 6}, "a_LR.png", "move these into a folder of their own"),
-        ({"img_1_SRF_4_HR.png": 24, "img_1_SRF_4_LR.png": 6}, "img_1_SRF_4_LR.png", "move these"),
-        ({"0001.png": 24, "0001x2.png": 12}, "0001x2.png", "move these into a folder"),
-        ({"0001.png": 24, "0001_x3.jpg": 8}, "0001_x3.jpg", "move these into a folder"),
-        ({"X2/1x2.png": 12, "X3/1x3.png": 8}, "X3/1x3.png", "give the folder"),
+        ({"GTmod12/a.png": 24, "LRbicx4/a.png": 6}, "LRbicx4/a.png", OWN_FOLDER),
+        ({"HR/a.png": 24, "X4/a.png": 6}, "X4/a.png", OWN_FOLDER),
+        ({"a_HR.png": 24, "a_LR.png": 6}, "a_LR.png", SAME_FOLDER),
+        ({"img_1_SRF_4_HR.png": 24, "img_1_SRF_4_LR.png": 6}, "img_1_SRF_4_LR.png", SAME_FOLDER),
+        ({"0001.png": 24, "0001x2.png": 12}, "0001x2.png", SAME_FOLDER),
+        ({"0001.png": 24, "0001_x3.jpg": 8}, "0001_x3.jpg", SAME_FOLDER),
+        ({"X2/1x2.png": 12, "X3/1x3.png": 8}, "X3/1x3.png", OWN_FOLDER),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -43,8 +46,8 @@ def test_small_versions_among_photographs_are_refused(
     save(tmp_path, sizes)
     with pytest.raises(ValueError, match="holds low-resolution photographs too, such as") as error:
         find_photographs(tmp_path, 4, lr_flag="--lr-dir")
-    assert f"such as {low}: {fix}" in str(error.value)
-    assert "by --lr-dir" in str(error.value) or "and --lr-dir for the others" in str(error.value)
+    assert f"such as {low}: " in str(error.value)
+    assert str(error.value).endswith(fix)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +117,15 @@ def test_folders_may_lie_deeper_than_python_recurses(tmp_path: Path) -> None:
             os.mkdir("d")
             os.chdir("d")
         Image.new("RGB", (4, 4)).save("a.png")
+        found = find_images(tmp_path)
+        # Neither does pytest, which clears up.
+        os.remove("a.png")
+        for _ in range(1200):
+            os.chdir("..")
+            os.rmdir("d")
     finally:
         os.chdir(here)
-    assert [path.name for path in find_images(tmp_path)] == ["a.png"]
+    assert [path.name for path in found] == ["a.png"]
 
 
 def test_every_suffix_of_a_jpeg_counts_and_pictures_of_other_formats_are_mentioned(

@@ -70,6 +70,27 @@ def test_only_a_profile_that_fits_is_kept(
     assert read_picture(tmp_path / "a.jpg").icc_profile == (profile if fits else None)
 
 
+def test_a_profile_of_greys_fits_grey_pictures_only(tmp_path: Path, picture: Image.Image) -> None:
+    profile = grey_profile()
+    for mode, kept in (("L", profile), ("RGB", None)):
+        picture.convert(mode).save(tmp_path / "a.jpg", icc_profile=profile)
+        assert read_picture(tmp_path / "a.jpg").icc_profile == kept
+
+
+def grey_profile() -> bytes:
+    """A colour profile of greys: a white point and a straight tone curve."""
+    d50 = struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)
+    tags = ((b"wtpt", b"XYZ \0\0\0\0" + d50), (b"kTRC", b"curv" + bytes(8)))
+    table, values = struct.pack(">I", len(tags)), b""
+    for name, value in tags:
+        table += name + struct.pack(">2I", 128 + 4 + 12 * len(tags) + len(values), len(value))
+        values += value
+    size = struct.pack(">I", 128 + len(table) + len(values))
+    head = size + bytes(4) + struct.pack(">I", 0x02100000) + b"mntrGRAYXYZ " + bytes(12) + b"acsp"
+    head += bytes(28) + d50
+    return head.ljust(128, b"\0") + table + values
+
+
 def test_the_resolution_of_a_jpeg_is_kept(tmp_path: Path, picture: Image.Image) -> None:
     picture.save(tmp_path / "a.jpg", dpi=(300, 150))
     picture.save(tmp_path / "b.jpg")
