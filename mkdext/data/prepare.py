@@ -212,6 +212,11 @@ def _opened(out: Path, scale: int) -> Iterator[tuple[BinaryIO, BinaryIO, list[En
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"--out {out} is in use by another process") from None
+        if (out / INDEX).exists():
+            (out / JOURNAL).unlink(missing_ok=True)
+            raise ValueError(
+                f"--out {out} was finished meanwhile by another process; the same command checks it"
+            )
         done = _read_journal(out, journal, scale)
         pixels.truncate(done[-1].end(scale) if done else 0)
         pixels.seek(0, os.SEEK_END)

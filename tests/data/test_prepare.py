@@ -223,6 +223,19 @@ def test_two_processes_cannot_write_one_store(folder, tmp_path):
         prepare_store(folder, tmp_path / "store", scale=2, workers=1)
 
 
+def test_a_store_that_another_process_finishes_meanwhile_is_kept(folder, tmp_path):
+    store = prepare_store(folder, tmp_path / "store", scale=2, workers=1).folder
+    before = content(store)
+    (store / "unfinished.jsonl").touch()  # as a process sees it that looked just before the end
+    with (
+        pytest.raises(ValueError, match="was finished meanwhile by another process"),
+        prepare_module._opened(store, 2),
+    ):
+        pass
+    assert content(store) == before
+    assert not (store / "unfinished.jsonl").exists()
+
+
 def test_bad_photographs_are_all_named_and_then_repaired_or_left_out(folder, tmp_path):
     (folder / "1.png").write_bytes(b"no image")
     Image.new("RGB", (1, 9)).save(folder / "thin.png")
