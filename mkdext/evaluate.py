@@ -33,9 +33,10 @@ from mkdext.data import (
     BadImageError,
     StoredPair,
     bad_images_message,
-    find_images,
     find_photographs,
+    fitted,
     imresize,
+    match_low_resolution,
     read_image,
 )
 from mkdext.inference import (
@@ -84,13 +85,17 @@ class EvaluateCommand:
     scale: int | None = None
     """Enlargement factor; none: that of the weights."""
     lr_dir: tuple[Path, ...] = ()
-    """Folders of low-resolution photographs, one for each folder of --data; 0001.png belongs to
-    0001.png, 0001x4.png or 0001_x4.png. None: they are made, unless a store was given them."""
+    """Folders of low-resolution photographs, one for each folder of --data, or the same; 0001.png
+    belongs to 0001.png, 0001x4.png or 0001_x4.png, and 1_HR.png to 1_LR.png too. None: they are
+    made, unless a store was given them."""
     protocol: Protocol | None = None
     """'8bit': low-resolution photographs and results are rounded to 8-bit levels, as saved in
     files; so measure MKD and most papers. 'float': nothing is rounded; so do VDSR and data-free
     contrastive distillation, whose SSIM, of 7x7 windows at a range of 2, then stands beside. None:
     that of the paper of the first network, 'float' for VDSR, else '8bit'."""
+    crop: bool = False
+    """Whether photographs and those of --lr-dir whose sizes do not fit, such as those that MATLAB
+    rounds up, are cut at the right and the bottom to what they share, as EDSR's code does."""
     border: int | None = None
     """High-resolution pixels left out at each side; none: the scale, as the papers do."""
     out: Path = Path("runs/evaluate")
@@ -121,6 +126,8 @@ class Photograph(NamedTuple):
     """High resolution."""
     lr: Path | None
     """File of the low-resolution version; none: that of a store, or to be made."""
+    crop: bool = False
+    """Whether both may be cut to what they share where their sizes do not fit."""
 
     @property
     def path(self) -> Path:
@@ -223,24 +230,20 @@ def photographs_of(command: EvaluateCommand, scale: int) -> list[Photograph]:
     photographs: list[Photograph] = []
     folders = itertools.zip_longest(command.data, command.lr_dir)
     for folder, lr_folder in folders:
+        found = find_photographs(folder, scale, lr_folder, "--lr-dir")
         check_apart(command.out, folder)
         name = folder.resolve().name
         if any(photograph.set == name for photograph in photographs):
             raise ValueError(f"--data has two folders called {name!r}; rename one of them")
-        given = {path.stem: path for path in find_images(lr_folder)} if lr_folder else None
-        for hr in find_photographs(folder, scale):
-            photograph = Photograph(name, hr, None)
-            if given is not None:
-                stem = photograph.path.stem
-                names = (stem, f"{stem}x{scale}", f"{stem}_x{scale}")
-                lr = next((given[stem] for stem in names if stem in given), None)
-                if lr is None:
-                    raise ValueError(
-                        f"{lr_folder} has no low-resolution version of {photograph.path}: "
-                        f"none of {', '.join(names)}"
-                    )
-                photograph = photograph._replace(lr=lr)
-            photographs.append(photograph)
+        group = [Photograph(name, hr, None, command.crop) for hr in found]
+        if lr_folder is not None:
+            names = [photograph.path.relative_to(folder) for photograph in group]
+            versions = match_low_resolution(names, folder, lr_folder, scale)
+            group = [
+                photograph._replace(lr=version)
+                for photograph, version in zip(group, versions, strict=True)
+            ]
+        photographs += group
     return photographs
 
 
@@ -252,10 +255,12 @@ def read_levels(photograph: Photograph, scale: int) -> tuple[Tensor | None, Tens
         `[3, scale*h, scale*w]`.
 
     Raises:
-        BadImageError: A file cannot be used, or the sizes do not fit.
+        BadImageError: A file cannot be used, a stored photograph has changed since it was written,
+            or the sizes do not fit.
     """
     lr = None
     if isinstance(photograph.hr, StoredPair):
+        photograph.hr.require_intact()
         stored, hr = photograph.hr.pair()
         lr = stored if photograph.hr.lr_is_given else None
     else:
@@ -263,15 +268,12 @@ def read_levels(photograph: Photograph, scale: int) -> tuple[Tensor | None, Tens
     height, width = (side // scale for side in hr.shape[1:])
     if min(height, width) < 1:
         raise BadImageError(f"has {hr.shape[2]}x{hr.shape[1]} pixels, too few for x{scale}")
-    hr = hr[:, : height * scale, : width * scale]
-    if photograph.lr is not None:
-        lr = read_image(photograph.lr)
-        if lr.shape[1:] != (height, width):
-            raise BadImageError(
-                f"must be {width}x{height} pixels in low resolution, "
-                f"{photograph.lr} has {lr.shape[2]}x{lr.shape[1]}"
-            )
-    return lr, hr
+    if photograph.lr is None:
+        return lr, hr[:, : height * scale, : width * scale]
+    try:
+        return fitted(read_image(photograph.lr), hr, scale, photograph.crop)
+    except BadImageError as error:
+        raise BadImageError(f"its low-resolution version {photograph.lr} {error}") from None
 
 
 def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[Tensor, Tensor]:

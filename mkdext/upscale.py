@@ -45,7 +45,8 @@ _NO_MORE_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 class UpscaleCommand:
     """Enlarge pictures with a trained network and save them as PNG.
 
-    Grey, alpha, 16 bits a channel and the colour profile are kept, a camera's orientation is
+    Grey, alpha, 16 bits a channel, the colour profile if it fits, and what a PNG says of colours
+    and resolution (gAMA, cHRM, sRGB, cICP, mDCV, cLLI, pHYs) are kept, a camera's orientation is
     applied. A picture that needs more memory than --memory is computed in tiles. EDSR, RDN and VDSR
     see so little around a pixel that this changes nothing. RCAN, HAN and SAN look at the whole
     picture, where tiles differ a little: by 0.2, 0.7 and 0.5 of 255 levels (root mean square;
@@ -326,6 +327,7 @@ def _enlarge(
             picture.bits,
             picture.icc_profile,
             picture.exif,
+            picture.chunks,
         ) as file,
     ):
         for rows in tiling.rows(height):

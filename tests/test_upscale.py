@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from mkdext import upscale as command
 from mkdext.data import builtin_photographs, imresize, read_image
@@ -92,13 +92,16 @@ def test_kind_and_brightness_stay(tmp_path: Path, weights: Path, channels: int, 
     grey = np.full((20, 24, channels), 0.4 * 2**bits, dtype)
     if channels in (2, 4):
         grey[:10, :, -1] = 2**bits - 1
-    with PNGWriter(tmp_path / "in.png", 24, 20, channels, bits, b"profile") as file:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    chunks = {"gAMA": bytes(4), "pHYs": bytes(9)}
+    with PNGWriter(tmp_path / "in.png", 24, 20, channels, bits, profile, None, chunks) as file:
         file.write(grey)
     out = tmp_path / "out"
     assert main([str(tmp_path / "in.png"), "--weights", str(weights), "--out", str(out)]) == 0
     picture = read_picture(out / "in.png")
     assert picture.levels.shape == (40, 48, channels)
-    assert (picture.bits, picture.icc_profile) == (bits, b"profile")
+    assert (picture.bits, picture.chunks) == (bits, chunks)
+    assert picture.icc_profile == (profile if channels > 2 else None)
     if channels in (2, 4):
         alpha = torch.from_numpy(grey[None, ..., -1].astype(np.float64))
         expected = imresize(alpha, 2).clamp(0, 2**bits - 1)[0].numpy()

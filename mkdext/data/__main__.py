@@ -6,7 +6,6 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -14,12 +13,13 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from mkdext._command import CommandFailed, exit_status
+from mkdext._command import exit_status
 from mkdext._flags import parse_flags
 from mkdext._terminal import Terminal, progress_bar
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.duplicates import Duplicate, find_duplicates
-from mkdext.data.images import bad_images_message, is_low_resolution
+from mkdext.data.folders import is_low_resolution
+from mkdext.data.images import bad_images_message
 from mkdext.data.known_sets import KNOWN_SETS, compare_with_known
 from mkdext.data.prepare import prepare_store
 
@@ -45,6 +45,9 @@ class PrepareCommand:
     lr: Path | None = None
     """Folder of low-resolution versions, such as DIV2K_train_LR_bicubic/X4; none: they are made by
     MATLAB's bicubic."""
+    crop: bool = False
+    """Whether photographs and given low-resolution versions whose sizes do not fit, such as those
+    that MATLAB rounds up, are cut at the right and the bottom to what they share."""
     bad_images: Literal["refuse", "skip"] = "refuse"
     """What to do with broken photographs, once all are named and the others are written."""
     workers: int | None = None
@@ -114,20 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(command: PrepareCommand, console: Terminal) -> int:
-    """Make a store and say what it is.
-
-    Raises:
-        CommandFailed: A process that decodes was killed.
-    """
-    try:
-        with progress_bar(console, transient=True) as bar:
-            prepared = prepare_store(
-                **dataclasses.asdict(command),
-                progress=lambda title, names: bar.track(names, description=title),
-            )
-    except BrokenProcessPool:
-        message = "a process that decodes was killed; the same command goes on"
-        raise CommandFailed(message) from None
+    """Make a store and say what it is."""
+    with progress_bar(console, transient=True) as bar:
+        prepared = prepare_store(
+            **dataclasses.asdict(command),
+            progress=lambda title, names: bar.track(names, description=title),
+        )
     for image in prepared.left_out:
         console.say(f"left out: {image}")
     console.say(
@@ -212,6 +207,16 @@ def _show_contents(contents: Contents, console: Terminal) -> None:
         )
     if contents.bad:
         console.say(bad_images_message(contents.bad))
+    if low := contents.low_resolution:
+        console.say(
+            f"{len(low)} low-resolution versions among them, such as {low[0]}: training and "
+            "measuring refuse the folder; give that of the high-resolution ones"
+        )
+    if others := contents.other_formats:
+        console.say(
+            f"{len(others)} files of formats that are not read, such as {others[0]}: convert them "
+            "to PNG or JPEG, or they do not count"
+        )
 
 
 def _show_duplicates(where: str, duplicates: Sequence[Duplicate], console: Terminal) -> None:

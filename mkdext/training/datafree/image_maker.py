@@ -32,7 +32,6 @@ from mkdext.models import check_points, features_at, forward_with_features
 from mkdext.models.own import evaluation_mode
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.randomness import Draw, random_for
-from mkdext.training.memory import available_bytes
 from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import cosine
 from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
@@ -273,19 +272,13 @@ def make_bank(options: DataFreeOptions, features: int, device: torch.device) -> 
     """An empty memory bank for two views of `features` numbers each.
 
     Raises:
-        ValueError: It would be smaller than a batch, or larger than the memory there is.
+        ValueError: It would be smaller than a batch.
     """
     least, given = options.batch_size * 2 * features * 4, options.contrastive.bank_bytes
     if given < least:
         raise ValueError(
             f"--contrastive.bank-bytes must be at least {least}, {8 * features} bytes for each of "
             f"the {options.batch_size} images of a batch, got {given}"
-        )
-    available = available_bytes()
-    if torch.device(options.device).type == "cpu" and available and given > available:
-        raise ValueError(
-            f"--contrastive.bank-bytes must be at most the memory that is available, {available}, "
-            f"got {given}"
         )
     return MemoryBank(2 * features, given, device)
 
