@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_END_OF_SENTENCE = re.compile(r"[.!]+(?: (?=[A-Z])|$)")
 _MOST_CHARACTERS = 240
 _KEPT_LINES = 20  # of what the process says
 _PATIENCE = 5.0  # seconds for a process to end that has closed its pipe
@@ -80,14 +81,14 @@ def run_alone(
 
 
 def one_line(text: str) -> str:
-    r"""The first line of a text that says something, without escape sequences and not too long.
+    r"""The first sentence of a text, of one line, without escape sequences and not too long.
 
     Example:
-        >>> one_line("\n\x1b[96mno\x1b[0m  kernel\nTraceback")
-        'no kernel'
+        >>> one_line("\n\x1b[96mNo\x1b[0m  kernel. Ask for one\nTraceback")
+        'No kernel'
     """
     lines = (" ".join(line.split()) for line in _ESCAPE.sub("", text).splitlines())
-    line = next(filter(None, lines), "")
+    line = _END_OF_SENTENCE.split(next(filter(None, lines), ""))[0]
     return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 3] + "..."
 
 

@@ -142,7 +142,7 @@ def _export(
         while len(failures) < len((GRAPH, TRACE)):
             stages: list[str] = []
 
-            def show(stage: str) -> None:
+            def show(stage: str, stages: list[str] = stages) -> None:
                 stages.append(stage)
                 bar.update(task, description=_SHOWN[stage])
 
@@ -153,15 +153,15 @@ def _export(
             except Failed as error:
                 exporter = next((stage for stage in stages if stage in (GRAPH, TRACE)), None)
                 if exporter is None:
-                    raise CommandFailed(
-                        f"{_name(command)} cannot be loaded: {error}"
-                    ) from None
+                    raise CommandFailed(f"{_name(command)} cannot be loaded: {error}") from None
                 failures[exporter] = str(error)
-    reasons = "; ".join(f"by {exporter}: {reason}" for exporter, reason in failures.items())
-    one_size = "; --size HEIGHT WIDTH exports it for pictures of one size, if that is possible"
-    raise CommandFailed(
-        f"{_name(command)} cannot be exported, {reasons}{one_size if not command.size else ''}"
-    )
+    reasons = [f"by {exporter}: {reason}" for exporter, reason in failures.items()]
+    if len(set(failures.values())) == 1:
+        reasons = [f"by {' or '.join(failures)}: {failures[GRAPH]}"]
+    text = f"{_name(command)} cannot be exported, {'; '.join(reasons)}"
+    if command.size is None:
+        text += "; --size HEIGHT WIDTH exports it for pictures of one size, where that is possible"
+    raise CommandFailed(text)
 
 
 def _name(command: ExportCommand) -> str:
@@ -169,10 +169,12 @@ def _name(command: ExportCommand) -> str:
 
 
 def _in_words(command: ExportCommand, made: dict[str, Any], failures: dict[str, str]) -> str:
-    exact = f" of exactly {made['width']}x{made['height']} pixels" if command.size else ""
+    sizes = (
+        f"height {made['height']} and width {made['width']} only" if command.size else "any size"
+    )
     text = (
         f"{command.out}: {made['architecture']} x{made['scale']}, "
-        f"{command.out.stat().st_size / 1e6:.2f} MB, for pictures{exact or ' of any size'}; on a "
+        f"{command.out.stat().st_size / 1e6:.2f} MB, for pictures of {sizes}; on a "
         f"photograph of {made['width']}x{made['height']} pixels ONNX Runtime differs from PyTorch "
         f"by at most {made['difference']:.2g} of 255 levels"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mkdext._alone import in_one_line
 from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
-from mkdext.exporting.onnx_file import compare, exporters, write_onnx
+from mkdext.exporting.onnx_file import EXAMPLE, compare, exporters, write_onnx
 from mkdext.inference import Network, load_network
 from mkdext.models import WeightsMetadata, read_metadata
 from mkdext.models.weights_metadata import METADATA_KEY, VALUE_RANGE
@@ -67,7 +67,7 @@ def attempt(
     _import_packages()
     file = Path(weights) if weights else None
     fixed = (size[0], size[1]) if size else None
-    network = load_network(file, scale, model)
+    network = _load(file, scale, model, fixed)
     pictures = photographs(Path(image) if image else None, network.scale, fixed)
     expected = [_enlarged(network, lr) for lr in pictures]
     exporter = next(name for name in exporters(network.model) if name not in tried)
@@ -76,7 +76,7 @@ def attempt(
     write_onnx(network, Path(out), exporter, fixed, metadata)
     tell(COMPARING)
     difference = compare(Path(out), pictures, expected)
-    height, width = pictures[0].shape[2:]
+    height, width = pictures[-1].shape[2:]
     return {
         "architecture": network.architecture,
         "scale": network.scale,
@@ -93,7 +93,8 @@ def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> 
     Args:
         path: Its file; none: a built-in one.
         scale: Enlargement factor.
-        size: Height and width wanted, for which it is repeated; none: two cuts of different size.
+        size: Height and width wanted, for which it is repeated; none: several cuts, from the size
+            of the exporters' example to the whole.
 
     Raises:
         ValueError: It cannot be used.
@@ -110,9 +111,22 @@ def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> 
         raise ValueError(f"--image {path} must have at least {scale} pixels a side")
     lr = imresize(image[None, :, : height * scale, : width * scale], 1 / scale) / 255
     if size is None:
-        return [lr, lr[..., : height - height // 8, : width - width // 6]]
+        cuts = EXAMPLE, (height - height // 8, width - width // 6), (height, width)
+        return [lr[..., :rows, :columns] for rows, columns in cuts]
     times = (-(-size[0] // height), -(-size[1] // width))
     return [lr.repeat(1, 1, *times)[..., : size[0], : size[1]]]
+
+
+def _load(
+    weights: Path | None, scale: int | None, model: str | None, size: tuple[int, int] | None
+) -> Network:
+    try:
+        return load_network(weights, scale, model, size=size)
+    except ValueError as error:
+        if "any size" not in str(error):
+            raise
+        hint = "where it takes one size only, give that as --size HEIGHT WIDTH"
+        raise ValueError(f"{error}; {hint}") from None
 
 
 def _import_packages() -> None:

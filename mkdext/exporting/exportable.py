@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,28 +42,30 @@ def weights_kept(model: nn.Module, example: Tensor) -> Iterator[None]:
     `weight.data` in evaluation mode. Exporters cannot follow that, and may crash. Within,
     `parameter.data = tensor` does nothing, for any network of this process.
     """
-    usual = nn.Parameter.data
+    usual: Any = Tensor.data
     assigned: list[Tensor] = []
 
-    def fill(parameter: nn.Parameter, tensor: Tensor) -> None:
-        assigned.append(tensor)
-        usual.__set__(parameter, tensor)
-
-    def read(parameter: nn.Parameter) -> Tensor:
-        data: Tensor = usual.__get__(parameter)
+    def read(tensor: Tensor) -> Tensor:
+        data: Tensor = usual.__get__(tensor)
         return data
 
+    def fill(tensor: Tensor, data: Tensor) -> None:
+        assigned.append(data)
+        usual.__set__(tensor, data)
+
+    def keep(tensor: Tensor, data: Tensor) -> None:
+        """Leave the tensor as it is."""
+
     try:
-        nn.Parameter.data = property(read, fill)  # type: ignore[assignment]
+        Tensor.data = property(read, fill)  # type: ignore[assignment]
         model(example)
+        del Tensor.data
         if assigned:
-            nn.Parameter.data = property(read, lambda parameter, tensor: None)  # type: ignore
-        else:
-            del nn.Parameter.data
+            Tensor.data = property(Tensor.detach, keep)  # type: ignore[assignment]
         yield
     finally:
-        if "data" in vars(nn.Parameter):
-            del nn.Parameter.data
+        if "data" in vars(Tensor):
+            del Tensor.data
 
 
 def _contiguous(model: nn.Module) -> nn.Module:
