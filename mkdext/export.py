@@ -20,8 +20,7 @@ from mkdext._command import CommandFailed, CommandStopped, exit_status
 from mkdext._files import atomic_write, check_replaceable
 from mkdext._flags import parse_flags
 from mkdext._terminal import Terminal, Words, progress_bar
-from mkdext.exporting.attempt import COMPARING, LOADING, PACKAGES
-from mkdext.exporting.onnx_file import GRAPH, TRACE
+from mkdext.exporting import COMPARING, GRAPH, LOADING, PACKAGES, TRACE
 
 _LIMIT = 1800.0  # seconds for one exporter; the largest networks here take two minutes
 _SHOWN = {

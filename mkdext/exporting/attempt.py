@@ -15,16 +15,11 @@ from torch import Tensor
 
 from mkdext._alone import in_one_line
 from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
+from mkdext.exporting import COMPARING, LOADING, PACKAGES
 from mkdext.exporting.onnx_file import EXAMPLE, compare, exporters, write_onnx
 from mkdext.inference import Network, load_network
 from mkdext.models import WeightsMetadata, read_metadata
 from mkdext.models.weights_metadata import METADATA_KEY, VALUE_RANGE
-
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-"""What an export needs beside PyTorch."""
-
-LOADING, COMPARING = "loading", "comparing"
-"""What is told at the beginning and at the end; in between it is the exporter's name."""
 
 EXPORT_KEY = "mkdext_export"
 """Name of the JSON object in the file's metadata that says what the file is."""
@@ -52,7 +47,7 @@ def attempt(
         image: Photograph to compare on; none: a built-in one.
         size: Height and width of the pictures that the file is for, in low resolution; none: any.
         tried: Exporters that failed.
-        tell: Called with what is being done.
+        tell: Called with what is being done: `LOADING`, the exporter, `COMPARING`.
 
     Returns:
         `architecture`, `scale`, `exporter`, `height` and `width` of the picture that was compared,
@@ -75,7 +70,9 @@ def attempt(
     metadata = _metadata(network, file, fixed, exporter)
     write_onnx(network, Path(out), exporter, fixed, metadata)
     tell(COMPARING)
-    difference = compare(Path(out), pictures, expected)
+    half = any(p.dtype == torch.float16 for p in network.model.parameters())
+    precision = torch.float16 if half else torch.float32
+    difference = compare(Path(out), pictures, expected, precision)
     height, width = pictures[-1].shape[2:]
     return {
         "architecture": network.architecture,
@@ -93,8 +90,8 @@ def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> 
     Args:
         path: Its file; none: a built-in one.
         scale: Enlargement factor.
-        size: Height and width wanted, for which it is repeated; none: several cuts, from the size
-            of the exporters' example to the whole.
+        size: Height and width wanted, for which it is repeated; none: cuts of three sizes, that of
+            the exporters' example first, and one of them a negative.
 
     Raises:
         ValueError: It cannot be used.
@@ -112,7 +109,8 @@ def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> 
     lr = imresize(image[None, :, : height * scale, : width * scale], 1 / scale) / 255
     if size is None:
         cuts = EXAMPLE, (height - height // 8, width - width // 6), (height, width)
-        return [lr[..., :rows, :columns] for rows, columns in cuts]
+        example, negative, whole = (lr[..., :rows, :columns] for rows, columns in cuts)
+        return [example, 1 - negative, whole]
     times = (-(-size[0] // height), -(-size[1] // width))
     return [lr.repeat(1, 1, *times)[..., : size[0], : size[1]]]
 
