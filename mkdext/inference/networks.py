@@ -85,9 +85,10 @@ class Network:
             EnlargementError: The network fails at this size, or what it makes is no image, of
                 another size or not finite.
         """
-        lr = lr.to(self.device, torch.float32, memory_format=layout(self.model))
+        # A copy, because networks of others may work in place.
+        taken = lr.to(self.device, torch.float32, memory_format=layout(self.model), copy=True)
         try:
-            sr = self.model(lr)
+            sr = self.model(taken)
         except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
             if is_out_of_memory(error):
                 raise
@@ -110,7 +111,11 @@ class Network:
 
 
 def load_network(
-    weights: Path | None, scale: int | None = None, name: str | None = None, device: str = "cpu"
+    weights: Path | None,
+    scale: int | None = None,
+    name: str | None = None,
+    device: str = "cpu",
+    size: tuple[int, int] | None = None,
 ) -> Network:
     """Load what `--weights`, `--scale`, `--model` and `--device` mean.
 
@@ -121,6 +126,7 @@ def load_network(
         name: Network that the weights must be of, one of `MODEL_NAMES`, or a user's,
             `package.module:factory` or `file.py:factory`; none: any of this package.
         device: "cpu", "cuda" or "cuda:N".
+        size: Height and width of the only pictures that a user's network must take; none: any.
 
     Raises:
         ValueError: The weights or the device cannot be used as asked, the user's network is not
@@ -133,7 +139,7 @@ def load_network(
     place = checked_device(device)
     if name is not None and is_own(name):
         scale = scale or _scale_of(weights, name)
-        model = load_own(name, weights, scale, "--model")
+        model = load_own(name, weights, scale, "--model", size)
     else:
         model = _of_this_package(weights, scale, name)
         scale = model.scale
