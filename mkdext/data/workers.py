@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import queue
 import signal
@@ -44,6 +45,7 @@ def in_processes(
 
     Raises:
         ChildProcessError: One of them was killed.
+        Exception: What the function raises.
     """
     with contextlib.ExitStack() as stack:
         free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -72,8 +74,6 @@ def in_processes(
 
 def serve() -> None:
     """Do jobs until there are no more; what is printed goes to standard error."""
-    import os
-
     jobs, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     function = pickle.load(jobs)
@@ -82,7 +82,12 @@ def serve() -> None:
             job = pickle.load(jobs)
         except EOFError:
             return
-        pickle.dump(function(job), results, protocol=pickle.HIGHEST_PROTOCOL)
+        answer: tuple[Any, Exception | None]
+        try:
+            answer = function(job), None
+        except Exception as error:
+            answer = None, error
+        pickle.dump(answer, results, protocol=pickle.HIGHEST_PROTOCOL)
         results.flush()
 
 
@@ -90,8 +95,6 @@ class _Worker:
     """One process."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        import os
-
         code = _BEGIN.format(parent=os.getpid(), path=sys.path)
         with _without_ctrl_c():
             self._process = subprocess.Popen(
@@ -111,9 +114,12 @@ class _Worker:
         self._send(job)
         assert self._process.stdout is not None
         try:
-            return pickle.load(self._process.stdout)
+            result, error = pickle.load(self._process.stdout)
         except (EOFError, pickle.UnpicklingError):
             raise self._killed() from None
+        if error is not None:
+            raise error
+        return result
 
     def _send(self, content: object) -> None:
         assert self._process.stdin is not None

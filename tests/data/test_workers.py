@@ -26,6 +26,13 @@ def test_results_come_in_order() -> None:
     assert found == jobs
 
 
+def test_what_the_function_raises_is_raised_here() -> None:
+    results = in_processes(int, ["1", "one"], 1)
+    assert next(results) == 1
+    with pytest.raises(ValueError, match="invalid literal"):
+        next(results)
+
+
 def test_a_killed_process_is_told() -> None:
     with pytest.raises(ChildProcessError, match="was killed; the same command goes on"):
         list(in_processes(os._exit, [3], 1))
