@@ -266,7 +266,7 @@ def _check_memory(command: AttributionCommand, networks: Sequence[Network], scen
             meta = copy_with_tensors(network.model, lambda tensor: tensor.to("meta"))
             with LiveBytes() as memory:
                 torch.autograd.grad(meta(lr).sum(), lr)
-        except Exception:
+        except (Exception, SystemExit):
             if isinstance(network.model, SRNetwork):
                 raise
             continue  # A user's code need not run on tensors without numbers.

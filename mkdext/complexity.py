@@ -105,7 +105,7 @@ def _count(name: str, scale: int, size: int) -> Complexity:
         model = adapt(make_own(name, "network"), scale, f"network {name}")
         try:
             return complexity(model, size)
-        except Exception as error:  # Whatever a user's network may raise.
+        except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
             raise ValueError(
                 f"network {name} cannot be computed without numbers: {in_words(error)}"
             ) from error

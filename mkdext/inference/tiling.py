@@ -69,9 +69,9 @@ def forward_costs(model: nn.Module) -> Costs:
     Of a network that runs at no usual size nothing is known: it is taken to need nothing.
     """
     # Whatever a user's network may raise.
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         return _forward_costs(copy.deepcopy(model).to("meta"), torch.device("meta"))
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         return _forward_costs(model, _device_of(model))
     return Costs(0.0, 0.0)
 
@@ -119,7 +119,7 @@ def reach(model: nn.Module) -> int | None:
             model(image.to(_device_of(model))) for image in (lr, changed, lr[..., 1:])
         )
         return _distance(before, after, moved, width)
-    except Exception:  # Whatever a user's network may raise at so few rows, or when copied.
+    except (Exception, SystemExit):  # Whatever a user's network may raise at so few rows.
         return None
 
 

@@ -350,8 +350,17 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 def apply(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> None:
-    """One step of a torch optimizer along given gradients."""
+    """One step of a torch optimizer along given gradients.
+
+    Raises:
+        NonFiniteError: The learning rate makes it larger than a number can be.
+    """
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    optimizer.step()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        raise NonFiniteError("the optimizer's step is infinite") from None
     optimizer.zero_grad()
