@@ -25,6 +25,7 @@ from mkdext.training.photographs import training_photographs, validation_photogr
 from mkdext.training.plan import prepare
 from mkdext.training.progress import track
 from mkdext.training.run_directory import RunDirectory
+from mkdext.training.student import check_teacher
 
 REFERENCE = "vanilla"
 """The training without a teacher, that all others are compared with."""
@@ -210,13 +211,19 @@ class Comparison:
         kinds: dict[tuple[str, str], list[Cell]] = {}
         for cell in pending:
             kinds.setdefault((cell.options.student, cell.options.method), []).append(cell)
-        memory = []
+        sets = validation_photographs(self.base, track(console))
+        memory, measured = [], set()
         for (student, method), seeds in shown_track(kinds.items(), "checking", console):
+            options = seeds[0].options
+            teacher = options.teacher, options.teacher_weights
             try:
-                needed = prepare(seeds[0].options).memory or 0
+                plan = prepare(options)
+                if plan.teacher is not None and teacher not in measured:
+                    measured.add(teacher)
+                    check_teacher(plan, sets)
             except ValueError as error:
                 raise ValueError(f"{student}, {method}: {error}") from None
-            memory += [needed] * len(seeds)
+            memory += [plan.memory or 0] * len(seeds)
         together, available = sum(sorted(memory)[-jobs:]), available_bytes()
         if self.base.device == "cpu" and available and together > available:
             raise ValueError(
@@ -224,7 +231,6 @@ class Comparison:
                 f"of memory, {available / 1e9:.1f} GB are available: lower --jobs, --batch-size or "
                 "--patch-size"
             )
-        validation_photographs(self.base, track(console))
         training_photographs(self.base, track(console))
         return cells
 
