@@ -42,7 +42,8 @@ class AdaptedNetwork(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve `lr`."""
-        lr = lr.contiguous()
+        # A copy, because code of others may work in place on what it is given.
+        lr = lr.clone(memory_format=torch.contiguous_format)
         if self.channels == 3:
             sr: Tensor = self.network(imresize(lr, self.scale) if self.enlarged else lr)
             return sr

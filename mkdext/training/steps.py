@@ -140,11 +140,13 @@ class TrainingStep:
         if now.reconstruction > 0:
             outputs.append(values["reconstruction"])
             slopes.append(torch.full_like(values["reconstruction"], now.reconstruction))
-        gradients = torch.autograd.grad(
-            outputs, parameters, slopes, allow_unused=True, materialize_grads=True
-        )
+        found = torch.autograd.grad(outputs, parameters, slopes, allow_unused=True)
         if now.reconstruction > 0:
-            self.watch.add(gradients)
+            self.watch.add(found)
+        gradients = tuple(
+            torch.zeros_like(p) if gradient is None else gradient
+            for p, gradient in zip(parameters, found, strict=True)
+        )
         values["student_gradient"] = gradient_norm(gradients)
         if self.largest_gradient < math.inf:
             gradients = self._cut(gradients)
