@@ -67,13 +67,19 @@ class Network:
 
         The result is not clipped.
         """
-        lr = lr.to(self.device, torch.float32, memory_format=_layout(self.model))
+        # A copy, because networks of others may work in place.
+        layout = _layout(self.model)
+        lr = lr.to(self.device, torch.float32, memory_format=layout, copy=True)
         sr: Tensor = self.model(lr)
         return sr.cpu()
 
 
 def load_network(
-    weights: Path | None, scale: int | None = None, name: str | None = None, device: str = "cpu"
+    weights: Path | None,
+    scale: int | None = None,
+    name: str | None = None,
+    device: str = "cpu",
+    size: tuple[int, int] | None = None,
 ) -> Network:
     """Load what `--weights`, `--scale`, `--model` and `--device` mean.
 
@@ -84,6 +90,7 @@ def load_network(
         name: Network that the weights must be of, one of `MODEL_NAMES`, or a user's,
             `package.module:factory` or `file.py:factory`; none: any of this package.
         device: "cpu", "cuda" or "cuda:N".
+        size: Height and width of the only pictures that a user's network must take; none: any.
 
     Raises:
         ValueError: The weights or the device cannot be used as asked, the user's network is not
@@ -96,7 +103,7 @@ def load_network(
     place = checked_device(device)
     if name is not None and is_own(name):
         scale = scale or _scale_of(weights, name)
-        model = load_own(name, weights, scale, "--model")
+        model = load_own(name, weights, scale, "--model", size)
     else:
         model = _of_this_package(weights, scale, name)
         scale = model.scale

@@ -60,7 +60,9 @@ def _y(image: Tensor) -> Tensor:
     return (luma(image) / 255).to(image.dtype).unsqueeze(1)
 
 
-def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
+def adapt(
+    network: nn.Module, scale: int, what: str, size: tuple[int, int] | None = None
+) -> nn.Module:
     """Find out, by running it on a small image, what a network takes, and give it that.
 
     Args:
@@ -68,6 +70,7 @@ def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
             images enlarged before, of any size, in [0, 1].
         scale: Enlargement factor.
         what: Names the network in error messages.
+        size: Height and width of the only images that it must take; none: any.
 
     Returns:
         `network` itself, or within an `AdaptedNetwork`: a map from `[B, 3, h, w]` to
@@ -82,19 +85,21 @@ def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
         ... ).shape
         torch.Size([1, 3, 16, 14])
     """
-    large = tuple(side * scale for side in _PROBE)
+    probe = size or _PROBE
+    large = tuple(side * scale for side in probe)
     given: dict[int, tuple[int, ...] | type | str] = {}
     for channels in (3, 1):
-        result = given[channels] = _run(network, channels)
-        for enlarged, size in ((False, large), (True, _PROBE)):
-            if result == (1, channels, *size):
+        result = given[channels] = _run(network, channels, probe)
+        for enlarged, sides in ((False, large), (True, probe)):
+            if result == (1, channels, *sides):
                 adapted = channels == 1 or enlarged
                 return AdaptedNetwork(network, scale, channels, enlarged) if adapted else network
     # What it makes of an image that it does not fail on tells more.
     channels = 1 if isinstance(given[3], str) and not isinstance(given[1], str) else 3
-    image, result = [1, channels, *_PROBE], given[channels]
+    image, result = [1, channels, *probe], given[channels]
     if isinstance(result, str):
-        raise ValueError(f"{what} fails on an image {image}, it must take any size: {result}")
+        rule = "" if size else ", it must take any size"
+        raise ValueError(f"{what} fails on an image {image}{rule}: {result}")
     got = list(result) if isinstance(result, tuple) else result.__name__
     raise ValueError(
         f"{what} must turn an image {image} into {[1, channels, *large]}, or into its own size if "
@@ -102,12 +107,12 @@ def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
     )
 
 
-def _run(network: nn.Module, channels: int) -> tuple[int, ...] | type | str:
+def _run(network: nn.Module, channels: int, size: tuple[int, int]) -> tuple[int, ...] | type | str:
     """Shape of the result, the type of one that is no tensor, or the error in words."""
     like = next(network.parameters(), torch.empty(0))
     try:
         with evaluation_mode(network), torch.no_grad():
-            result = network(torch.zeros(1, channels, *_PROBE, device=like.device))
+            result = network(torch.zeros(1, channels, *size, device=like.device))
     except Exception as error:  # Whatever a network of another code base may raise.
         return in_words(error)
     return tuple(result.shape) if isinstance(result, Tensor) else type(result)
