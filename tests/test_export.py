@@ -420,6 +420,9 @@ def test_a_photograph_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     letter.write_text("dear reader")
     with pytest.raises(ValueError, match=f"--image {letter}: not an image"):
         attempts.photographs(letter, 2, None)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png is no regular file"):
+        attempts.photographs(tmp_path / "pipe.png", 2, None)
     Image.fromarray(np.zeros((1, 8, 3), np.uint8)).save(small)
     with pytest.raises(ValueError, match="must have at least 2 pixels a side"):
         attempts.photographs(small, 2, None)

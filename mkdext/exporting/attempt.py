@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mkdext._alone import in_one_line
+from mkdext._reading import require_file
 from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
 from mkdext.exporting import COMPARING, LOADING, PACKAGES
 from mkdext.exporting.onnx_file import EXAMPLE, compare, exporters, write_onnx
@@ -96,6 +97,8 @@ def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> 
     Raises:
         ValueError: It cannot be used.
     """
+    if path is not None:
+        require_file(path, f"--image {path}")
     try:
         image = read_image(path or builtin_photographs("validation")[-1])
     except BadImageError as error:
