@@ -441,6 +441,12 @@ def test_a_file_that_gives_something_else_is_told(exported: tuple[Path, Path]) -
         difference(small, letter, (9, 9))
 
 
+def test_exhausted_memory_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "load_network", lambda *given, **named: torch.empty(1 << 50))
+    with pytest.raises(Failed, match=r"^memory is exhausted$"):
+        attempt_in_this_process(tmp_path / "x.onnx")
+
+
 def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else name

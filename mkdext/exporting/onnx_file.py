@@ -26,6 +26,8 @@ from mkdext.models import SAN
 EXAMPLE = (24, 20)
 """Height and width of the picture that the exporters are given for a file for any size."""
 
+NO_MEMORY = "memory is exhausted"
+
 _TOLERANCE = {torch.float32: 0.1, torch.float16: 1.0}  # levels of 255
 _OPSET = 18
 _RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -192,8 +194,8 @@ def _write_trace(model: nn.Module, example: Tensor, any_size: bool, path: Path) 
 def _reason(error: BaseException) -> str:
     while (cause := error.__cause__) is not None:
         error = cause
-    if isinstance(error, Exception) and is_out_of_memory(error):
-        return "memory is exhausted"
+    if is_out_of_memory(error):
+        return NO_MEMORY
     known = (reason for said, reason in _KNOWN_REASONS.items() if said in str(error))
     return next(known, in_one_line(error))
 
