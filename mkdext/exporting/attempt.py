@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mkdext._alone import in_one_line
+from mkdext._alone import Failed, in_one_line
+from mkdext._command import is_out_of_memory
+from mkdext._reading import require_file
 from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
 from mkdext.exporting import COMPARING, LOADING, PACKAGES
-from mkdext.exporting.onnx_file import EXAMPLE, compare, exporters, write_onnx
+from mkdext.exporting.onnx_file import EXAMPLE, NO_MEMORY, compare, exporters, write_onnx
 from mkdext.inference import Network, load_network
 from mkdext.models import WeightsMetadata, read_metadata
 from mkdext.models.weights_metadata import METADATA_KEY, VALUE_RANGE
@@ -58,30 +61,31 @@ def attempt(
         Failed: The exporter failed.
         OSError: The file cannot be written.
     """
-    tell(LOADING)
-    _import_packages()
-    file = Path(weights) if weights else None
-    fixed = (size[0], size[1]) if size else None
-    network = _load(file, scale, model, fixed)
-    pictures = photographs(Path(image) if image else None, network.scale, fixed)
-    expected = [_enlarged(network, lr) for lr in pictures]
-    exporter = next(name for name in exporters(network.model) if name not in tried)
-    tell(exporter)
-    metadata = _metadata(network, file, fixed, exporter)
-    write_onnx(network, Path(out), exporter, fixed, metadata)
-    tell(COMPARING)
-    half = any(p.dtype == torch.float16 for p in network.model.parameters())
-    precision = torch.float16 if half else torch.float32
-    difference = compare(Path(out), pictures, expected, precision)
-    height, width = pictures[-1].shape[2:]
-    return {
-        "architecture": network.architecture,
-        "scale": network.scale,
-        "exporter": exporter,
-        "height": height,
-        "width": width,
-        "difference": difference,
-    }
+    with _memory_watched():
+        tell(LOADING)
+        _import_packages()
+        file = Path(weights) if weights else None
+        fixed = (size[0], size[1]) if size else None
+        network = _load(file, scale, model, fixed)
+        pictures = photographs(Path(image) if image else None, network.scale, fixed)
+        expected = [_enlarged(network, lr) for lr in pictures]
+        exporter = next(name for name in exporters(network.model) if name not in tried)
+        tell(exporter)
+        metadata = _metadata(network, file, fixed, exporter)
+        write_onnx(network, Path(out), exporter, fixed, metadata)
+        tell(COMPARING)
+        half = any(p.dtype == torch.float16 for p in network.model.parameters())
+        precision = torch.float16 if half else torch.float32
+        difference = compare(Path(out), pictures, expected, precision)
+        height, width = pictures[-1].shape[2:]
+        return {
+            "architecture": network.architecture,
+            "scale": network.scale,
+            "exporter": exporter,
+            "height": height,
+            "width": width,
+            "difference": difference,
+        }
 
 
 def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> list[Tensor]:
@@ -96,6 +100,8 @@ def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> 
     Raises:
         ValueError: It cannot be used.
     """
+    if path is not None:
+        require_file(path, f"--image {path}")
     try:
         image = read_image(path or builtin_photographs("validation")[-1])
     except BadImageError as error:
@@ -127,6 +133,16 @@ def _load(
         raise ValueError(f"{error}; {hint}") from None
 
 
+@contextlib.contextmanager
+def _memory_watched() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failed(NO_MEMORY) from None
+
+
 def _import_packages() -> None:
     for package in PACKAGES:
         try:
@@ -142,6 +158,8 @@ def _enlarged(network: Network, lr: Tensor) -> Tensor:
     try:
         sr = network(lr)
     except Exception as error:  # Whatever a network of another code base may raise.
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{what} fails: {in_one_line(error)}") from None
     if not torch.isfinite(sr).all():
         raise ValueError(f"{what} gives values that are not finite")

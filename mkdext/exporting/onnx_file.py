@@ -26,15 +26,19 @@ from mkdext.models import SAN
 EXAMPLE = (24, 20)
 """Height and width of the picture that the exporters are given for a file for any size."""
 
+NO_MEMORY = "memory is exhausted"
+
 _TOLERANCE = {torch.float32: 0.1, torch.float16: 1.0}  # levels of 255
 _OPSET = 18
 _RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _FAILING_OPERATOR = re.compile(r"while running (\w+) node")
 _MOST_BYTES = 2_000_000_000  # Protocol buffers hold 2 GiB.
 _SIDES = {2: "height", 3: "width"}
+_SOME_SIZES = "its graph would hold for some sizes of pictures only"
 _KNOWN_REASONS = {
-    "Constraints violated": "its graph would hold for some sizes of pictures only",
-    "specialized it to be a constant": "its graph would hold for some sizes of pictures only",
+    "Constraints violated": _SOME_SIZES,
+    "specialized it to be a constant": _SOME_SIZES,
+    "conflicts between user-specified ranges and inferred ranges": _SOME_SIZES,
     "Could not guard on data-dependent": "what it does depends on the values in the picture",
 }
 
@@ -190,8 +194,8 @@ def _write_trace(model: nn.Module, example: Tensor, any_size: bool, path: Path) 
 def _reason(error: BaseException) -> str:
     while (cause := error.__cause__) is not None:
         error = cause
-    if isinstance(error, Exception) and is_out_of_memory(error):
-        return "memory is exhausted"
+    if is_out_of_memory(error):
+        return NO_MEMORY
     known = (reason for said, reason in _KNOWN_REASONS.items() if said in str(error))
     return next(known, in_one_line(error))
 

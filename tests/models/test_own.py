@@ -284,3 +284,11 @@ def test_the_evaluation_mode_ends_also_after_an_error() -> None:
         assert not network[0].training
         raise KeyError
     assert network.training and network[0].training and not network[1].training
+
+
+def test_a_network_for_one_size_is_run_on_that() -> None:
+    windows = nn.Sequential(nn.Unflatten(3, (-1, 8)), nn.Flatten(3))
+    adapted = adapt(windows, 2, "--model windows", size=(5, 16))
+    assert adapted(torch.rand(1, 3, 5, 16)).shape == (1, 3, 10, 32)
+    with pytest.raises(ValueError, match=r"^--model windows fails on an image \[1, 3, 5, 3\]: "):
+        adapt(windows, 3, "--model windows", size=(5, 3))
