@@ -415,7 +415,7 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({"params": {"module.bias": torch.ones(2)}}, f"{folder}/weights.pt")
-        ...     read_weights(f"{folder}/weights.pt")
+        ...     dict(read_weights(f"{folder}/weights.pt"))
         {'bias': tensor([1., 1.])}
     """
     states = _states(path)

@@ -63,9 +63,9 @@ def state_dicts(content: Any) -> list[StateDict]:
     """The dictionaries in `content` that hold tensors by name, preferred ones first.
 
     Example:
-        >>> weights = {"conv.weight": torch.ones(1)}
-        >>> [found.keys for found in state_dicts({"epoch": 3, "net_d": weights, "ema": weights})]
-        [('ema',), ('net_d',)]
+        >>> one, other = {"conv.weight": torch.ones(1)}, {"conv.weight": torch.zeros(1)}
+        >>> [found.keys for found in state_dicts({"epoch": 3, "params": one, "ema": other})]
+        [('ema',), ('params',)]
     """
     found: list[StateDict] = []
     seen: set[int] = set()
