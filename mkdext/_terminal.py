@@ -14,8 +14,10 @@ from rich.progress import (
     BarColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     Task,
     TaskProgressColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
@@ -118,6 +120,12 @@ def progress_bar(console: Console, *columns: ProgressColumn, transient: bool = F
         transient=transient,
         disable=not console.is_terminal,
     )
+
+
+def waiting_bar(console: Console) -> Progress:
+    """What is being done, and for how long, where nobody knows how long it will take."""
+    columns = SpinnerColumn(), Words(encoding=console.encoding), TimeElapsedColumn()
+    return progress_bar(console, *columns, transient=True)
 
 
 def track(

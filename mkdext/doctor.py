@@ -30,6 +30,7 @@ REQUIRED_PACKAGES = {
     "pillow": "PIL",
     "scikit-image": "skimage",
     "scipy": "scipy",
+    "tifffile": "tifffile",
     "safetensors": "safetensors",
     "rich": "rich",
     "tyro": "tyro",

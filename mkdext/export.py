@@ -13,13 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.progress import SpinnerColumn, TimeElapsedColumn
-
 from mkdext._alone import Failed, run_alone
 from mkdext._command import CommandFailed, CommandStopped, exit_status
 from mkdext._files import atomic_write, check_replaceable
 from mkdext._flags import parse_flags
-from mkdext._terminal import Terminal, Words, progress_bar
+from mkdext._terminal import Terminal, waiting_bar
 from mkdext.exporting import COMPARING, GRAPH, LOADING, PACKAGES, TRACE
 
 _LIMIT = 1800.0  # seconds for one exporter; the largest networks here take two minutes
@@ -135,8 +133,7 @@ def _export(
         "size": command.size,
     }
     failures: dict[str, str] = {}
-    columns = SpinnerColumn(), Words(encoding=console.encoding), TimeElapsedColumn()
-    with progress_bar(console, *columns, transient=True) as bar:
+    with waiting_bar(console) as bar:
         task = bar.add_task("starting", total=None)
         while len(failures) < len((GRAPH, TRACE)):
             stages: list[str] = []

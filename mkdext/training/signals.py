@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from mkdext._command import CommandStopped
 
 # A terminal that is closed sends SIGHUP, where there are terminals.
+_OF_TERMINAL = getattr(signal, "SIGHUP", None)
 _STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
@@ -25,8 +26,8 @@ class TrainingStopped(CommandStopped):
 class StopSignals:
     """Turns Ctrl-C, SIGTERM and SIGHUP into a request that is looked at between two steps.
 
-    A second Ctrl-C interrupts at once. A signal that is ignored already, as SIGHUP is under nohup,
-    stays so. Outside the main thread nothing is changed.
+    A second Ctrl-C interrupts at once. SIGHUP stays ignored where it is, as under nohup. Outside
+    the main thread nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,8 @@ class StopSignals:
         """Take over the signals."""
         if threading.current_thread() is threading.main_thread():
             for name in _STOPPING:
-                if signal.getsignal(name) is not signal.SIG_IGN:
+                is_ignored = signal.getsignal(name) is signal.SIG_IGN
+                if not (is_ignored and name == _OF_TERMINAL):
                     self._before[name] = signal.signal(name, self._receive)
         return self
 

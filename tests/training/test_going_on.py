@@ -131,11 +131,11 @@ def test_an_extension_that_is_stopped_ends_with_the_same_weights(run, tmp_path, 
     def add_and_stop(self: RunDirectory, record: dict) -> None:
         add(self, record)
         if record["step"] == 7:
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as context:
         context.setattr(RunDirectory, "add_metrics", add_and_stop)
-        assert main(flags(run, "--iterations", 10)) == 128 + signal.SIGHUP
+        assert main(flags(run, "--iterations", 10)) == 128 + signal.SIGTERM
     assert main(flags(run)) == 0
     assert same(run, unbroken)
     assert len(RunDirectory(run).history) == 1

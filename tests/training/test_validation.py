@@ -48,12 +48,10 @@ def test_a_picture_that_is_not_finite_is_refused_and_named(value):
 
 
 def test_curves_tables_and_events_hold_what_is_infinite_as_far_as_they_can(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text(
-        '{"step": 1, "validation": {"_set": {"psnr_y": null, "ssim_y": 1.0, "exact": ["a"]}}}\n'
-    )
+    scores = {"psnr_y": None, "ssim_y": 1.0, "exact": ["a"]}
+    records = [{"step": 1, "validation": {"_set": scores}}]
     validation = {"_set": {"student": {"psnr_y": math.inf, "ssim_y": 1.0}}}
-    save_curves(tmp_path / "curves.png", metrics, validation)
+    save_curves(tmp_path / "curves.png", records, validation)
     assert (tmp_path / "curves.png").stat().st_size > 0
     assert score_table(validation).row_count == 1
     record = {"step": 1, "validation": {"_set": {"psnr_y": math.inf, "exact": ["a"]}}}
