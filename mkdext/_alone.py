@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -17,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, NoReturn
 
+from mkdext._lifetime import end_with
+
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _END_OF_SENTENCE = re.compile(r"[.!]+(?: (?=[A-Z])|$)")
 _MOST_CHARACTERS = 240
 _KEPT_LINES = 20  # of what the process says
 _PATIENCE = 5.0  # seconds for a process to end that has closed its pipe
-_SET_DEATH_SIGNAL = 1  # Linux's PR_SET_PDEATHSIG
 
 
 class Failed(Exception):
@@ -157,7 +157,7 @@ def _death(status: int, said: deque[bytes]) -> str:
 def _answer() -> NoReturn:
     """What the process does."""
     job = json.loads(sys.stdin.readline())
-    _end_with(job["parent"])
+    end_with(job["parent"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # A crash leaves no file.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -183,11 +183,3 @@ def _answer() -> NoReturn:
         message = {"failed": str(error) if isinstance(error, Failed) else in_one_line(error)}
     send(message)
     os._exit(0)  # Whatever was loaded has no part in the end.
-
-
-def _end_with(parent: int) -> None:
-    """Have the system end this process when `parent` ends, however that is."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -60,7 +60,7 @@ def run_cells(
                 progress.update()
                 for process in [p for p in running if p.popen.poll() is not None]:
                     running.remove(process)
-                    process.end()
+                    process.popen.wait()
                     if process.popen.returncode or not process.cell.finished:
                         failures[str(process.cell)] = process.message()
                         progress.say(f"{process.cell} failed: {process.message()}")
@@ -76,7 +76,7 @@ def run_cells(
             for process in running:
                 process.popen.terminate()
             for process in running:
-                process.end()
+                process.popen.wait()
     return failures
 
 
@@ -109,21 +109,16 @@ class _Process:
             write_text(run.config, config)
         self._log = run.root / "output.log"
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        command = ["mkdext.comparison.child", "--config", str(run.config), "--out", str(run.root)]
+        command = ["mkdext.comparison.child", str(os.getpid())]
+        command += ["--config", str(run.config), "--out", str(run.root)]
         with self._log.open("a") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                stdin=subprocess.PIPE,  # By its end the training knows that it is to end too.
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             )
-
-    def end(self) -> None:
-        """Wait until it has ended."""
-        self.popen.wait()
-        if self.popen.stdin:
-            self.popen.stdin.close()
 
     def message(self) -> str:
         """What a training that failed said last."""

@@ -17,17 +17,12 @@ from typing import Any, TypeVar
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
-# The first thing that a process does is to ask for its end with its parent, which may have ended
-# meanwhile. Elsewhere than on Linux it ends where it waits for its next job.
 _BEGIN = """
-import os, signal, sys
+import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != {parent}:
-        os._exit(1)
 sys.path[:] = {path!r}
+from mkdext._lifetime import end_with
+end_with({parent})
 from mkdext.data.workers import serve
 serve()
 """

@@ -48,7 +48,7 @@ class InProcess:
         assert env["OMP_NUM_THREADS"] == "1"
         self.commands.append(command)
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
-            self.returncode = train.main(command[3:])
+            self.returncode = train.main(command[4:])
 
     def poll(self) -> int:
         return self.returncode
