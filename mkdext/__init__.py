@@ -3,7 +3,12 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from mkdext._startup import explain_exhausted_memory, is_command
+
 __version__ = "0.1.0"
+
+if is_command():
+    explain_exhausted_memory()
 
 if TYPE_CHECKING:
     from mkdext.training import distill as distill

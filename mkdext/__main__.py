@@ -7,6 +7,7 @@ import importlib
 import sys
 
 import mkdext
+from mkdext._startup import explain_exhausted_memory
 
 COMMANDS = {
     "train": "distil a super-resolution network",
@@ -29,6 +30,7 @@ def main() -> int:
     Returns:
         The exit status: that of the command, 2 if there is no such command.
     """
+    explain_exhausted_memory()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in {"-h", "--help"}:
         print(_usage())

@@ -11,9 +11,27 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from mkdext._files import atomic_write
-from mkdext._terminal import printable
+from mkdext._streams import printable
 
 DPI = 120
+
+_LONGEST = 40
+_MOST_PIXELS = 2**16 - 1  # of a side, in matplotlib
+
+
+def label(name: str, longest: int = _LONGEST) -> str:
+    """A name for a figure: on one line, and short enough that it leaves room for the rest.
+
+    Example:
+        >>> label("_" + 60 * "a", longest=8)
+        ' _aaa…aaa'
+    """
+    name = " ".join(name.split())
+    if len(name) > longest:
+        half = longest // 2
+        name = f"{name[:half]}…{name[1 - half :]}"
+    # A legend leaves out what begins with an underscore.
+    return f" {name}" if name.startswith("_") else name
 
 
 @contextlib.contextmanager
@@ -42,11 +60,12 @@ def figure_file(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         assert isinstance(text, Text)
         if id(text) not in ticks:  # Those of a logarithmic scale are formulas.
             text.set_parse_math(False)
-            text.set_text(printable(text.get_text()))
+            text.set_text(printable(text.get_text().strip()))
+    dpi = min(DPI, _MOST_PIXELS / max(size))
     with (
         atomic_write(path) as unfinished,
         unfinished.open("wb") as file,
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(file, format="png", dpi=DPI)
+        warnings.filterwarnings("ignore", "Glyph|constrained_layout not applied")
+        figure.savefig(file, format="png", dpi=dpi)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _UNFINISHED = ".unfinished"
+_LONGEST_NAME = 255  # bytes
 _SETTLED = 2.0  # seconds after which a new file has been locked by whoever made it
 
 
@@ -30,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         ValueError: There is something else than a regular file at `path`.
     """
     check_replaceable(path)
-    path = path.resolve()  # A link stays, and what it points to is replaced.
+    path = Path(os.path.realpath(path))  # A link stays, and what it points to is replaced.
     _clear_up(path)
     # Short, because a name may have 255 bytes already.
     unfinished = path.with_name(f".{_mark(path)}-{secrets.token_hex(4)}{_UNFINISHED}")
@@ -56,6 +57,21 @@ def check_replaceable(path: Path) -> None:
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise ValueError(f"{path} is {what}; name a file that can be replaced")
+
+
+def fitting(name: str, suffix: str) -> str:
+    """A file name that begins with a name of a user's, and is no longer than file systems allow.
+
+    Example:
+        >>> fitting("crops_Set5", ".png")
+        'crops_Set5.png'
+    """
+    if len(os.fsencode(name + suffix)) <= _LONGEST_NAME:
+        return name + suffix
+    mark = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    while len(os.fsencode(name + mark + suffix)) > _LONGEST_NAME:
+        name = name[:-1]
+    return name + mark + suffix
 
 
 def _mark(path: Path) -> str:
@@ -176,7 +192,7 @@ def check_apart(out: Path, photographs: Path) -> None:
     Raises:
         ValueError: It does: the pictures written there would count as photographs ever after.
     """
-    if out.resolve().is_relative_to(photographs.resolve()):
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(photographs)):
         raise ValueError(
             f"--out {out} lies in {photographs}, among whose photographs its pictures would count; "
             "give another --out"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tyro
+
+from mkdext._streams import printable
 
 
 def parse_flags(command: Any, arguments: Sequence[str] | None, **settings: Any) -> Any:
@@ -22,8 +26,16 @@ def parse_flags(command: Any, arguments: Sequence[str] | None, **settings: Any) 
     Raises:
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     with _filled_help():
-        return tyro.cli(command, args=arguments, **settings)
+        if all(printable(text) == text for text in given):
+            return tyro.cli(command, args=given, **settings)
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                return tyro.cli(command, args=given, **settings)
+        finally:
+            print(printable(said.getvalue()), end="", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,7 @@ the terminal, and characters that it cannot show are replaced. All output goes t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -15,26 +14,22 @@ from rich.progress import (
     BarColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     Task,
     TaskProgressColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
 from rich.text import Text
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+from mkdext._streams import printable
+
+_WIDEST = 1000  # letters of a table
+_LONG_NAME, _LONG_NUMBER = 60, 24  # letters of a column, which has more lines for the rest
+_LONG_TASK = 48  # letters of what a bar is about
 
 _Item = TypeVar("_Item")
-
-
-def printable(text: str, encoding: str = "utf-8") -> str:
-    r"""A text in which what `encoding` cannot show, and control characters, are replaced by `?`.
-
-    Example:
-        >>> printable("a\x1b[31m" + b"\x89\xc4".decode(errors="surrogateescape"))
-        'a?[31m??'
-    """
-    shown = _CONTROL.sub("?", text).encode(encoding, "replace")
-    return shown.decode(encoding, "replace")
 
 
 class Terminal(Console):
@@ -67,20 +62,42 @@ class Terminal(Console):
         """Print a text; long lines are not broken."""
         self.print(text, soft_wrap=True)
 
+    def show(self, table: Table) -> None:
+        """Print a table: as wide as it is where there is no terminal that it would have to fit."""
+        if self.is_terminal:
+            self.print(table)
+            return
+        options = self.options.update(max_width=_WIDEST)
+        width = max(self.width, self.measure(table, options=options).maximum)
+        Terminal(file=self.file, width=width, quiet=self.quiet).print(table)
+
+
+def text_table(title: str, first: str, *others: str) -> Table:
+    """A table: names in the first column, numbers in the others; long ones go on below."""
+    table = Table(title=title)
+    table.add_column(first, overflow="fold", max_width=_LONG_NAME)
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold", max_width=_LONG_NUMBER)
+    return table
+
 
 class Words(ProgressColumn):
-    """A column of a progress bar that shows a field of its task, or its description."""
+    """A column of a progress bar that shows a field of its task, or its description, cut short."""
 
     def __init__(self, field: str | None = None, encoding: str = "utf-8") -> None:
         """Take the name of the field; none: the description."""
-        super().__init__()
+        super().__init__(Column(no_wrap=True, overflow="crop"))
         self._field = field
         self._encoding = encoding
 
     def render(self, task: Task) -> Text:
         """The text as it is now."""
         text = task.description if self._field is None else task.fields[self._field]
-        return Text(printable(str(text), self._encoding))
+        # Each line more would move what is above the bar.
+        text = " ".join(str(text).splitlines())
+        if self._field is None and len(text) > _LONG_TASK:
+            text = f"{text[: _LONG_TASK // 2]}...{text[-_LONG_TASK // 2 :]}"
+        return Text(printable(text, self._encoding))
 
 
 def progress_bar(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
@@ -105,9 +122,23 @@ def progress_bar(console: Console, *columns: ProgressColumn, transient: bool = F
     )
 
 
+def waiting_bar(console: Console) -> Progress:
+    """What is being done, and for how long, where nobody knows how long it will take."""
+    columns = SpinnerColumn(), Words(encoding=console.encoding), TimeElapsedColumn()
+    return progress_bar(console, *columns, transient=True)
+
+
 def track(
-    items: Sequence[_Item], description: str, console: Console, transient: bool = True
-) -> Iterable[_Item]:
-    """Iterate over items and show how far it has come."""
-    with progress_bar(console, transient=transient) as bar:
-        yield from bar.track(items, total=len(items), description=description)
+    items: Iterable[_Item], description: str, console: Console, total: int | None = None
+) -> Iterator[_Item]:
+    """Iterate over items and show how far it has come, until the end.
+
+    Args:
+        items: What to iterate over.
+        description: Of what is done.
+        console: Where.
+        total: How many there are; none: as many as `items` has.
+    """
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    with progress_bar(console, transient=True) as bar:
+        yield from bar.track(items, total=total, description=description)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,15 +13,14 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 import mkdext
-from mkdext._command import exit_status
-from mkdext._files import atomic_write, check_writable, write_csv, write_text
+from mkdext._command import exit_status, is_out_of_memory
+from mkdext._figures import figure_file, label
+from mkdext._files import check_replaceable, check_writable, write_csv, write_json
 from mkdext._flags import parse_flags
+from mkdext._terminal import Terminal, progress_bar, text_table
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -31,7 +29,7 @@ from mkdext.data import (
     imresize,
     read_image,
 )
-from mkdext.inference import Network, load_network, load_networks
+from mkdext.inference import EnlargementError, Network, load_network, load_networks
 from mkdext.inference.contact_sheet import strongest_window
 from mkdext.metrics import (
     Window,
@@ -46,13 +44,15 @@ from mkdext.metrics.attribution import SIDE_MIN, STEPS, detail
 from mkdext.models import SRNetwork
 from mkdext.models.builtin import BUILTIN_SCALE
 from mkdext.models.own import copy_with_tensors
+from mkdext.models.user_code import in_words
 from mkdext.training.memory import LiveBytes, available_bytes
 
 _BICUBIC = "bicubic"
 _BUILTIN = "built-in"
 _AROUND = 4  # windows that the enlarged cutting is wide
 _INCHES = 2.2
-_DPI = 120
+_LONGEST = 24  # letters of a title
+_FILES = ("attribution.png", "attribution.csv", "attribution.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Attribution:
     diffusion_index: float
     """0 to 100."""
     psnr_y: float
-    """dB, of the part of the photograph."""
+    """dB, of the part of the photograph; infinite where it is met exactly, null in JSON."""
     pixels: Tensor = dataclasses.field(repr=False)
     """Attribution map `[h, w]`, at most 1."""
     sr: Tensor = dataclasses.field(repr=False)
@@ -164,11 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 if results cannot be written.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse_flags(AttributionCommand, arguments, prog="python -m mkdext.attribution")
         check_writable(command.out)
+        for name in _FILES:
+            check_replaceable(command.out / name)
         networks = find_networks(command)
         scene = make_scene(command, networks[0].scale)
         _check_memory(command, networks, scene)
@@ -176,12 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         attributions = attribute(command, networks, scene, console)
         save(command, networks[0].scale, scene, attributions)
         show(scene, networks[0].scale, attributions, console)
-        console.print(
-            f"written to {command.out}: attribution.png, attribution.csv, attribution.json",
-            highlight=False,
-        )
+        console.say(f"written to {command.out}: {', '.join(_FILES)}")
 
-    return exit_status("mkdext.attribution", run)
+    return exit_status("mkdext.attribution", run, memory="lower --size or --batch-size")
 
 
 def find_networks(command: AttributionCommand) -> list[Network]:
@@ -267,7 +266,7 @@ def _check_memory(command: AttributionCommand, networks: Sequence[Network], scen
             meta = copy_with_tensors(network.model, lambda tensor: tensor.to("meta"))
             with LiveBytes() as memory:
                 torch.autograd.grad(meta(lr).sum(), lr)
-        except Exception:
+        except (Exception, SystemExit):
             if isinstance(network.model, SRNetwork):
                 raise
             continue  # A user's code need not run on tensors without numbers.
@@ -279,7 +278,7 @@ def _check_memory(command: AttributionCommand, networks: Sequence[Network], scen
 
 
 def attribute(
-    command: AttributionCommand, networks: Sequence[Network], scene: Scene, console: Console
+    command: AttributionCommand, networks: Sequence[Network], scene: Scene, console: Terminal
 ) -> list[Attribution]:
     """The attributions of bicubic and of every network.
 
@@ -289,10 +288,10 @@ def attribute(
     scale = networks[0].scale
     ways = [
         Way(_BICUBIC, lambda lr: imresize(lr, scale), 0, torch.device("cpu")),
-        *(Way(n.name, n.model, n.parameters, n.device) for n in networks),
+        *(Way(n.name, n.enlarge, n.parameters, n.device) for n in networks),
     ]
     attributions = []
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(console, transient=True) as progress:
         task = progress.add_task("", total=command.steps * len(ways))
 
         def advancing(batches: range) -> Iterator[int]:
@@ -314,8 +313,14 @@ def attribute(
                         progress=advancing,
                     )
                 )
+            except EnlargementError:
+                raise
             except ValueError as error:
                 raise ValueError(f"{way.name}: {error}") from None
+            except RuntimeError as error:  # Whatever derivatives of a user's network may raise.
+                if is_out_of_memory(error):
+                    raise
+                raise ValueError(f"{way.name} has no derivatives: {in_words(error)}") from error
             with torch.no_grad():
                 sr = to_uint8(way.enlarge(lr[None])[0]).cpu()
             attributions.append(
@@ -356,16 +361,15 @@ def save(
         "part": {"left": scene.left, "top": scene.top, "width": width, "height": height},
         "networks": rows,
     }
-    write_text(command.out / "attribution.json", json.dumps(report, indent=2) + "\n")
-    with atomic_write(command.out / "attribution.png") as unfinished, unfinished.open("wb") as file:
-        draw(scene, attributions).savefig(file, format="png", dpi=_DPI)
+    write_json(command.out / "attribution.json", report)
+    size = (_INCHES * (len(attributions) + 1), 2 * _INCHES + 0.5)
+    with figure_file(command.out / "attribution.png", size) as figure:
+        draw(figure, scene, attributions)
 
 
-def draw(scene: Scene, attributions: Sequence[Attribution]) -> Figure:
+def draw(figure: Figure, scene: Scene, attributions: Sequence[Attribution]) -> None:
     """The photograph, then for each network its map over the photograph and what it makes."""
-    columns = len(attributions) + 1
-    figure = Figure(figsize=(_INCHES * columns, 2 * _INCHES + 0.5), layout="constrained")
-    above, below = figure.subplots(2, columns)
+    above, below = figure.subplots(2, len(attributions) + 1)
     for axis in (*above, *below):
         axis.set(xticks=[], yticks=[])
     height, width = scene.hr.shape[1:]
@@ -383,9 +387,8 @@ def draw(scene: Scene, attributions: Sequence[Attribution]) -> Figure:
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),
             interpolation="nearest",
         )
-        axis.set_title(
-            f"{attribution.network}\nDI {attribution.diffusion_index:.2f}", fontsize=8, wrap=True
-        )
+        name = label(attribution.network, _LONGEST)
+        axis.set_title(f"{name}\nDI {attribution.diffusion_index:.2f}", fontsize=8)
         _show_around(close, attribution.sr, scene.window)
         close.set_xlabel(f"{attribution.psnr_y:.2f} dB", fontsize=8)
     for axis in (*above, *below):
@@ -393,7 +396,6 @@ def draw(scene: Scene, attributions: Sequence[Attribution]) -> Figure:
         axis.add_patch(
             Rectangle((left - 0.5, top - 0.5), size, size, fill=False, color="lime", linewidth=1)
         )
-    return figure
 
 
 def _show_picture(axis: Axes, picture: Tensor) -> None:
@@ -409,14 +411,12 @@ def _show_around(axis: Axes, picture: Tensor, window: Window) -> None:
     axis.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
 
 
-def show(scene: Scene, scale: int, attributions: Sequence[Attribution], console: Console) -> None:
+def show(scene: Scene, scale: int, attributions: Sequence[Attribution], console: Terminal) -> None:
     """Print a table with a row for each network."""
     left, top, size = scene.window
     place = f"{size}x{size} pixels at {scene.left + left}, {scene.top + top}"
-    table = Table(title=f"{scene.path.name}, x{scale}, window of {place}")
-    table.add_column("network")
-    for heading in ("parameters", "diffusion index", "PSNR-Y (dB)"):
-        table.add_column(heading, justify="right")
+    title = f"{scene.path.name}, x{scale}, window of {place}"
+    table = text_table(title, "network", "parameters", "diffusion index", "PSNR-Y (dB)")
     for attribution in attributions:
         table.add_row(
             attribution.network,
@@ -424,7 +424,7 @@ def show(scene: Scene, scale: int, attributions: Sequence[Attribution], console:
             f"{attribution.diffusion_index:.2f}",
             f"{attribution.psnr_y:.2f}",
         )
-    console.print(table)
+    console.show(table)
 
 
 if __name__ == "__main__":

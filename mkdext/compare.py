@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
-from rich.console import Console
 
 from mkdext._command import CommandFailed, exit_status
 from mkdext._flags import parse_flags
+from mkdext._reading import parse_yaml
+from mkdext._terminal import Terminal
 from mkdext.comparison import Comparison, run_cells, write_report
 from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
-from mkdext.training.config_files import defaults_for, flags_of, load_config, value_of
+from mkdext.training.config_files import (
+    defaults_for,
+    flags_of,
+    load_config,
+    naming_the_file,
+    value_of,
+)
 
 _MOST_SEEDS = 1000
 
@@ -54,7 +60,9 @@ class CompareCommand(TrainOptions):
     """Options of one method alone: its name and then the options, as in
     --method-options mkd kd-weight=3e-3 meta.every=4; may be given for each method."""
     config: Path | None = None
-    """YAML file of options, such as the config.yaml of a run; flags given count more."""
+    """YAML file of options, such as the config.yaml of a run; flags given count more. A network
+    that it names by file.py:factory is code, which is run: look into a file that comes from
+    others."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -91,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, before any work; 1 if a training
         failed, with all others done; 128 plus the signal if it was stopped.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
@@ -109,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines = [f"{cell} failed: {message}" for cell, message in failures.items()]
             raise CommandFailed("\n".join(lines))
 
-    return exit_status("mkdext.compare", run, "interrupted; the same command goes on")
+    memory = "lower --batch-size, --patch-size or --jobs"
+    return exit_status("mkdext.compare", run, "interrupted; the same command goes on", memory)
 
 
 def parse(arguments: list[str]) -> CompareCommand:
@@ -126,9 +135,10 @@ def parse(arguments: list[str]) -> CompareCommand:
     base = defaults_for(given)
     values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     default = CompareCommand(**values | {"out": CompareCommand.out})
-    command: CompareCommand = parse_flags(
-        CompareCommand, given, default=default, prog="python -m mkdext.compare"
-    )
+    with naming_the_file(arguments, given):
+        command: CompareCommand = parse_flags(
+            CompareCommand, given, default=default, prog="python -m mkdext.compare"
+        )
     return command
 
 
@@ -171,8 +181,8 @@ def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]
             for group in groups:
                 options = options.setdefault(group, {})
             try:
-                options[last] = yaml.safe_load(value)
-            except yaml.YAMLError:
+                options[last] = parse_yaml(value, setting)
+            except ValueError:
                 raise ValueError(
                     f"--method-options {method} takes name=value, the value as in YAML, got "
                     f"{setting!r}"

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mkdext._command import exit_status
+from mkdext._terminal import Terminal, text_table
 from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.blocks import MeanShift
 from mkdext.models.user_code import in_words, is_own
@@ -106,7 +105,7 @@ def _count(name: str, scale: int, size: int) -> Complexity:
         model = adapt(make_own(name, "network"), scale, f"network {name}")
         try:
             return complexity(model, size)
-        except Exception as error:  # Whatever a user's network may raise.
+        except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
             raise ValueError(
                 f"network {name} cannot be computed without numbers: {in_words(error)}"
             ) from error
@@ -143,14 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=512,
         help="width and height of the low-resolution image (default: 512)",
     )
-    options = parser.parse_args(arguments)
-    size = options.size
-    table = Table(title=f"x{options.scale}, low-resolution image of {size}x{size} pixels")
-    table.add_column("network")
-    for column in ("parameters", "papers: parameters", "papers: FLOPs", "MACs"):
-        table.add_column(column, justify="right")
 
     def run() -> None:
+        options = parser.parse_args(arguments)
+        size = options.size
+        table = text_table(
+            f"x{options.scale}, low-resolution image of {size}x{size} pixels",
+            *("network", "parameters", "papers: parameters", "papers: FLOPs", "MACs"),
+        )
         for name in options.names or MODEL_NAMES:
             counted = _count(name, options.scale, size)
             table.add_row(
@@ -160,9 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{counted.paper_flops / 1e9:,.2f} G",
                 f"{counted.macs / 1e9:,.2f} G",
             )
-        console = Console()
-        console.print(table)
-        console.print(_NOTES, highlight=False)
+        console = Terminal()
+        console.show(table)
+        console.print(_NOTES)
 
     return exit_status("mkdext.complexity", run)
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import mkdext
 from mkdext import _extension
+from mkdext._streams import printable, replace_unencodable
 
 MINIMUM_TORCH = (2, 10)
 REQUIRED_PACKAGES = {
@@ -29,6 +30,7 @@ REQUIRED_PACKAGES = {
     "pillow": "PIL",
     "scikit-image": "skimage",
     "scipy": "scipy",
+    "tifffile": "tifffile",
     "safetensors": "safetensors",
     "rich": "rich",
     "tyro": "tyro",
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 1 if there is a problem, else 0.
     """
+    replace_unencodable()
     parser = argparse.ArgumentParser(prog="python -m mkdext.doctor", description=_summary())
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     options = parser.parse_args(arguments)
@@ -303,13 +306,14 @@ def _print(findings: Sequence[Finding], usable: bool) -> None:
     if not _is_installed("rich"):
         for finding in findings:
             fix = f"  -> {finding.fix}" if finding.fix else ""
-            print(f"{finding.level:<8} {finding.name}: {finding.value}{fix}")
+            print(printable(f"{finding.level:<8} {finding.name}: {finding.value}{fix}"))
         print(verdict)
         return
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from mkdext._terminal import Terminal
 
     styles = {"ok": "green", "note": "yellow", "problem": "bold red"}
     table = Table(box=None, show_header=False)
@@ -318,11 +322,11 @@ def _print(findings: Sequence[Finding], usable: bool) -> None:
     table.add_column(overflow="fold")
     for finding in findings:
         style = styles[finding.level]
-        text = Text(finding.value)
+        text = Text(printable(finding.value))
         if finding.fix:
-            text.append(f"\nfix: {finding.fix}", style)
+            text.append(printable(f"\nfix: {finding.fix}"), style)
         table.add_row(Text(finding.level, style), finding.name, text)
-    console = Console()
+    console = Terminal()
     console.print(table)
     console.print(verdict, style=styles["ok" if usable else "problem"])
 

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 import mkdext
-from mkdext._command import exit_status
-from mkdext._files import check_apart, check_writable, write_csv, write_text
+from mkdext._command import CommandFailed, exit_status
+from mkdext._files import (
+    check_apart,
+    check_replaceable,
+    check_writable,
+    fitting,
+    write_csv,
+    write_json,
+)
 from mkdext._flags import parse_flags
+from mkdext._terminal import Terminal, text_table, track
 from mkdext.data import (
     BadImage,
     BadImageError,
     StoredPair,
     bad_images_message,
-    find_images,
     find_photographs,
+    fitted,
     imresize,
+    match_low_resolution,
     read_image,
 )
 from mkdext.inference import (
@@ -43,13 +48,16 @@ from mkdext.inference import (
     plan_tiles,
 )
 from mkdext.inference.contact_sheet import ContactSheet
-from mkdext.metrics import psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.inference.failures import noted
+from mkdext.metrics import mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 from mkdext.models import VDSR
 from mkdext.training.memory import available_bytes
+from mkdext.training.validation import exact_note
 
 Protocol = Literal["8bit", "float"]
 
 BICUBIC = "bicubic"
+_FAILED = "failed"
 _WINDOW = 11  # of SSIM
 _METRIC_BYTES = 64  # of a pixel: both pictures and their luma in float64, with what SSIM makes
 
@@ -62,6 +70,8 @@ class EvaluateCommand:
     (2004). Low-resolution versions are made by MATLAB's bicubic unless --lr-dir has them, after
     cutting the photograph to a multiple of the scale. Bicubic enlargement is measured beside.
     A photograph that does not fit into the free memory is enlarged in tiles, and that is told.
+    Photographs that cannot be measured are named, and the others are. One that is met exactly has
+    an infinite PSNR: it is named, and the mean is that of the others.
     """
 
     data: tuple[Path, ...]
@@ -75,13 +85,17 @@ class EvaluateCommand:
     scale: int | None = None
     """Enlargement factor; none: that of the weights."""
     lr_dir: tuple[Path, ...] = ()
-    """Folders of low-resolution photographs, one for each folder of --data; 0001.png belongs to
-    0001.png, 0001x4.png or 0001_x4.png. None: they are made, unless a store was given them."""
+    """Folders of low-resolution photographs, one for each folder of --data, or the same; 0001.png
+    belongs to 0001.png, 0001x4.png or 0001_x4.png, and 1_HR.png to 1_LR.png too. None: they are
+    made, unless a store was given them."""
     protocol: Protocol | None = None
     """'8bit': low-resolution photographs and results are rounded to 8-bit levels, as saved in
     files; so measure MKD and most papers. 'float': nothing is rounded; so do VDSR and data-free
     contrastive distillation, whose SSIM, of 7x7 windows at a range of 2, then stands beside. None:
     that of the paper of the first network, 'float' for VDSR, else '8bit'."""
+    crop: bool = False
+    """Whether photographs and those of --lr-dir whose sizes do not fit, such as those that MATLAB
+    rounds up, are cut at the right and the bottom to what they share, as EDSR's code does."""
     border: int | None = None
     """High-resolution pixels left out at each side; none: the scale, as the papers do."""
     out: Path = Path("runs/evaluate")
@@ -112,6 +126,8 @@ class Photograph(NamedTuple):
     """High resolution."""
     lr: Path | None
     """File of the low-resolution version; none: that of a store, or to be made."""
+    crop: bool = False
+    """Whether both may be cut to what they share where their sizes do not fit."""
 
     @property
     def path(self) -> Path:
@@ -130,7 +146,7 @@ class Score:
     way: str
     """bicubic, or the network's name."""
     psnr_y: float
-    """dB."""
+    """dB; infinite for a photograph that is met exactly, which is null in JSON."""
     ssim_y: float
     """At most 1."""
     ssim_y_uniform: float | None
@@ -144,6 +160,11 @@ class Score:
     tiles: int
     """Parts in which the photograph was enlarged; 1 unless memory was short."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the photograph is met exactly, and has no finite PSNR."""
+        return math.isinf(self.psnr_y)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -152,9 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Flags; none: those of the process.
 
     Returns:
-        The exit status: 2 for what cannot be done as asked, 1 if results cannot be written.
+        The exit status: 2 for what cannot be done as asked; 1 if photographs could not be
+        measured, with all others done, or if results cannot be written.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse_flags(EvaluateCommand, arguments, prog="python -m mkdext.evaluate")
@@ -166,17 +188,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.device,
             reserved=(BICUBIC,),
         )
-        photographs = photographs_of(command, networks[0].scale)
+        scale = networks[0].scale
+        photographs = photographs_of(command, scale)
+        sheets = [sheet_of(command, name) for name in {p.set: None for p in photographs}]
+        for path in (*(command.out / name for name in ("scores.csv", "scores.json")), *sheets):
+            check_replaceable(path)
         protocol = command.protocol or default_protocol(networks[0])
-        scores = evaluate(command, networks, photographs, protocol, console)
-        save_scores(command, networks, protocol, scores)
-        show(scores, networks[0].scale, protocol, console)
+        border = scale if command.border is None else command.border
+        usable, failed = check_photographs(track(photographs, "reading", console), scale, border)
+        scores: list[Score] = []
+        try:
+            for score in evaluate(command, networks, usable, protocol, console, failed):
+                scores.append(score)
+        finally:  # What was measured is kept, whatever ends it.
+            if scores:
+                save_scores(command, networks, protocol, photographs, scores, failed)
+        show(scores, scale, protocol, console)
         tell_of_tiles(scores, networks, console)
-        console.print(
-            f"written to {command.out}: scores.csv, scores.json, contact sheets", highlight=False
-        )
+        if scores:
+            console.say(f"written to {command.out}: scores.csv, scores.json, contact sheets")
+        if failed:
+            raise CommandFailed(bad_images_message(failed, lines=len(failed)))
 
-    return exit_status("mkdext.evaluate", run)
+    interrupted = "interrupted; the scores of what was measured are written"
+    memory = "close other programs, or measure smaller networks on smaller photographs"
+    return exit_status("mkdext.evaluate", run, interrupted, memory)
 
 
 def default_protocol(network: Network) -> Protocol:
@@ -194,24 +230,20 @@ def photographs_of(command: EvaluateCommand, scale: int) -> list[Photograph]:
     photographs: list[Photograph] = []
     folders = itertools.zip_longest(command.data, command.lr_dir)
     for folder, lr_folder in folders:
+        found = find_photographs(folder, scale, lr_folder, "--lr-dir")
         check_apart(command.out, folder)
         name = folder.resolve().name
         if any(photograph.set == name for photograph in photographs):
             raise ValueError(f"--data has two folders called {name!r}; rename one of them")
-        given = {path.stem: path for path in find_images(lr_folder)} if lr_folder else None
-        for hr in find_photographs(folder, scale):
-            photograph = Photograph(name, hr, None)
-            if given is not None:
-                stem = photograph.path.stem
-                names = (stem, f"{stem}x{scale}", f"{stem}_x{scale}")
-                lr = next((given[stem] for stem in names if stem in given), None)
-                if lr is None:
-                    raise ValueError(
-                        f"{lr_folder} has no low-resolution version of {photograph.path}: "
-                        f"none of {', '.join(names)}"
-                    )
-                photograph = photograph._replace(lr=lr)
-            photographs.append(photograph)
+        group = [Photograph(name, hr, None, command.crop) for hr in found]
+        if lr_folder is not None:
+            names = [photograph.path.relative_to(folder) for photograph in group]
+            versions = match_low_resolution(names, folder, lr_folder, scale)
+            group = [
+                photograph._replace(lr=version)
+                for photograph, version in zip(group, versions, strict=True)
+            ]
+        photographs += group
     return photographs
 
 
@@ -223,10 +255,12 @@ def read_levels(photograph: Photograph, scale: int) -> tuple[Tensor | None, Tens
         `[3, scale*h, scale*w]`.
 
     Raises:
-        BadImageError: A file cannot be used, or the sizes do not fit.
+        BadImageError: A file cannot be used, a stored photograph has changed since it was written,
+            or the sizes do not fit.
     """
     lr = None
     if isinstance(photograph.hr, StoredPair):
+        photograph.hr.require_intact()
         stored, hr = photograph.hr.pair()
         lr = stored if photograph.hr.lr_is_given else None
     else:
@@ -234,15 +268,12 @@ def read_levels(photograph: Photograph, scale: int) -> tuple[Tensor | None, Tens
     height, width = (side // scale for side in hr.shape[1:])
     if min(height, width) < 1:
         raise BadImageError(f"has {hr.shape[2]}x{hr.shape[1]} pixels, too few for x{scale}")
-    hr = hr[:, : height * scale, : width * scale]
-    if photograph.lr is not None:
-        lr = read_image(photograph.lr)
-        if lr.shape[1:] != (height, width):
-            raise BadImageError(
-                f"must be {width}x{height} pixels in low resolution, "
-                f"{photograph.lr} has {lr.shape[2]}x{lr.shape[1]}"
-            )
-    return lr, hr
+    if photograph.lr is None:
+        return lr, hr[:, : height * scale, : width * scale]
+    try:
+        return fitted(read_image(photograph.lr), hr, scale, photograph.crop)
+    except BadImageError as error:
+        raise BadImageError(f"its low-resolution version {photograph.lr} {error}") from None
 
 
 def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
@@ -262,24 +293,33 @@ def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[T
     return imresize(hr.double() / 255, 1 / scale).float(), hr
 
 
-def check_photographs(photographs: Iterable[Photograph], scale: int, border: int) -> None:
-    """Check that all photographs can be measured on, before the first one is.
+def check_photographs(
+    photographs: Iterable[Photograph], scale: int, border: int
+) -> tuple[list[Photograph], list[BadImage]]:
+    """Check which photographs can be measured on, before the first one is.
+
+    Returns:
+        Those that can and the others.
 
     Raises:
-        ValueError: Some cannot.
+        ValueError: None can.
     """
-    bad = []
+    usable: list[Photograph] = []
+    bad: list[BadImage] = []
     for photograph in photographs:
-        try:
+        with noted(bad, photograph.path, "cut it into smaller photographs"):
             _, hr = read_levels(photograph, scale)
-        except BadImageError as error:
-            bad.append(BadImage(photograph.path, str(error)))
-            continue
-        if min(hr.shape[1:]) < 2 * border + _WINDOW:
-            reason = f"is too small for SSIM inside a border of {border} pixels"
-            bad.append(BadImage(photograph.path, reason))
-    if bad:
-        raise ValueError(bad_images_message(bad))
+            if min(hr.shape[1:]) < 2 * border + _WINDOW:
+                raise BadImageError(f"is too small for SSIM inside a border of {border} pixels")
+            usable.append(photograph)
+    if not usable:
+        raise ValueError(bad_images_message(bad, lines=len(bad)))
+    return usable, bad
+
+
+def sheet_of(command: EvaluateCommand, name: str) -> Path:
+    """The contact sheet of a set."""
+    return command.out / fitting(f"contact_sheet_{name}", ".png")
 
 
 def evaluate(
@@ -287,53 +327,86 @@ def evaluate(
     networks: Sequence[Network],
     photographs: Sequence[Photograph],
     protocol: Protocol,
-    console: Console,
-) -> list[Score]:
+    console: Terminal,
+    failed: list[BadImage],
+) -> Iterator[Score]:
     """Measure bicubic and every network on every photograph, and write the contact sheets.
 
+    Args:
+        command: How.
+        networks: The networks.
+        photographs: What to measure on.
+        protocol: Whether levels are rounded.
+        console: Where progress is shown.
+        failed: Photographs that could not be measured, with the reason; those found here are added.
+
     Raises:
-        ValueError: A photograph cannot be used, or needs more memory than there is.
         OSError: A contact sheet cannot be written.
     """
     scale = networks[0].scale
-    border = scale if command.border is None else command.border
-    scores: list[Score] = []
-    shown = partial(track, console=console, transient=True, disable=not console.is_terminal)
-    check_photographs(shown(photographs, "reading"), scale, border)
     command.out.mkdir(parents=True, exist_ok=True)
     ways = [BICUBIC, *(network.name for network in networks)]
-    measured = shown(photographs, "measuring")
+    measured = track(photographs, "measuring", console)
     for name, group in itertools.groupby(measured, lambda photograph: photograph.set):
         sheet = ContactSheet(["HR", *ways])
         for photograph in group:
-            lr, hr = read_pair(photograph, scale, protocol)
-            pictures = {}
-            for way, network in zip(ways, [None, *networks], strict=True):
-                tiling = _tiling(photograph, lr, network)
-                sr, seconds, peak = _enlarged(lr, scale, network, tiling)
-                if protocol == "8bit":
-                    sr = to_uint8(sr)
-                uniform = ssim_y_uniform(sr, hr, border) if protocol == "float" else None
-                score = Score(
-                    name,
-                    photograph.path.name,
-                    way,
-                    psnr_y(sr, hr, border),
-                    ssim_y(sr, hr, border),
-                    uniform,
-                    seconds,
-                    hr.shape[1] * hr.shape[2],
-                    peak,
-                    tiling.count(*lr.shape[1:]),
-                )
-                scores.append(score)
-                pictures[way] = (sr if protocol == "8bit" else to_uint8(sr), score.psnr_y)
-            sheet.add(photograph.path.name, hr, pictures)
-        sheet.save(command.out / f"contact_sheet_{name}.png")
-    return scores
+            with noted(failed, photograph.path, "cut it into smaller photographs"):
+                lr, hr = read_pair(photograph, scale, protocol)
+                pictures = {}
+                for way, network in zip(ways, [None, *networks], strict=True):
+                    with noted(failed, photograph.path, f"measure a smaller network than {way}"):
+                        score, sr = measure(command, photograph, lr, hr, scale, network, protocol)
+                        pictures[way] = (sr, score.psnr_y)
+                        yield score
+                sheet.add(photograph.path.name, hr, pictures)
+        if sheet.rows:
+            sheet.save(sheet_of(command, name))
+        if sheet.left_out:
+            console.say(
+                f"{sheet_of(command, name).name} shows the first {sheet.rows} photographs, "
+                f"{sheet.left_out} more were measured"
+            )
 
 
-def _tiling(photograph: Photograph, lr: Tensor, network: Network | None) -> Tiling:
+def measure(
+    command: EvaluateCommand,
+    photograph: Photograph,
+    lr: Tensor,
+    hr: Tensor,
+    scale: int,
+    network: Network | None,
+    protocol: Protocol,
+) -> tuple[Score, Tensor]:
+    """Measure a network, or bicubic, on a photograph.
+
+    Returns:
+        The score and the enlarged picture, uint8 `[3, H, W]`.
+
+    Raises:
+        BadImageError: There is too little memory for it.
+        EnlargementError: The network cannot enlarge it.
+    """
+    border = scale if command.border is None else command.border
+    tiling = _tiling(lr, network)
+    sr, seconds, peak = _enlarged(lr, scale, network, tiling)
+    if protocol == "8bit":
+        sr = to_uint8(sr)
+    score = Score(
+        photograph.set,
+        photograph.path.name,
+        network.name if network else BICUBIC,
+        psnr_y(sr, hr, border),
+        ssim_y(sr, hr, border),
+        ssim_y_uniform(sr, hr, border) if protocol == "float" else None,
+        seconds,
+        hr.shape[1] * hr.shape[2],
+        peak,
+        tiling.count(*lr.shape[1:]),
+    )
+    return score, sr if protocol == "8bit" else to_uint8(sr)
+
+
+def _tiling(lr: Tensor, network: Network | None) -> Tiling:
     """How a photograph is cut for a network: not at all if there is the memory."""
     height, width = lr.shape[1:]
     whole = Tiling(height, width, overlap=0)
@@ -346,9 +419,9 @@ def _tiling(photograph: Photograph, lr: Tensor, network: Network | None) -> Tili
     try:
         return plan_tiles((height, width), network.costs, network.overlap, network.scale, 0, free)
     except ValueError as error:
-        raise ValueError(
-            f"{photograph.path} does not fit into memory in {network.name}: {error}; leave it out "
-            "or measure a smaller network"
+        raise BadImageError(
+            f"does not fit into memory in {network.name}: {error}; leave it out or measure a "
+            "smaller network"
         ) from None
 
 
@@ -368,8 +441,13 @@ class Mean(NamedTuple):
     """One way of enlarging on the photographs of one set."""
 
     psnr_y: float
+    """Of the photographs that are not met exactly; infinite if all are."""
     ssim_y: float
     ssim_y_uniform: float | None
+    photographs: int
+    """How many were measured."""
+    exact: int
+    """How many of them are met exactly."""
     seconds: float
     """Of all photographs together."""
     pixels_per_second: float
@@ -391,10 +469,13 @@ def means(scores: Sequence[Score]) -> dict[str, dict[str, Mean]]:
 def _mean(group: Sequence[Score]) -> Mean:
     seconds = sum(score.seconds for score in group)
     uniform = [s.ssim_y_uniform for s in group if s.ssim_y_uniform is not None]
+    psnr, exact = mean_psnr([score.psnr_y for score in group])
     return Mean(
-        sum(score.psnr_y for score in group) / len(group),
+        psnr,
         sum(score.ssim_y for score in group) / len(group),
         sum(uniform) / len(uniform) if uniform else None,
+        len(group),
+        exact,
         seconds,
         sum(score.pixels for score in group) / seconds if seconds else math.inf,
         max(score.peak_bytes for score in group),
@@ -405,7 +486,9 @@ def save_scores(
     command: EvaluateCommand,
     networks: Sequence[Network],
     protocol: Protocol,
+    photographs: Sequence[Photograph],
     scores: Sequence[Score],
+    failed: Sequence[BadImage],
 ) -> None:
     """Write scores.csv, a line for each photograph and way, and scores.json, with the means too."""
     write_csv(command.out / "scores.csv", [dataclasses.asdict(score) for score in scores])
@@ -416,32 +499,39 @@ def save_scores(
         "protocol": protocol,
         "border": scale if command.border is None else command.border,
         "networks": {network.name: network.parameters for network in networks},
+        "photographs": Counter(photograph.set for photograph in photographs),
         "validation": {
             name: {way: mean._asdict() for way, mean in ways.items()}
             for name, ways in means(scores).items()
         },
         "images": [dataclasses.asdict(score) for score in scores],
+        "failed": [{"image": str(image.path), "reason": image.reason} for image in failed],
     }
-    write_text(command.out / "scores.json", json.dumps(report, indent=2) + "\n")
+    write_json(command.out / "scores.json", report)
 
 
-def show(scores: Sequence[Score], scale: int, protocol: Protocol, console: Console) -> None:
+def show(scores: Sequence[Score], scale: int, protocol: Protocol, console: Terminal) -> None:
     """Print a table for each set: a row for each photograph and one for the means."""
     for name, ways in means(scores).items():
-        table = Table(title=f"{name}, x{scale}, protocol {protocol}: PSNR-Y (dB) / SSIM-Y")
-        table.add_column("photograph")
-        for way in ways:
-            table.add_column(way, justify="right")
-        by_image = itertools.groupby((s for s in scores if s.set == name), lambda s: s.image)
-        for image, group in by_image:
-            table.add_row(image, *(f"{s.psnr_y:.2f} / {s.ssim_y:.4f}" for s in group))
+        mine = [score for score in scores if score.set == name]
+        title = f"{name}, x{scale}, protocol {protocol}: PSNR-Y (dB) / SSIM-Y"
+        table = text_table(title, "photograph", *ways)
+        for image, group in itertools.groupby(mine, lambda score: score.image):
+            cells = {s.way: f"{s.psnr_y:.2f} / {s.ssim_y:.4f}" for s in group}
+            table.add_row(image, *(cells.get(way, _FAILED) for way in ways))
         table.add_section()
-        for label, cells in _summary(list(ways.values())):
-            table.add_row(label, *cells, style="bold" if label == "mean" else None)
-        console.print(table)
+        for label, summary in _summary(list(ways.values())):
+            table.add_row(label, *summary, style="bold" if label == "mean" else None)
+        console.show(table)
+        for way, mean in ways.items():
+            if mean.exact:
+                names = [score.image for score in mine if score.way == way and score.is_exact]
+                console.say(exact_note(way, names))
+            if mean.photographs < max(other.photographs for other in ways.values()):
+                console.say(f"{way}: the means are those of {mean.photographs} photographs only")
 
 
-def tell_of_tiles(scores: Sequence[Score], networks: Sequence[Network], console: Console) -> None:
+def tell_of_tiles(scores: Sequence[Score], networks: Sequence[Network], console: Terminal) -> None:
     """Print which networks had too little memory for whole photographs, and what it means."""
     for network in networks:
         cut = [score for score in scores if score.way == network.name and score.tiles > 1]
@@ -452,13 +542,10 @@ def tell_of_tiles(scores: Sequence[Score], networks: Sequence[Network], console:
                 if network.reach is None
                 else f"which changes nothing, as {network.architecture} sees no further"
             )
-            console.print(
+            console.say(
                 f"{network.name}: {len(cut)} photographs, such as {cut[0].image}, were enlarged in "
                 f"tiles with a margin of {network.overlap} pixels, because memory was short, "
-                f"{effect}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
+                f"{effect}"
             )
 
 

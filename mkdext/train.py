@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from mkdext._allocator import keep_freed_memory
 from mkdext._command import exit_status
 from mkdext._flags import parse_flags
+from mkdext._terminal import Terminal, text_table
 from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
-from mkdext.training.config_files import checked_run, defaults_for, with_config
+from mkdext.training.config_files import defaults_for, naming_the_file, with_config
+from mkdext.training.going_on import checked_run
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters, prepare
 from mkdext.training.progress import track
+from mkdext.training.run_directory import in_words
 from mkdext.training.student import check_teacher
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
@@ -34,9 +35,14 @@ class TrainCommand(TrainOptions):
     """
 
     config: Path | None = None
-    """YAML file of options, such as the config.yaml of another run; flags given count more."""
+    """YAML file of options, such as the config.yaml of another run; flags given count more. A
+    network that it names by file.py:factory is code, which is run, by --dry-run too: look into a
+    file that comes from others."""
     resume: bool = False
-    """Go on with the run in --out, with the options that it was begun with."""
+    """Go on with the run in --out, with its options. Some may be others from here on: with more
+    --iterations also a finished run goes on, on the cosine of that length; --lr, --lr-min,
+    --device, how often what is done, --teacher-cache, and where photographs and files were moved
+    to."""
     dry_run: bool = False
     """Show the resolved options, sizes and the memory that a step needs, and stop."""
 
@@ -56,24 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
         the signal for one that was stopped.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
         options = command.options()
         if command.dry_run:
-            show_plan(options, console)
+            show_plan(options, console, command.resume)
             return
         keep_freed_memory()
-        train(options, console)
+        train(options, console, command.resume)
         if not options.train_dir:
-            console.print(
+            console.say(
                 "\nTry it on photographs of yours:\n"
-                "  python -m mkdext.train --train-dir FOLDER --val-dir FOLDER --out runs/mine",
-                highlight=False,
+                "  python -m mkdext.train --train-dir FOLDER --val-dir FOLDER --out runs/mine"
             )
 
-    return exit_status("mkdext.train", run)
+    return exit_status("mkdext.train", run, memory="lower --batch-size or --patch-size")
 
 
 def parse(arguments: list[str]) -> TrainCommand:
@@ -86,24 +91,26 @@ def parse(arguments: list[str]) -> TrainCommand:
     given = with_config(arguments, BUILTIN_DEMO)
     base = defaults_for(given)
     default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    command: TrainCommand = parse_flags(
-        TrainCommand, given, default=default, prog="python -m mkdext.train"
-    )
+    with naming_the_file(arguments, given):
+        command: TrainCommand = parse_flags(
+            TrainCommand, given, default=default, prog="python -m mkdext.train"
+        )
     if base is not BUILTIN_DEMO and not command.train_dir:
         raise ValueError("--train-dir must name at least one folder")
     return command
 
 
-def show_plan(options: TrainOptions, console: Console) -> None:
+def show_plan(options: TrainOptions, console: Terminal, resume: bool = False) -> None:
     """Print what a training would do."""
-    options = options.resolved()
-    _, config = checked_run(options)
+    run = checked_run(options, resume)
+    run.require_files()
+    options = run.options
     for folder in options.train_dir:
         find_photographs(folder, options.scale)
     sets = validation_photographs(options, track(console))
     plan = prepare(options)
-    console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)
-    table = Table("", "parameters", title="sizes")
+    console.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
+    table = text_table("sizes", "", "parameters")
     table.add_row(f"student {options.student}", f"{plan.student_parameters:,}")
     if plan.step.distillation:
         teacher = plan.step.distillation.teacher
@@ -111,25 +118,25 @@ def show_plan(options: TrainOptions, console: Console) -> None:
         table.add_row(
             f"method {options.method}", f"{count_parameters(plan.step.distillation.method):,}"
         )
-    console.print(table)
+    console.show(table)
     memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
-    console.print(f"memory of a step: {memory}", highlight=False)
+    console.say(f"memory of a step: {memory}")
     if options.privileged:
-        console.print(
+        console.say(
             f"the teacher, which sees high resolution, is trained for "
-            f"{options.privileged_iterations} steps, then the student",
-            highlight=False,
+            f"{options.privileged_iterations} steps, then the student"
         )
     if options.teacher_cache and plan.step.distillation:
         bytes_each = row_bytes(stored_shapes(teacher, options.patch_size), teacher.dtype)
         crops = options.teacher_cache_crops
-        console.print(
+        console.say(
             f"teacher cache: {crops} crops of {bytes_each:,} bytes, {crops * bytes_each / 1e9:.2f} "
-            f"GB in {options.teacher_cache}",
-            highlight=False,
+            f"GB in {options.teacher_cache}"
         )
     check_teacher(plan, sets)
-    console.print(f"would write to {options.out}", highlight=False)
+    if run.changes:
+        console.say(f"from here on: {in_words(run.changes)}")
+    console.say(f"would write to {options.out}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import glob
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +15,11 @@ from typing import Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from mkdext._command import CommandFailed, exit_status
-from mkdext._files import atomic_write, check_writable
+from mkdext._files import atomic_write, check_replaceable, check_writable
 from mkdext._flags import parse_flags
+from mkdext._terminal import Terminal, progress_bar
 from mkdext.data import BadImage, BadImageError, bad_images_message, find_images, imresize
 from mkdext.inference import (
     Network,
@@ -32,17 +33,20 @@ from mkdext.inference import (
     read_picture,
     resident_bytes,
 )
+from mkdext.inference.failures import noted
 
 _BICUBIC_REACH = 4
 _DECODED_BYTES = 64  # of a pixel at most: its levels, floating-point colours, and copies of these
 _GIGABYTE = 10**9
+_NO_MORE_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
 class UpscaleCommand:
     """Enlarge pictures with a trained network and save them as PNG.
 
-    Grey, alpha, 16 bits a channel and the colour profile are kept, a camera's orientation is
+    Grey, alpha, 16 bits a channel, the colour profile if it fits, and what a PNG says of colours
+    and resolution (gAMA, cHRM, sRGB, cICP, mDCV, cLLI, pHYs) are kept, a camera's orientation is
     applied. A picture that needs more memory than --memory is computed in tiles. EDSR, RDN and VDSR
     see so little around a pixel that this changes nothing. RCAN, HAN and SAN look at the whole
     picture, where tiles differ a little: by 0.2, 0.7 and 0.5 of 255 levels (root mean square;
@@ -88,51 +92,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Paths and flags; none: those of the process.
 
     Returns:
-        The exit status: 2 for what cannot be done as asked, before any work; 1 if a result
-        cannot be written, or a picture turned out to be unusable, with all others done.
+        The exit status: 2 for what cannot be done as asked, before any work; 1 if pictures turned
+        out to be unusable, with all others done, or if no more results can be written.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse_flags(UpscaleCommand, arguments, prog="python -m mkdext.upscale")
-        jobs = find_jobs(command)
-        failed = upscale(command, jobs, console)
+        jobs, failed = find_jobs(command)
+        upscale(command, jobs, console, failed)
         if failed:
-            raise CommandFailed(bad_images_message(failed))
+            raise CommandFailed(bad_images_message(failed, lines=len(failed)))
 
     interrupted = "interrupted; the same command with --existing skip goes on"
     return exit_status("mkdext.upscale", run, interrupted)
 
 
-def find_jobs(command: UpscaleCommand) -> dict[Path, Path]:
+def find_jobs(command: UpscaleCommand) -> tuple[dict[Path, Path], list[BadImage]]:
     """Pictures, each with the file that it shall become; nothing is written.
 
+    Returns:
+        The pictures to enlarge with their results, and those that cannot be.
+
     Raises:
-        ValueError: An input does not exist or is no picture, two would become the same file, a
+        ValueError: An input does not exist, none is a picture, two would become the same file, a
             result would take the place of an input or of a file that may not be overwritten, or
             results cannot be written.
     """
     check_writable(command.out)
-    targets: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
+    given: dict[str, Path] = {}
+    ignores_case = _ignores_case(command.out)
     for source, name in _sources(command.inputs, command.out):
         target = (command.out / name).with_suffix(".png")
-        if source in sources:
-            continue
-        if target in targets:
-            raise ValueError(f"{targets[target]} and {source} would both become {target}")
-        targets[target], sources[source] = source, target
-    bad = []
-    for source in sources:
+        other = given.setdefault(str(target).casefold() if ignores_case else str(target), source)
+        if other == source or _are_same(other, source):
+            sources[other] = target
+        else:
+            raise ValueError(f"{other} and {source} would both become {target}")
+    bad: list[BadImage] = []
+    for source, target in sources.items():
         try:
             picture_size(source)
+            _check_name(target)
         except BadImageError as error:
             bad.append(BadImage(source, str(error)))
-    if bad:
-        raise ValueError(bad_images_message(bad))
+    if not sources:
+        raise ValueError(f"there is no picture to enlarge: all of them are in --out {command.out}")
+    if len(bad) == len(sources):
+        raise ValueError(bad_images_message(bad, lines=len(bad)))
+    for image in bad:
+        del sources[image.path]
     identities = {_identity(source): source for source in sources}
-    present = [target for target in targets if target.exists()]
+    present = [target for target in sources.values() if target.exists()]
     for target in present:
+        check_replaceable(target)
         if _identity(target) in identities:
             source = identities[_identity(target)]
             raise ValueError(f"{target} is the picture {source} itself; give another --out")
@@ -142,58 +156,65 @@ def find_jobs(command: UpscaleCommand) -> dict[Path, Path]:
             f"{present[0]} {exist}; give another --out, --existing skip or --existing overwrite"
         )
     kept = set(present) if command.existing == "skip" else set()
-    return {source: target for source, target in sources.items() if target not in kept}
+    return {source: target for source, target in sources.items() if target not in kept}, bad
 
 
-def upscale(command: UpscaleCommand, jobs: dict[Path, Path], console: Console) -> list[BadImage]:
+def upscale(
+    command: UpscaleCommand, jobs: dict[Path, Path], console: Terminal, failed: list[BadImage]
+) -> None:
     """Enlarge pictures.
 
     Args:
         command: How.
         jobs: Files to read and to write.
         console: Where progress is shown.
-
-    Returns:
-        The pictures that could not be enlarged, with the reason.
+        failed: Pictures that cannot be enlarged, with the reason; those found here are added.
 
     Raises:
         ValueError: The network cannot be used.
-        OSError: A result cannot be written.
+        CommandFailed: No more results can be written.
     """
     network = load_network(command.weights, command.scale, command.model, command.device)
     overlap = network.overlap if command.overlap is None else command.overlap
-    failed = []
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    advice = f"lower --memory (now {command.memory:g} GB), and tiles are smaller"
+    with progress_bar(console, transient=True) as progress:
         for number, (source, target) in enumerate(jobs.items(), 1):
             begin = time.monotonic()
-            try:
+            with noted(failed, source, advice):
                 picture = _read_within(source, command.memory * _GIGABYTE)
                 tiling = _plan(picture, network, overlap, command.memory * _GIGABYTE)
-            except BadImageError as error:
-                failed.append(BadImage(source, str(error)))
-                continue
-            height, width = picture.levels.shape[:2]
-            tiles = tiling.count(height, width)
-            task = progress.add_task(f"{number}/{len(jobs)} {source.name}", total=tiles)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _enlarge(picture, network, tiling, target, partial(progress.advance, task))
-            progress.remove_task(task)
-            how = f", {tiles} tiles" if tiles > 1 else ""
-            console.print(
-                f"{source} -> {target}: {width}x{height} -> "
-                f"{width * network.scale}x{height * network.scale}{how}, "
-                f"{time.monotonic() - begin:.1f} s",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-            if tiles > 1 and network.reach is None:
-                console.print(
-                    f"  {network.architecture} looks at the whole picture: in tiles the "
-                    "result is a little different; with more --memory it would not be",
-                    soft_wrap=True,
+                height, width = picture.levels.shape[:2]
+                tiles = tiling.count(height, width)
+                task = progress.add_task(f"{number}/{len(jobs)} {source.name}", total=tiles)
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _enlarge(picture, network, tiling, target, partial(progress.advance, task))
+                except OSError as error:
+                    if error.errno in _NO_MORE_FILES or not os.access(command.out, os.W_OK):
+                        raise _stopped(error, number - 1, len(jobs), failed) from None
+                    raise BadImageError(f"cannot become {target}: {error.strerror}") from None
+                finally:
+                    progress.remove_task(task)
+                how = f", {tiles} tiles" if tiles > 1 else ""
+                console.say(
+                    f"{source} -> {target}: {width}x{height} -> "
+                    f"{width * network.scale}x{height * network.scale}{how}, "
+                    f"{time.monotonic() - begin:.1f} s"
                 )
-    return failed
+                if tiles > 1 and network.reach is None:
+                    console.say(
+                        f"  {network.architecture} looks at the whole picture: in tiles the "
+                        "result is a little different; with more --memory it would not be"
+                    )
+
+
+def _stopped(error: OSError, tried: int, count: int, failed: list[BadImage]) -> CommandFailed:
+    message = (
+        f"{error}; {tried} of {count} pictures were tried, and their results are kept: make room "
+        "there, and the same command with --existing skip goes on"
+    )
+    also = [bad_images_message(failed, lines=len(failed))] if failed else []
+    return CommandFailed("\n".join([message, *also]))
 
 
 def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
@@ -201,20 +222,55 @@ def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
     if not inputs:
         raise ValueError("name a picture, a folder or a pattern")
     for given in inputs:
-        matches = [given]
-        if not given.exists() and glob.has_magic(str(given)):
-            matches = [Path(match) for match in sorted(glob.glob(str(given), recursive=True))]
-            if not matches:
-                raise ValueError(f"{given} matches no file")
-        for path in matches:
-            if path.is_dir():
-                # Results of an earlier call are not pictures to enlarge.
-                inside = [p for p in find_images(path) if out.resolve() not in p.resolve().parents]
-                yield from ((picture, picture.relative_to(path)) for picture in inside)
-            elif path.exists():
+        if given.is_dir():
+            yield from _inside(given, out)
+            continue
+        for path in [given] if given.exists() or given.is_symlink() else _matches(given):
+            try:
+                yield from _inside(path, out) if path.is_dir() else [(path, Path(path.name))]
+            except ValueError:  # A folder of no pictures that has come by a pattern, to be named.
                 yield path, Path(path.name)
-            else:
-                raise ValueError(f"{path} does not exist")
+
+
+def _inside(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    # Results of an earlier call are not pictures to enlarge.
+    results = Path(os.path.realpath(out))
+    for picture in find_images(folder):
+        if results not in Path(os.path.realpath(picture)).parents:
+            yield picture, picture.relative_to(folder)
+
+
+def _matches(given: Path) -> list[Path]:
+    """The files of a pattern, whose first folders may have names that look like patterns."""
+    folder, parts = Path(), list(given.parts)
+    while len(parts) > 1 and (folder / parts[0]).is_dir():
+        folder /= parts.pop(0)
+    pattern = os.path.join(*parts)
+    if not glob.has_magic(pattern):
+        raise ValueError(f"{given} does not exist")
+    matches = sorted(glob.glob(pattern, root_dir=folder, recursive=True))
+    if not matches:
+        raise ValueError(f"{given} matches no file")
+    return [folder / match for match in matches]
+
+
+def _check_name(target: Path) -> None:
+    try:
+        target.exists()
+    except OSError as error:
+        raise BadImageError(f"cannot become {target}: {error.strerror}") from None
+
+
+def _are_same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether names there that differ in their case alone mean one file."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    existing = existing.resolve()
+    other = existing.with_name(existing.name.swapcase()) if existing.name else existing
+    return other != existing and other.exists() and other.samefile(existing)
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -223,15 +279,18 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _read_within(source: Path, bound: float) -> Picture:
-    width, height = picture_size(source)
-    needed, free = width * height * _DECODED_BYTES, bound - resident_bytes()
-    if needed > free:
-        raise BadImageError(
-            f"has {width}x{height} pixels, which take {needed / 1e6:,.0f} MB decoded; --memory "
-            f"{bound / _GIGABYTE:g} GB leaves {max(free, 0) / 1e6:,.0f} MB for it, as the process "
-            f"has {resident_bytes() / 1e6:,.0f} MB in use"
-        )
-    return read_picture(source)
+    try:
+        width, height = picture_size(source)
+        needed, free = width * height * _DECODED_BYTES, bound - resident_bytes()
+        if needed > free:
+            raise BadImageError(
+                f"has {width}x{height} pixels, which take {needed / 1e6:,.0f} MB decoded; --memory "
+                f"{bound / _GIGABYTE:g} GB leaves {max(free, 0) / 1e6:,.0f} MB for it, as the "
+                f"process has {resident_bytes() / 1e6:,.0f} MB in use"
+            )
+        return read_picture(source)
+    except OSError as error:  # It has vanished meanwhile.
+        raise BadImageError(f"cannot be read ({error.strerror})") from None
 
 
 def _plan(picture: Picture, network: Network, overlap: int, bound: float) -> Tiling:
@@ -268,6 +327,7 @@ def _enlarge(
             picture.bits,
             picture.icc_profile,
             picture.exif,
+            picture.chunks,
         ) as file,
     ):
         for rows in tiling.rows(height):

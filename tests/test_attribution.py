@@ -263,13 +263,13 @@ def test_a_folder_that_cannot_be_written_is_told(
     assert error.startswith("mkdext.attribution: --out ") and "is not a directory" in error
 
 
-def test_a_result_that_cannot_be_written_is_told(
+def test_a_result_that_cannot_be_written_is_told_before_any_work(
     photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "attribution.json").mkdir()
-    assert main(["--image", str(photograph), "--steps", "1", "--out", str(tmp_path)]) == 1
+    assert main(["--image", str(photograph), "--steps", "1", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("mkdext.attribution: ") and "attribution.json" in error
+    assert error.startswith("mkdext.attribution: ") and "attribution.json is a folder" in error
 
 
 def test_an_interruption_is_told(

@@ -21,8 +21,14 @@ from mkdext._command import CommandFailed, CommandStopped, exit_status
             1,
             "No space left on device; make room, then give the same command again\n",
         ),
-        (torch.OutOfMemoryError("CUDA out of memory"), 1, "; lower --batch-size, --patch-size"),
-        (MemoryError(), 1, "memory is exhausted (MemoryError); lower --batch-size"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            1,
+            "the GPU's memory is exhausted (CUDA out of memory); lower --size, or take --device",
+        ),
+        (MemoryError(), 1, "name: memory is exhausted (MemoryError); lower --size\n"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "memory is exhausted"),
+        (RuntimeError("can't start new thread"), 1, "memory is exhausted"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
             1,
@@ -38,7 +44,7 @@ def test_what_ends_a_command_is_told_in_one_message_and_by_the_exit_status(
     def run() -> None:
         raise error
 
-    assert exit_status("name", run, "interrupted; try again") == status
+    assert exit_status("name", run, "interrupted; try again", "lower --size") == status
     shown = capsys.readouterr().err
     assert shown.startswith("name: ") and message in shown
 

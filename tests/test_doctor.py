@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -176,3 +177,11 @@ def test_unknown_instruction_set_is_a_problem_with_a_fix(library: Path) -> None:
     assert rows["instruction set"]["level"] == "problem"
     assert "'mmx'" in rows["instruction set"]["value"]
     assert rows["instruction set"]["fix"] == "unset MKDEXT_INSTRUCTION_SET"
+
+
+def test_a_terminal_that_cannot_show_a_name_shows_a_replacement(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
+    monkeypatch.setenv("CXX", "夏[red]++")
+    assert doctor.main([]) in (0, 1)
+    assert b"none of ?[red]++ found" in shown.getvalue()

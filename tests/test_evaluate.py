@@ -156,8 +156,9 @@ def test_a_photograph_that_does_not_fit_is_enlarged_in_tiles_and_that_is_told(
     status = main([*flags, str(tmp_path / "tiles")])
     shown = capsys.readouterr()
     if kind == "too little":
-        assert status == 2
-        assert "chelsea.png does not fit into memory in edsr: tiles of" in shown.err
+        assert status == 1
+        assert "chelsea.png: does not fit into memory in edsr: tiles of" in shown.err
+        assert report(tmp_path / "tiles")["validation"]["Set2"]["bicubic"]["photographs"] == 2
         return
     out = " ".join(shown.out.split())
     assert "2 photographs, such as chelsea.png, were enlarged in tiles" in out
@@ -170,13 +171,13 @@ def test_a_photograph_that_does_not_fit_is_enlarged_in_tiles_and_that_is_told(
     assert after == pytest.approx(before, abs=0.02 if kind == "local" else 0.5)
 
 
-def test_scores_that_cannot_be_written_are_told(
+def test_scores_that_cannot_be_written_are_told_before_any_work(
     photographs: Path, edsr: tuple[Path, EDSR], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "scores.csv").mkdir()
     flags = ["--weights", str(edsr[0]), "--data", str(photographs), "--out", str(tmp_path)]
-    assert main(flags) == 1
-    assert "Is a directory" in capsys.readouterr().err
+    assert main(flags) == 2
+    assert "scores.csv is a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["", "x4", "_x4"])
@@ -312,3 +313,142 @@ def test_bad_input_gets_a_clear_message(
     assert status == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (out / "scores.json").exists()
+
+
+def noise(path: Path, width: int, height: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((width, height), 64).convert("RGB").save(path)
+
+
+def strictly(text: str) -> dict:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"not JSON: {constant}")
+
+    content: dict = json.loads(text, parse_constant=refuse)
+    return content
+
+
+def test_a_photograph_that_is_met_exactly_is_named_and_left_out_of_the_mean(
+    edsr: tuple[Path, EDSR], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    noise(tmp_path / "set" / "noise.png", 64, 60)
+    for colour in ("black", "white"):
+        Image.new("RGB", (64, 60), colour).save(tmp_path / "set" / f"{colour}.png")
+    flags = ["--weights", str(edsr[0]), "--data", str(tmp_path / "set")]
+    assert main([*flags, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "bicubic: 2 photographs met exactly (black.png, white.png), left out" in shown
+    scores = strictly((tmp_path / "out" / "scores.json").read_text())
+    mean = scores["validation"]["set"]["bicubic"]
+    by_name = {s["image"]: s["psnr_y"] for s in scores["images"] if s["way"] == "bicubic"}
+    assert by_name["black.png"] is None and by_name["white.png"] is None
+    assert mean["psnr_y"] == by_name["noise.png"] > 0
+    assert (mean["photographs"], mean["exact"]) == (3, 2)
+    assert scores["validation"]["set"]["edsr"]["exact"] == 0
+
+
+def test_nothing_breaks_where_every_photograph_is_met_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (64, 60)).save(tmp_path / "set" / "black.png")
+    flags = ["--data", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    assert main(flags) == 0
+    scores = strictly((tmp_path / "out" / "scores.json").read_text())
+    assert scores["validation"]["set"]["bicubic"]["psnr_y"] is None
+    assert "inf / 1.0000" in capsys.readouterr().out
+
+
+UPSCALER = """
+import torch
+from torch import nn
+
+class Upscaler(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 12, 3, padding=1)
+
+    def forward(self, image):
+        large = nn.functional.pixel_shuffle(self.convolution(image), 2)
+        if image.shape[-1] == 40:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return large * float("nan") if image.shape[-1] == 36 else large
+"""
+
+
+def test_photographs_that_cannot_be_measured_are_named_and_the_scores_of_the_others_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(UPSCALER)
+    for name, width in (("a", 64), ("memory", 80), ("nan", 72), ("small", 10), ("z", 60)):
+        noise(tmp_path / "set" / f"{name}.png", width, 60)
+    (tmp_path / "set" / "text.png").write_text("dear reader")
+    model = ["--model", f"{tmp_path / 'mine.py'}:Upscaler", "--scale", "2"]
+    flags = [*model, "--data", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    assert main(flags) == 1
+    shown = capsys.readouterr()
+    assert "4 images cannot be used" in shown.err
+    for reason in (
+        "memory.png: memory is exhausted (DefaultCPUAllocator: can't allocate memory); measure a",
+        "nan.png: Upscaler cannot enlarge 36x30 pixels: what it makes is not finite",
+        "small.png: is too small for SSIM inside a border of 2 pixels",
+        "text.png: not an image of a known format",
+    ):
+        assert reason in shown.err
+    assert "Upscaler: the means are those of 2 photographs only" in shown.out
+    assert shown.out.count("failed") == 2
+    scores = report(tmp_path / "out")
+    assert scores["photographs"] == {"set": 6}
+    mean = scores["validation"]["set"]
+    assert (mean["bicubic"]["photographs"], mean["Upscaler"]["photographs"]) == (4, 2)
+    assert {Path(f["image"]).stem for f in scores["failed"]} == {"memory", "nan", "small", "text"}
+    assert (tmp_path / "out" / "contact_sheet_set.png").exists()
+
+
+def test_an_interruption_keeps_what_was_measured(
+    photographs: Path,
+    edsr: tuple[Path, EDSR],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def interrupted(*given: object) -> object:
+        if given[1].path.name != "chelsea.png":
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    measure = command.measure
+    monkeypatch.setattr(command, "measure", interrupted)
+    flags = ["--weights", str(edsr[0]), "--data", str(photographs), "--out", str(tmp_path)]
+    assert main(flags) == 130
+    assert "the scores of what was measured are written" in capsys.readouterr().err
+    scores = report(tmp_path)
+    assert {s["image"] for s in scores["images"]} == {"chelsea.png"}
+    assert scores["photographs"] == {"Set2": 2}
+
+
+def test_if_no_photograph_can_be_measured_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    noise(tmp_path / "set" / "small.png", 12, 12)
+    assert main(["--data", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 2
+    assert "small.png: is too small" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_shown_as_they_are_and_any_name_of_a_set_has_its_sheet(
+    edsr: tuple[Path, EDSR], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    weights = tmp_path / "student[ema].safetensors"
+    weights.write_bytes(edsr[0].read_bytes())
+    names = ["set [old]", "x" * 250]
+    for name in names:
+        noise(tmp_path / name / "photo[bold].png", 64, 60)
+        noise(tmp_path / name / "$\\frac$.png", 64, 60)
+    out = tmp_path / "[red]out"
+    flags = ["--weights", str(weights), "--out", str(out), "--data"]
+    assert main([*flags, *(str(tmp_path / name) for name in names)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("set [old], x4", "photo[bold].png", "$\\frac$.png", "student[ema]", str(out)):
+        assert text in shown
+    assert len(list(out.glob("contact_sheet_*.png"))) == 2

@@ -31,3 +31,11 @@ def test_tyro_is_left_as_it_was(capsys, monkeypatch):
 def test_another_tyro_without_that_function_parses_all_the_same(monkeypatch):
     monkeypatch.delattr(tyro, "_strings")
     assert parse_flags(TrainCommand, ["--seed", "3"], prog="train").seed == 3
+
+
+def test_escape_sequences_of_an_argument_do_not_reach_the_terminal(capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(TrainCommand, ["--optimizer", "\x1b[31m[red]x"], prog="train")
+    shown = capsys.readouterr().err
+    assert "?[31m[red]x" in shown and "\x1b" not in shown
+    assert str(parse_flags(TrainCommand, ["--out", "\x1b[31m"], prog="train").out) == "\x1b[31m"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from mkdext import upscale as command
 from mkdext.data import builtin_photographs, imresize, read_image
@@ -92,13 +92,16 @@ def test_kind_and_brightness_stay(tmp_path: Path, weights: Path, channels: int, 
     grey = np.full((20, 24, channels), 0.4 * 2**bits, dtype)
     if channels in (2, 4):
         grey[:10, :, -1] = 2**bits - 1
-    with PNGWriter(tmp_path / "in.png", 24, 20, channels, bits, b"profile") as file:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    chunks = {"gAMA": bytes(4), "pHYs": bytes(9)}
+    with PNGWriter(tmp_path / "in.png", 24, 20, channels, bits, profile, None, chunks) as file:
         file.write(grey)
     out = tmp_path / "out"
     assert main([str(tmp_path / "in.png"), "--weights", str(weights), "--out", str(out)]) == 0
     picture = read_picture(out / "in.png")
     assert picture.levels.shape == (40, 48, channels)
-    assert (picture.bits, picture.icc_profile) == (bits, b"profile")
+    assert (picture.bits, picture.chunks) == (bits, chunks)
+    assert picture.icc_profile == (profile if channels > 2 else None)
     if channels in (2, 4):
         alpha = torch.from_numpy(grey[None, ..., -1].astype(np.float64))
         expected = imresize(alpha, 2).clamp(0, 2**bits - 1)[0].numpy()
@@ -237,3 +240,175 @@ def test_bad_input_gets_a_clear_message_and_nothing_is_written(
     assert status in (1, 2)
     assert message in " ".join(capsys.readouterr().err.split())
     assert not Path("upscaled").exists()
+
+
+UPSCALER = """
+import sys
+import torch
+from torch import nn
+
+class Upscaler(nn.Module):
+    \"\"\"It looks eight pixels far, and fails in its own way at 40x30 pixels.\"\"\"
+
+    def __init__(self, way):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 12, 17)
+        self.way = way
+
+    def forward(self, image):
+        padded = nn.functional.pad(image, (8, 8, 8, 8), mode="reflect")
+        large = nn.functional.pixel_shuffle(self.convolution(padded), 2)
+        if image.shape[-2:] == (30, 40):
+            if self.way == "memory":
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")
+            if self.way == "exit":
+                sys.exit(0)
+            return {"nan": large * float("nan"), "two": (large, large), "narrow": large[..., 1:],
+                    "whole numbers": large.long()}[self.way]
+        return large
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("nan", "make cannot enlarge 40x30 pixels: what it makes is not finite"),
+        ("two", "make cannot enlarge 40x30 pixels: it makes no image of floating-point numbers"),
+        (
+            "narrow",
+            "make cannot enlarge 40x30 pixels: it makes [1, 3, 60, 79] of it, not [1, 3, 60, 80]",
+        ),
+        (
+            "whole numbers",
+            "make cannot enlarge 40x30 pixels: it makes no image of floating-point numbers, but "
+            "torch.int64",
+        ),
+        (
+            "memory",
+            "memory is exhausted (DefaultCPUAllocator: can't allocate memory: 8 bytes); lower",
+        ),
+        ("exit", "make cannot enlarge 40x30 pixels: SystemExit: 0"),
+    ],
+)
+def test_a_picture_that_the_network_cannot_enlarge_is_named_and_the_others_are_done(
+    way: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(f"{UPSCALER}\ndef make():\n    return Upscaler({way!r})\n")
+    for name, size in (("a.png", (24, 20)), ("b.png", (40, 30)), ("c.png", (12, 6))):
+        Image.effect_noise(size, 64).convert("RGB").save(tmp_path / name)
+    flags = ["--model", f"{tmp_path / 'mine.py'}:make", "--scale", "2"]
+    assert main([str(tmp_path), *flags, "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("mkdext.upscale: 2 images cannot be used:\n")
+    assert f"b.png: {reason}" in shown
+    assert "c.png: make cannot enlarge 12x6 pixels: RuntimeError: " in shown
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_odd_files_among_pictures_are_named_and_the_others_are_done(
+    photograph: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    album = tmp_path / "album"
+    (album / "folder.png").mkdir(parents=True)
+    long = "a" * 249 + ".jpeg"
+    for name in ("good.png", "[red]x.png", long):
+        (album / name).write_bytes(photograph.read_bytes())
+    (album / "text.png").write_text("dear reader")
+    (album / "itself.png").symlink_to("itself.png")
+    (album / "nowhere.png").symlink_to("missing.png")
+    (album / "loop").symlink_to("loop")
+    for inputs in ([str(album)], [str(album / "*")]):
+        out = tmp_path / f"out{len(str(inputs))}"
+        assert main([*inputs, "--weights", str(weights), "--out", str(out)]) == 1
+        shown = capsys.readouterr()
+        for name in ("text.png", "itself.png", "nowhere.png"):
+            assert f"{name}: " in shown.err
+        assert f"{album / '[red]x.png'} -> {out / '[red]x.png'}: 60x48" in shown.out
+        made = {path.name for path in out.iterdir()}
+        assert made == {"good.png", "[red]x.png", "a" * 249 + ".png"}
+
+
+def test_a_name_that_is_too_long_for_its_result_is_named(
+    photograph: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    names = ["a" * 254, "good.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(photograph.read_bytes())
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main([*(str(tmp_path / name) for name in names), *flags]) == 1
+    assert "aaa.png: File name too long" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_a_disk_that_is_full_midway_stops_and_tells_what_is_kept(
+    photograph: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def fails(*given: object) -> None:
+        if len(list((tmp_path / "out").glob("*.png"))) == 1:
+            raise OSError(28, "No space left on device")
+        enlarge(*given)
+
+    enlarge = command._enlarge
+    monkeypatch.setattr(command, "_enlarge", fails)
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(photograph.read_bytes())
+    (tmp_path / "bad.png").write_text("")
+    assert main([str(tmp_path), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr().err
+    assert (
+        "No space left on device; 1 of 3 pictures were tried, and their results are kept" in shown
+    )
+    assert "--existing skip goes on" in shown and "bad.png: is empty (0 bytes)" in shown
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_a_result_whose_folder_is_a_file_does_not_stop_the_others(
+    photograph: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("album/more/a.png", "album/z.png", "out/more"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(photograph.read_bytes())
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main([str(tmp_path / "album"), *flags]) == 1
+    assert "more/a.png: cannot become" in capsys.readouterr().err
+    assert levels(tmp_path / "out" / "z.png").shape == (96, 120, 3)
+
+
+def test_a_picture_given_twice_and_by_a_link_is_enlarged_once(
+    photograph: Path, weights: Path, tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    source = tmp_path / "a" / "x.png"
+    source.write_bytes(photograph.read_bytes())
+    (tmp_path / "b" / "x.png").symlink_to(source)
+    inputs = [source, tmp_path / "b" / ".." / "a" / "x.png", tmp_path / "b" / "x.png"]
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main([*map(str, inputs), *flags]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
+
+
+def test_folders_of_a_pattern_may_look_like_patterns_themselves(
+    photograph: Path, weights: Path, tmp_path: Path
+) -> None:
+    for folder in ("set [1]", "set 1"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder[4]}.png").write_bytes(photograph.read_bytes())
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main([str(tmp_path / "set [1]" / "*.png"), *flags]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["[.png"]
+
+
+def test_what_only_the_output_folder_holds_is_no_input(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.png").write_bytes(photograph.read_bytes())
+    assert main([str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "there is no picture to enlarge" in capsys.readouterr().err
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    assert main([str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]) == 2
+    assert "a.png is a folder; name a file that can be replaced" in capsys.readouterr().err

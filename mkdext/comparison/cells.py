@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.progress import track as rich_track
 
 from mkdext._files import locked, write_text
 from mkdext._flags import parse_flags
 from mkdext._near_names import did_you_mean
+from mkdext._terminal import Terminal
+from mkdext._terminal import track as shown_track
 from mkdext.distill import method_class
 from mkdext.training.config_files import config_of, flags_of
+from mkdext.training.going_on import default_of
 from mkdext.training.memory import available_bytes
 from mkdext.training.options import TrainOptions, known_methods
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import prepare
 from mkdext.training.progress import track
 from mkdext.training.run_directory import RunDirectory
+from mkdext.training.student import check_teacher
 
 REFERENCE = "vanilla"
 """The training without a teacher, that all others are compared with."""
@@ -55,7 +57,15 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether it came to its end."""
-        return self.run.summary.exists()
+        return self.run.read_summary() is not None
+
+    def check(self) -> None:
+        """Check that it can begin or go on.
+
+        Raises:
+            ValueError: As `RunDirectory.check`.
+        """
+        self.run.check(config_of(self.options), lambda name: default_of(self.options, name))
 
     def __str__(self) -> str:
         return f"{self.options.student}, {self.options.method}, seed {self.options.seed}"
@@ -84,10 +94,13 @@ class Comparison:
         """Check the names.
 
         Raises:
+            TypeError: A list is a text.
             ValueError: A list is empty, has something twice or holds an unknown method, or there
                 are options of a method that is not compared, or that must be equal for all.
         """
         for flag in ("students", "methods", "seeds"):
+            if isinstance(getattr(self, flag), str):
+                raise TypeError(f"--{flag} must be a list, got {getattr(self, flag)!r}")
             values = list(getattr(self, flag))
             if not values:
                 raise ValueError(f"--{flag} must name at least one")
@@ -167,7 +180,7 @@ class Comparison:
             options = dataclasses.replace(options, teacher_cache=folder)
         return options.resolved()
 
-    def check(self, jobs: int, console: Console) -> list[Cell]:
+    def check(self, jobs: int, console: Terminal) -> list[Cell]:
         """Check all that can be checked before the first cell is trained; nothing is written.
 
         Args:
@@ -181,14 +194,14 @@ class Comparison:
             ValueError: The folder holds a comparison of other settings, or a cell cannot be
                 trained.
         """
-        RunDirectory(self.base.out).check(self.settings)
+        RunDirectory(self.base.out).check(self.settings, lambda name: default_of(self.base, name))
         cells = self.cells()
         folders = {as_folder(student): student for student in self.students}
         if len(folders) < len(self.students):
             raise ValueError(f"--students would share folders: {', '.join(self.students)}")
         for cell in cells:
             try:
-                cell.run.check(config_of(cell.options))
+                cell.check()
             except ValueError as error:
                 again = f"or delete {cell.run.root} to train it anew"
                 raise ValueError(f"{cell}: {error}; {again}") from None
@@ -198,19 +211,19 @@ class Comparison:
         kinds: dict[tuple[str, str], list[Cell]] = {}
         for cell in pending:
             kinds.setdefault((cell.options.student, cell.options.method), []).append(cell)
-        memory = []
-        for (student, method), seeds in rich_track(
-            kinds.items(),
-            "checking",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ):
+        sets = validation_photographs(self.base, track(console))
+        memory, measured = [], set()
+        for (student, method), seeds in shown_track(kinds.items(), "checking", console):
+            options = seeds[0].options
+            teacher = options.teacher, options.teacher_weights
             try:
-                needed = prepare(seeds[0].options).memory or 0
+                plan = prepare(options)
+                if plan.teacher is not None and teacher not in measured:
+                    measured.add(teacher)
+                    check_teacher(plan, sets)
             except ValueError as error:
                 raise ValueError(f"{student}, {method}: {error}") from None
-            memory += [needed] * len(seeds)
+            memory += [plan.memory or 0] * len(seeds)
         together, available = sum(sorted(memory)[-jobs:]), available_bytes()
         if self.base.device == "cpu" and available and together > available:
             raise ValueError(
@@ -218,7 +231,6 @@ class Comparison:
                 f"of memory, {available / 1e9:.1f} GB are available: lower --jobs, --batch-size or "
                 "--patch-size"
             )
-        validation_photographs(self.base, track(console))
         training_photographs(self.base, track(console))
         return cells
 

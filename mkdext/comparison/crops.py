@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track as rich_track
 from torch import Tensor, nn
 
+from mkdext._files import fitting
+from mkdext._terminal import Terminal
+from mkdext._terminal import track as shown_track
 from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import Result
 from mkdext.data import ImagePairs
@@ -39,7 +40,7 @@ class _Differing(NamedTuple):
     """uint8 `[3, H, W]` and PSNR-Y in dB of the whole, by way of enlarging."""
 
 
-def save_crops(out: Path, results: Sequence[Result], console: Console) -> list[Path]:
+def save_crops(out: Path, results: Sequence[Result], console: Terminal) -> list[Path]:
     """Write a sheet of crops for each student of several methods and each set.
 
     A crop is the window of a photograph where the methods' pictures have the largest variance; the
@@ -71,13 +72,11 @@ def save_crops(out: Path, results: Sequence[Result], console: Console) -> list[P
     for student, chosen in jobs.items():
         networks = {result.method: _network(result) for result in chosen}
         for name, pairs in sets.items():
-            found = rich_track(
+            found = shown_track(
                 _differing(pairs, networks, first.scale),
                 f"crops of {student}, {name}",
+                console,
                 total=min(len(pairs), _PICTURES),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
             )
             most: list[_Differing] = []
             for photograph in found:
@@ -85,7 +84,7 @@ def save_crops(out: Path, results: Sequence[Result], console: Console) -> list[P
             sheet = ContactSheet(["HR", "bicubic", *networks])
             for photograph in most:
                 sheet.add(photograph.name, photograph.hr, photograph.pictures, photograph.window)
-            files.append(out / f"crops_{as_folder(student)}_{name}.png")
+            files.append(out / fitting(f"crops_{as_folder(student)}_{name}", ".png"))
             sheet.save(files[-1])
     return files
 

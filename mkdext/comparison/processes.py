@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TimeElapsedColumn
 
 from mkdext._command import CommandStopped
 from mkdext._files import write_text
+from mkdext._terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
 from mkdext.training.config_files import config_of
 from mkdext.training.run_directory import RunDirectory
@@ -29,9 +29,9 @@ _TAIL_BYTES = 8192  # of the metrics, which hold a last line of a few hundred
 
 
 def run_cells(
-    cells: Sequence[Cell], jobs: int, out: Path, console: Console, finished: Callable[[], None]
+    cells: Sequence[Cell], jobs: int, out: Path, console: Terminal, finished: Callable[[], None]
 ) -> dict[str, str]:
-    """Train the cells that are not finished, each by `python -m mkdext.train`.
+    """Train the cells that are not finished, each as by `python -m mkdext.train`.
 
     Args:
         cells: What to train, in order.
@@ -44,7 +44,7 @@ def run_cells(
         Why a cell failed, for those that did; the others were trained all the same.
 
     Raises:
-        CommandStopped: Ctrl-C or SIGTERM; all processes have ended.
+        CommandStopped: Ctrl-C, SIGTERM or SIGHUP; all processes have ended.
     """
     threads = _threads(jobs)
     pending = [cell for cell in cells if not cell.finished]
@@ -60,6 +60,7 @@ def run_cells(
                 progress.update()
                 for process in [p for p in running if p.popen.poll() is not None]:
                     running.remove(process)
+                    process.popen.wait()
                     if process.popen.returncode or not process.cell.finished:
                         failures[str(process.cell)] = process.message()
                         progress.say(f"{process.cell} failed: {process.message()}")
@@ -108,7 +109,8 @@ class _Process:
             write_text(run.config, config)
         self._log = run.root / "output.log"
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        command = ["mkdext.train", "--config", str(run.config), "--out", str(run.root)]
+        command = ["mkdext.comparison.child", str(os.getpid())]
+        command += ["--config", str(run.config), "--out", str(run.root)]
         with self._log.open("a") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", *command],
@@ -182,21 +184,15 @@ def _latest(run: RunDirectory) -> _Latest | None:
 class _Progress:
     """A bar over all steps with the time left; plain lines without a terminal."""
 
-    def __init__(self, cells: Sequence[Cell], jobs: int, console: Console) -> None:
+    def __init__(self, cells: Sequence[Cell], jobs: int, console: Terminal) -> None:
         self._cells = list(cells)
         self._jobs = jobs
         self._console = console
         self._said = time.monotonic()
-        self._bar = Progress(
-            TextColumn("comparing"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
+        self._bar = progress_bar(
+            console, Words(), BarColumn(), TaskProgressColumn(), Words("text"), TimeElapsedColumn()
         )
-        self._task = self._bar.add_task("", total=None, text="")
+        self._task = self._bar.add_task("comparing", total=None, text="")
 
     def __enter__(self) -> _Progress:
         self._bar.start()
@@ -211,7 +207,7 @@ class _Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.say(text)
 
     def update(self) -> None:
         """Look how far the cells have come."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import mkdext
-from mkdext._files import write_csv, write_text
+from mkdext._files import write_csv, write_json, write_text
+from mkdext._streams import printable
+from mkdext._terminal import Terminal, text_table
 from mkdext.comparison.cells import REFERENCE
 from mkdext.comparison.crops import save_crops
 from mkdext.comparison.figures import COST, CURVES, save_cost, save_curves
@@ -24,9 +27,10 @@ from mkdext.comparison.sizes import Size, size_of
 _NOTE = (
     "PSNR-Y (dB) and SSIM-Y at the end: mean ± standard deviation over the seeds. Gains over "
     f"vanilla are paired by seed; ± reaches to the ends of their {CONFIDENCE:.0%} confidence "
-    "interval (Student's t, each by itself), * marks one that leaves out 0. Best bold, second "
-    "italic. Seconds of a step include validations; memory is the most that the process had in use "
-    "at a step."
+    "interval (Student's t, each by itself), * marks one that leaves out 0. Photographs that are "
+    "met exactly, whose PSNR is infinite, count in no mean of it. Best bold, second italic. "
+    "Seconds of a step include validations; memory is the most that the process had in use at a "
+    "step."
 )
 _PAPER_NOTE = (
     f"The paper's numbers ({SOURCE}) are of other trainings: on DIV2K, to convergence, from a "
@@ -34,7 +38,7 @@ _PAPER_NOTE = (
 )
 
 
-def write_report(out: Path, console: Console | None) -> None:
+def write_report(out: Path, console: Terminal | None) -> None:
     """Write `comparison.md`, `comparison.csv` and `comparison.json` of all finished trainings.
 
     Where none is finished, nothing is written.
@@ -57,13 +61,13 @@ def write_report(out: Path, console: Console | None) -> None:
     if console is None:
         return
     for student in sizes:
-        console.print(_screen_table(_student_table(student, results, table)))
-    console.print(_NOTE, highlight=False)
+        console.show(_screen_table(_student_table(student, results, table), console))
+    console.print(_NOTE)
     save_curves(out / CURVES, results)
     save_cost(out / COST, table, sizes, results[0].scale)
     pictures = [out / CURVES, out / COST, *save_crops(out, results, console)]
     write_text(out / "comparison.md", _markdown(results, table, sizes, pictures))
-    console.print(f"written to {out}:", soft_wrap=True)
+    console.say(f"written to {out}:")
     for name, what in (
         ("comparison.md", "this table, beside the paper's numbers"),
         ("comparison.csv", "a line for each training and set"),
@@ -72,7 +76,7 @@ def write_report(out: Path, console: Console | None) -> None:
         (COST, "PSNR against parameters and multiplications"),
         ("crops_*.png", "where the methods differ most"),
     ):
-        console.print(f"  {name}: {what}", highlight=False)
+        console.say(f"  {name}: {what}")
 
 
 class _Cell(NamedTuple):
@@ -173,24 +177,33 @@ def _gain(gain: Difference | None) -> str:
     return f"{gain.mean:+.3f}{reach}{'*' if gain.certain else ''}"
 
 
-def _screen_table(text: _TextTable) -> Table:
-    table = Table(title=escape(text.title))
-    for number, name in enumerate(text.header):
-        table.add_column(escape(name), justify="right" if number else "left", no_wrap=not number)
-    styles = {0: "{}", 1: "[bold]{}[/]", 2: "[italic]{}[/]"}
+def _screen_table(text: _TextTable, console: Terminal) -> Table:
+    table = text_table(text.title, *text.header)
+    styles = {0: "", 1: "bold", 2: "italic"}
     for line in text.rows:
-        table.add_row(*(styles[cell.rank].format(escape(cell.text)) for cell in line))
+        cells = (Text(printable(c.text, console.encoding), styles[c.rank]) for c in line)
+        table.add_row(*cells)
     return table
 
 
 def _markdown_table(text: _TextTable) -> str:
     styles = {0: "{}", 1: "**{}**", 2: "_{}_"}
-    lines = [f"### {text.title}", "", f"| {' | '.join(text.header)} |"]
+    header = " | ".join(map(_as_markdown, text.header))
+    lines = [f"### {_as_markdown(text.title)}", "", f"| {header} |"]
     lines.append("|---" + "|---:" * (len(text.header) - 1) + "|")
     for line in text.rows:
-        cells = (styles[cell.rank].format(cell.text.replace("*", r"\*")) for cell in line)
+        cells = (styles[cell.rank].format(_as_markdown(cell.text)) for cell in line)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _as_markdown(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", " ".join(printable(text).split()))
+
+
+def _picture(file: Path) -> str:
+    return f"![{_as_markdown(file.stem)}]({quote(os.fsencode(file.name))})\n"
 
 
 def _markdown(
@@ -205,7 +218,7 @@ def _markdown(
     if any(papers):
         parts.append(_PAPER_NOTE + "\n")
         parts += [_markdown_table(paper) for paper in papers if paper]
-    parts += [f"![{file.stem}]({file.name})\n" for file in pictures]
+    parts += map(_picture, pictures)
     return "\n".join(parts)
 
 
@@ -248,7 +261,7 @@ def _save_json(
             for result in results
         ],
     }
-    write_text(path, json.dumps(report, indent=2) + "\n")
+    write_json(path, report)
 
 
 def _row_as_dict(row: Row, scale: int) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from scipy.special import stdtrit
 
+from mkdext._reading import entry
 from mkdext.comparison.cells import REFERENCE
 from mkdext.models import MODEL_NAMES
 from mkdext.training.options import known_methods
@@ -47,7 +46,7 @@ class Spread(NamedTuple):
     seeds: int
     mean: float
     deviation: float | None
-    """Standard deviation of a sample; none: of a single value there is none."""
+    """Standard deviation of a sample; none: of a single or an infinite value there is none."""
 
 
 class Difference(NamedTuple):
@@ -71,7 +70,9 @@ def read_results(out: Path) -> list[Result]:
     Raises:
         ValueError: A file is damaged.
     """
-    results = [_read(RunDirectory(file.parent)) for file in out.glob("cells/*/*/*/summary.json")]
+    runs = [RunDirectory(file.parent) for file in out.glob("cells/*/*/*/summary.json")]
+    # One whose summary is damaged counts as not finished.
+    results = [_read(run, summary) for run in runs if (summary := run.read_summary())]
 
     def order(result: Result) -> tuple[Any, ...]:
         return (
@@ -87,33 +88,54 @@ def _position(name: str, known: Sequence[str]) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known)), name
 
 
-def _read(run: RunDirectory) -> Result:
+def _read(run: RunDirectory, summary: Mapping[str, Any]) -> Result:
     try:
-        summary = json.loads(run.summary.read_text())
-        config = yaml.safe_load(run.config.read_text())
-        records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        config, records = run.options(), run.records()
         curve: dict[str, dict[int, float]] = {}
         for record in records:
             for data, scores in record.get("validation", {}).items():
-                curve.setdefault(data, {})[record["step"]] = scores["psnr_y"]
+                curve.setdefault(data, {})[record["step"]] = _score(scores, "psnr_y")
+        iterations, scale, seed, parameters = (
+            entry(summary, name, int, run.summary.name)
+            for name in ("iterations", "scale", "seed", "parameters")
+        )
+        if iterations < 1:
+            raise ValueError(f"{run.summary.name}: 'iterations' is {iterations}")
         return Result(
-            student=config["student"],
-            method=summary["method"],
-            seed=summary["seed"],
+            student=entry(config, "student", str, run.config.name),
+            method=entry(summary, "method", str, run.summary.name),
+            seed=seed,
             run=run,
-            scale=summary["scale"],
-            val_dir=tuple(map(Path, config["val_dir"])),
-            iterations=summary["iterations"],
-            parameters=summary["parameters"],
-            seconds_per_step=summary["seconds"] / summary["iterations"],
-            peak_bytes=max((r["peak_bytes"] for r in records if "peak_bytes" in r), default=None),
-            validation=summary["validation"],
+            scale=scale,
+            val_dir=tuple(Path(str(f)) for f in entry(config, "val_dir", list, run.config.name)),
+            iterations=iterations,
+            parameters=parameters,
+            seconds_per_step=entry(summary, "seconds", float, run.summary.name) / iterations,
+            peak_bytes=max((r["peak_bytes"] for r in records if r.get("peak_bytes")), default=None),
+            validation={
+                data: {
+                    way: {name: _score(scores, name) for name in _SCORES}
+                    for way, scores in _mapping(ways, data).items()
+                }
+                for data, ways in summary["validation"].items()
+            },
             curve=curve,
         )
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"{run.root} is damaged ({error!r}): delete it, and the same command trains it again"
+            f"{run.root} is damaged ({error}): delete it, and the same command trains it again"
         ) from None
+
+
+def _mapping(value: Any, of: str) -> dict[str, Any]:
+    return entry({of: value}, of, dict, "the validation")
+
+
+def _score(scores: Any, name: str) -> float:
+    """A score, which has no number where it is infinite."""
+    if isinstance(scores, Mapping) and name in scores and scores[name] is None:
+        return math.inf
+    return entry(scores, name, float, "the validation")
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -123,7 +145,8 @@ def spread(values: Sequence[float]) -> Spread:
         >>> spread([1.0, 2.0, 3.0])
         Spread(seeds=3, mean=2.0, deviation=1.0)
     """
-    deviation = statistics.stdev(values) if len(values) > 1 else None
+    measurable = len(values) > 1 and all(map(math.isfinite, values))
+    deviation = statistics.stdev(values) if measurable else None
     return Spread(len(values), statistics.fmean(values), deviation)
 
 
@@ -135,13 +158,14 @@ def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> D
         reference: What to subtract.
 
     Returns:
-        None if they have no seed in common.
+        None if they have no seed in common where both are finite.
 
     Example:
         >>> difference({0: 2.0, 1: 4.0}, {0: 1.0, 1: 1.0, 2: 9.0}).mean
         2.0
     """
     pairs = [values[seed] - reference[seed] for seed in values if seed in reference]
+    pairs = [pair for pair in pairs if math.isfinite(pair)]
     if not pairs:
         return None
     count, mean, deviation = spread(pairs)

@@ -6,16 +6,11 @@ from collections.abc import Sequence
 
 from mkdext.data.builtin import builtin_photographs
 from mkdext.data.contents import Contents, read_contents
+from mkdext.data.decoding import BadImageError, Decoded, Levels, decode, profile_fits, read_header
 from mkdext.data.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
-from mkdext.data.images import (
-    IMAGE_SUFFIXES,
-    BadImage,
-    BadImageError,
-    bad_images_message,
-    check_images,
-    find_images,
-    read_image,
-)
+from mkdext.data.fitting import fitted
+from mkdext.data.folders import IMAGE_SUFFIXES, find_images, match_low_resolution
+from mkdext.data.images import BadImage, bad_images_message, check_images, read_image
 from mkdext.data.imresize import imresize
 from mkdext.data.known_sets import KNOWN_SETS, KnownSet, compare_with_known
 from mkdext.data.patches import ImagePairs, PatchSampler, make_pair
@@ -28,10 +23,12 @@ __all__ = [
     "BadImage",
     "BadImageError",
     "Contents",
+    "Decoded",
     "Duplicate",
     "Fingerprint",
     "ImagePairs",
     "KnownSet",
+    "Levels",
     "PatchSampler",
     "Prepared",
     "StoredPair",
@@ -39,15 +36,20 @@ __all__ = [
     "builtin_photographs",
     "check_images",
     "compare_with_known",
+    "decode",
     "find_duplicates",
     "find_images",
     "find_photographs",
     "fingerprint",
+    "fitted",
     "imresize",
     "is_store",
     "make_pair",
+    "match_low_resolution",
     "prepare_store",
+    "profile_fits",
     "read_contents",
+    "read_header",
     "read_image",
     "read_store",
 ]

@@ -6,20 +6,20 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mkdext._command import CommandFailed, exit_status
+from mkdext._command import exit_status
 from mkdext._flags import parse_flags
+from mkdext._terminal import Terminal, progress_bar
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.duplicates import Duplicate, find_duplicates
-from mkdext.data.images import bad_images_message, is_low_resolution
+from mkdext.data.folders import is_low_resolution
+from mkdext.data.images import bad_images_message
 from mkdext.data.known_sets import KNOWN_SETS, compare_with_known
 from mkdext.data.prepare import prepare_store
 
@@ -45,6 +45,9 @@ class PrepareCommand:
     lr: Path | None = None
     """Folder of low-resolution versions, such as DIV2K_train_LR_bicubic/X4; none: they are made by
     MATLAB's bicubic."""
+    crop: bool = False
+    """Whether photographs and given low-resolution versions whose sizes do not fit, such as those
+    that MATLAB rounds up, are cut at the right and the bottom to what they share."""
     bad_images: Literal["refuse", "skip"] = "refuse"
     """What to do with broken photographs, once all are named and the others are written."""
     workers: int | None = None
@@ -93,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 for a check that found something
         wrong or a failure on the way, 130 for Ctrl-C.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> int:
         command: PrepareCommand | CheckCommand | ListCommand = parse_flags(
@@ -110,28 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case ListCommand():
                 return list_known_sets(console)
 
-    return exit_status("mkdext.data", run)
+    return exit_status("mkdext.data", run, memory="lower --workers where there is one")
 
 
-def prepare(command: PrepareCommand, console: Console) -> int:
-    """Make a store and say what it is.
-
-    Raises:
-        CommandFailed: A process that decodes was killed.
-    """
-    try:
-        with _progress(console) as bar:
-            prepared = prepare_store(
-                **dataclasses.asdict(command),
-                progress=lambda title, names: bar.track(names, description=title),
-            )
-    except BrokenProcessPool:
-        message = "a process that decodes was killed; the same command goes on"
-        raise CommandFailed(message) from None
+def prepare(command: PrepareCommand, console: Terminal) -> int:
+    """Make a store and say what it is."""
+    with progress_bar(console, transient=True) as bar:
+        prepared = prepare_store(
+            **dataclasses.asdict(command),
+            progress=lambda title, names: bar.track(names, description=title),
+        )
     for image in prepared.left_out:
-        _say(console, f"left out: {image}")
-    _say(
-        console,
+        console.say(f"left out: {image}")
+    console.say(
         f"{prepared.folder}: {prepared.photographs} photographs, {prepared.size / 1e6:,.1f} MB, "
         f"every checksum is right ({prepared.written} written now)\n"
         f"use it by --train-dir {shlex.quote(str(prepared.folder))} --scale {command.scale}",
@@ -139,9 +133,9 @@ def prepare(command: PrepareCommand, console: Console) -> int:
     return 0
 
 
-def check(command: CheckCommand, console: Console) -> int:
+def check(command: CheckCommand, console: Terminal) -> int:
     """Show what is in a folder, and compare it with others."""
-    with _progress(console) as bar:
+    with progress_bar(console, transient=True) as bar:
 
         def read(folder: Path) -> Contents:
             return read_contents(folder, _tracked(bar, f"reading {folder}"))
@@ -155,12 +149,13 @@ def check(command: CheckCommand, console: Console) -> int:
     if command.dataset is not None:
         known = next(known for known in KNOWN_SETS if known.name == command.dataset)
         table = Table("folder", "expected", "found", "problems", title=known.name)
-        table.columns[0].overflow = "fold"
+        for column in table.columns:
+            column.overflow = "fold"
         for report in compare_with_known(contents, known):
             problems = "; ".join(report.problems)
             table.add_row(report.folder, str(report.expected), str(report.found), problems)
             is_wrong |= bool(problems)
-        console.print(table)
+        console.show(table)
     marks = [
         [
             mark
@@ -177,7 +172,7 @@ def check(command: CheckCommand, console: Console) -> int:
     return int(is_wrong)
 
 
-def list_known_sets(console: Console) -> int:
+def list_known_sets(console: Terminal) -> int:
     """Print the table of data sets."""
     for known in KNOWN_SETS:
         table = Table(box=None, show_header=False, title=known.name, title_justify="left")
@@ -191,50 +186,51 @@ def list_known_sets(console: Console) -> int:
             table.add_row("given LR", ", ".join(part.folders[0] for part in low))
         table.add_row("from", known.source)
         table.add_row("papers", known.protocol)
-        console.print(table, highlight=False)
+        console.print(table)
         console.print()
     return 0
 
 
-def _show_contents(contents: Contents, console: Console) -> None:
+def _show_contents(contents: Contents, console: Terminal) -> None:
     count = len(contents.sizes)
-    _say(console, f"{contents.folder}: {count} usable photographs")
+    console.say(f"{contents.folder}: {count} usable photographs")
     if count:
         kinds = ", ".join(f"{number} {kind}" for kind, number in contents.kinds.most_common())
-        _say(console, f"  formats: {kinds}")
+        console.say(f"  formats: {kinds}")
         by_area = sorted(contents.sizes, key=lambda size: size[0] * size[1])
         smallest, median, largest = (
             "x".join(map(str, by_area[index])) for index in (0, count // 2, -1)
         )
         pixels = sum(width * height for width, height in by_area) / 1e6
-        _say(
-            console,
+        console.say(
             f"  sizes: {smallest} to {largest}, median {median}, {pixels:,.1f} million pixels",
         )
     if contents.bad:
-        _say(console, bad_images_message(contents.bad))
+        console.say(bad_images_message(contents.bad))
+    if low := contents.low_resolution:
+        console.say(
+            f"{len(low)} low-resolution versions among them, such as {low[0]}: training and "
+            "measuring refuse the folder; give that of the high-resolution ones"
+        )
+    if others := contents.other_formats:
+        console.say(
+            f"{len(others)} files of formats that are not read, such as {others[0]}: convert them "
+            "to PNG or JPEG, or they do not count"
+        )
 
 
-def _show_duplicates(where: str, duplicates: Sequence[Duplicate], console: Console) -> None:
+def _show_duplicates(where: str, duplicates: Sequence[Duplicate], console: Terminal) -> None:
     exact = sum(duplicate.is_exact for duplicate in duplicates)
-    _say(console, f"{where}: {exact} exact duplicates, {len(duplicates) - exact} near-duplicates")
+    console.say(f"{where}: {exact} exact duplicates, {len(duplicates) - exact} near-duplicates")
     for duplicate in duplicates[:_SHOWN]:
         how = "exact" if duplicate.is_exact else f"similarity {duplicate.similarity:.2f}"
-        _say(console, f"  {duplicate.first} = {duplicate.second} ({how})")
+        console.say(f"  {duplicate.first} = {duplicate.second} ({how})")
     if len(duplicates) > _SHOWN:
-        _say(console, f"  ... and {len(duplicates) - _SHOWN} more")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(console=console, transient=True, disable=not console.is_terminal)
+        console.say(f"  ... and {len(duplicates) - _SHOWN} more")
 
 
 def _tracked(bar: Progress, title: str) -> Callable[[Sequence[Item]], Iterable[Item]]:
     return lambda items: bar.track(items, description=title)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
+from mkdext.data.decoding import read_header
 from mkdext.data.duplicates import Fingerprint, fingerprint
-from mkdext.data.images import BadImage, Progress, check_images, find_images
+from mkdext.data.folders import find_images, find_low_resolution, find_other_pictures
+from mkdext.data.images import BadImage, Progress, check_images
 from mkdext.data.store import is_store, read_store
 
 
@@ -28,6 +29,10 @@ class Contents:
     """Of each usable photograph."""
     bad: list[BadImage]
     """Files that cannot be used, or photographs of a store whose pixels have changed."""
+    low_resolution: list[Path] = dataclasses.field(default_factory=list)
+    """Files that seem to be small versions of others."""
+    other_formats: list[Path] = dataclasses.field(default_factory=list)
+    """Files that seem to be pictures of formats that are not read."""
 
 
 def read_contents(folder: Path, progress: Progress = iter) -> Contents:
@@ -52,14 +57,13 @@ def read_contents(folder: Path, progress: Progress = iter) -> Contents:
     lock = threading.Lock()
 
     def look(path: Path, image: Tensor) -> None:
-        with Image.open(path) as file:
-            kind = f"{file.format} {file.mode}"
         height, width = image.shape[1:]
-        facts = (width, height), kind, fingerprint(path, image)
+        facts = (width, height), read_header(path).kind, fingerprint(path, image)
         with lock:
             found[path] = facts
 
-    good, bad = check_images(find_images(folder), progress=progress, use=look)
+    paths = find_images(folder)
+    good, bad = check_images(paths, progress=progress, use=look)
     facts = [found[path] for path in good]
     return Contents(
         folder,
@@ -67,6 +71,8 @@ def read_contents(folder: Path, progress: Progress = iter) -> Contents:
         Counter(kind for _, kind, _ in facts),
         [mark for _, _, mark in facts],
         bad,
+        find_low_resolution(folder, paths),
+        find_other_pictures(folder),
     )
 
 

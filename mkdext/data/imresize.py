@@ -12,6 +12,7 @@ import contextlib
 import functools
 import math
 from fractions import Fraction
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from torch import Tensor
 from mkdext._device import sent
 
 _RADIUS = 2  # of the bicubic kernel
+_MOST = 4096  # up to where the exact sums of levels fit into 64 bits
 
 
 def imresize(images: Tensor, scale: float) -> Tensor:
@@ -31,15 +33,15 @@ def imresize(images: Tensor, scale: float) -> Tensor:
             differentiated any number of times; 16-bit types are computed in float32. uint8 is
             rounded (halves up) and clipped after each of the two passes, as MATLAB does, and has
             no gradient.
-        scale: A positive integer, or one divided by a positive integer.
+        scale: A positive integer up to 4096, or one divided by such.
 
     Returns:
         `[..., ceil(scale * H), ceil(scale * W)]`, the type of `images`.
 
     Raises:
-        TypeError: `images` is neither floating point nor uint8.
+        TypeError: `images` is neither floating point nor uint8, or `scale` is no number.
         ValueError: `images` has fewer than two dimensions or an empty side, or `scale` is neither
-            a positive integer nor one divided by such.
+            such an integer nor one divided by it.
 
     Example:
         >>> imresize(torch.rand(3, 48, 40), 1 / 4).shape
@@ -49,8 +51,12 @@ def imresize(images: Tensor, scale: float) -> Tensor:
         raise TypeError(f"imresize: images must be floating point or uint8, got {images.dtype}")
     if images.ndim < 2 or min(images.shape[-2:]) < 1:
         raise ValueError(f"imresize: images must be [..., H, W], got {list(images.shape)}")
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"imresize: scale must be a number, got {scale!r}")
     if not 0 < scale < math.inf:
         raise ValueError(f"imresize: scale must be positive, got {scale}")
+    if not 1 / _MOST <= scale <= _MOST:
+        raise ValueError(f"imresize: scale must be from 1/{_MOST} to {_MOST}, got {scale}")
     factor = round(max(scale, 1 / scale))
     if not math.isclose(max(scale, 1 / scale), factor, rel_tol=1e-6):
         raise ValueError(f"imresize: scale must be an integer n or 1/n, got {scale}")

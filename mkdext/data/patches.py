@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,14 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mkdext.data.images import (
-    BadImage,
-    BadImageError,
-    Progress,
-    check_images,
-    read_image,
-    too_small,
-)
+from mkdext.data.decoding import BadImageError
+from mkdext.data.fitting import whole_cells
+from mkdext.data.images import BadImage, Progress, check_images, read_image, too_small
 from mkdext.data.imresize import imresize
 from mkdext.data.store import Levels, StoredPair
 
@@ -35,8 +31,9 @@ class ImagePairs(Sequence[Pair]):
 
     Item `i` is `(lr, hr)`: uint8 `[3, h, w]` and `[3, scale*h, scale*w]`. For files `lr` is made by
     MATLAB's bicubic on 8-bit levels; decoded pairs stay in memory until it is used up, and what
-    does not fit is decoded each time. Of stored photographs only the patches asked for are read.
-    Several threads may share one object.
+    does not fit is decoded each time. Of stored photographs only the patches asked for are read,
+    but for the first one of each, before which all of it is compared with its checksum. Several
+    threads may share one object.
 
     Example:
         >>> from mkdext.data import builtin_photographs
@@ -60,6 +57,7 @@ class ImagePairs(Sequence[Pair]):
         """
         self.paths = [p if isinstance(p, Path) else p.path for p in photographs]
         self._stored = {p.path: p for p in photographs if isinstance(p, StoredPair)}
+        self._intact: set[Path] = set()
         self.scale = scale
         self._free_bytes = cache_bytes
         self._is_full = False
@@ -74,10 +72,12 @@ class ImagePairs(Sequence[Pair]):
         minimum_side: int = 1,
         progress: Progress = iter,
         cache_bytes: int = 2 << 30,
+        check_stored: bool = False,
     ) -> tuple[ImagePairs, list[BadImage]]:
         """Check files as `check_images` does, keeping in memory what it decodes.
 
-        Of stored photographs, which were checked when they were stored, only the size is looked at.
+        Of stored photographs, which were checked when they were stored, only the size is looked at;
+        their pixels when they are first used, unless that shall be now.
 
         Args:
             photographs: Files, or what `read_store` returns for this scale, or both.
@@ -85,6 +85,7 @@ class ImagePairs(Sequence[Pair]):
             minimum_side: Smallest width and height, in pixels, that is large enough.
             progress: Wraps the iteration over the files, to show how far it has come.
             cache_bytes: Memory for decoded pairs.
+            check_stored: Whether pixels of stored photographs are compared with their checksums.
 
         Returns:
             The pairs of the usable photographs, and the others.
@@ -96,6 +97,12 @@ class ImagePairs(Sequence[Pair]):
             height, width = stored.hr.shape[1:]
             if reason := too_small(height, width, minimum_side):
                 bad.append(BadImage(stored.path, reason))
+            elif check_stored:
+                try:
+                    stored.require_intact()
+                    pairs._intact.add(stored.path)
+                except BadImageError as error:
+                    bad.append(BadImage(stored.path, str(error)))
         unusable = {image.path for image in bad}
         pairs.paths = [path for path in pairs.paths if path not in unusable]
         return pairs, bad
@@ -108,11 +115,11 @@ class ImagePairs(Sequence[Pair]):
         """The pair `(lr, hr)` of photograph `index`.
 
         Raises:
-            BadImageError: The file cannot be read.
+            BadImageError: The file cannot be read, or the stored photograph has changed.
         """
         path = self.paths[index]
         if path in self._stored:
-            return self._stored[path].pair()
+            return self._intact_pair(path).pair()
         if path not in self._cache:
             hr = _read(path)
             self._keep(path, hr)
@@ -131,12 +138,12 @@ class ImagePairs(Sequence[Pair]):
             `(lr, hr)`, uint8 `[3, size, size]` and `[3, scale*size, scale*size]`.
 
         Raises:
-            BadImageError: The file cannot be read.
+            BadImageError: The file cannot be read, or the stored photograph has changed.
             ValueError: The photograph is smaller than the patch.
         """
         path, scale = self.paths[index], self.scale
         if path in self._stored:
-            stored = self._stored[path]
+            stored = self._intact_pair(path)
             top, left = self._corner(path, stored.hr.shape, size, place)
             hr_levels = _square(stored.hr, top * scale, left * scale, size * scale)
             lr_levels = _square(stored.lr, top, left, size)
@@ -147,6 +154,14 @@ class ImagePairs(Sequence[Pair]):
         hr_patch = _square(hr, top * scale, left * scale, size * scale)
         lr_patch = _square(pair[0], top, left, size) if pair else _lr(hr, scale, top, left, size)
         return lr_patch, hr_patch
+
+    def _intact_pair(self, path: Path) -> StoredPair:
+        stored = self._stored[path]
+        if path not in self._intact:
+            with _naming(path):
+                stored.require_intact()
+            self._intact.add(path)
+        return stored
 
     def _corner(
         self, path: Path, shape: Sequence[int], size: int, place: tuple[float, float]
@@ -220,7 +235,7 @@ class PatchSampler:
             `lr` `[B, 3, p, p]` and `hr` `[B, 3, scale*p, scale*p]`, float32 in [0, 1].
 
         Raises:
-            BadImageError: A file cannot be read any more.
+            BadImageError: A file cannot be read any more, or a stored photograph has changed.
             ValueError: A photograph is smaller than the patch.
         """
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, step]))
@@ -281,16 +296,16 @@ def make_pair(hr: Tensor, scale: int) -> Pair:
 
 
 def _read(path: Path) -> Tensor:
-    try:
+    with _naming(path):
         return read_image(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
     except BadImageError as error:
         raise BadImageError(f"{path}: {error}") from None
-
-
-def whole_cells(hr: Tensor, scale: int) -> Tensor:
-    """Cut `[3, H, W]` at the right and the bottom to multiples of `scale`."""
-    height, width = (size // scale * scale for size in hr.shape[1:])
-    return hr[:, :height, :width]
 
 
 def _lr(hr: Tensor, scale: int, top: int, left: int, size: int) -> Tensor:

@@ -6,28 +6,18 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from mkdext._files import write_text
-from mkdext.data.images import (
-    IMAGE_SUFFIXES,
-    BadImage,
-    BadImageError,
-    bad_images_message,
-    find_images,
-    is_low_resolution,
-    pillow_warnings_raised,
-    read_image,
-)
-from mkdext.data.patches import make_pair, whole_cells
+from mkdext._reading import MOST_BYTES, parse_json, require_file
+from mkdext.data.decoding import BadImageError
+from mkdext.data.fitting import fitted
+from mkdext.data.folders import find_high_resolution, match_low_resolution
+from mkdext.data.images import BadImage, bad_images_message, read_image
+from mkdext.data.patches import make_pair
 from mkdext.data.store import (
     INDEX,
     JOURNAL,
@@ -38,10 +28,12 @@ from mkdext.data.store import (
     checksum,
     header,
     map_pixels,
+    parse_entry,
     read_index,
     read_store,
     stored_pair,
 )
+from mkdext.data.workers import in_processes
 
 Progress = Callable[[str, Sequence[str]], Iterable[str]]
 """Given a title and names, iterates over the names and shows how far it has come."""
@@ -65,6 +57,7 @@ def prepare_store(
     out: Path,
     scale: int,
     lr: Path | None = None,
+    crop: bool = False,
     bad_images: Literal["refuse", "skip"] = "refuse",
     workers: int | None = None,
     progress: Progress = lambda title, names: names,
@@ -78,17 +71,18 @@ def prepare_store(
         source: Folder of high-resolution photographs, as `find_images` takes it.
         out: The store's folder.
         scale: Downscaling factor.
-        lr: Folder of low-resolution versions, named as the photographs or with `x4` (the scale)
-            after it, as in DIV2K; none: made by MATLAB's bicubic.
+        lr: Folder of low-resolution versions, named as `match_low_resolution` has it; none: made by
+            MATLAB's bicubic.
+        crop: Whether given versions of sizes that do not fit are cut, as `fitted` does it.
         bad_images: What to do with files that cannot be used, once all others are written.
-        workers: Processes that decode; 1: this one; none: one for each processor. Several are
-            started anew, so that a script that calls this needs `if __name__ == "__main__"`.
+        workers: Processes that decode; 1: this one; none: one for each processor.
         progress: Shows how far it has come.
 
     Raises:
         ValueError: `source` or `lr` cannot be used, `out` holds anything but a store of the same
             photographs and scale, another process is at work there, or the store is damaged.
-        OSError: The store cannot be written, for example on a full disk; the next call goes on.
+        OSError: The store cannot be written, for example on a full disk, or a process that decodes
+            was killed; the next call goes on.
 
     Example:
         >>> import tempfile
@@ -112,8 +106,8 @@ def prepare_store(
         _check_unchanged(out, done, sources)
         missing = [source for source in sources if source.name not in known]
         bad, written = [], 0
-        jobs = [(source, scale) for source in missing]
-        with contextlib.closing(_in_parallel(jobs, workers or _processors())) as results:
+        jobs = [(source, scale, crop) for source in missing]
+        with contextlib.closing(_all_decoded(jobs, workers or _processors())) as results:
             for source_, result in zip(_shown(missing, progress), results, strict=True):
                 if isinstance(result, BadImage):
                     bad.append(result)
@@ -145,6 +139,10 @@ class _Source(NamedTuple):
         return [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
+_Job = tuple[_Source, int, bool]
+"""What to decode, the scale, and whether to cut what does not fit."""
+
+
 class _Decoded(NamedTuple):
     hr: Levels
     lr: Levels
@@ -153,58 +151,32 @@ class _Decoded(NamedTuple):
 
 
 def _find_sources(folder: Path, scale: int, lr: Path | None) -> list[_Source]:
-    paths = find_images(folder)
+    paths = find_high_resolution(folder, lr, "--lr")
     names = [path.relative_to(folder) for path in paths]
-    low = next(filter(is_low_resolution, names), None)
-    if low is not None:
-        raise ValueError(
-            f"{folder} holds low-resolution photographs too, such as {low}: give the folder of the "
-            "high-resolution ones, and --lr for the others"
-        )
-    if lr is None:
-        return [
-            _Source(name.as_posix(), path, None) for name, path in zip(names, paths, strict=True)
-        ]
-    given = {path.relative_to(lr).with_suffix(""): path for path in find_images(lr)}
-    sources, missing = [], []
-    for name, path in zip(names, paths, strict=True):
-        stem = name.with_suffix("")
-        pair = given.get(stem.with_name(f"{stem.name}x{scale}")) or given.get(stem)
-        if pair is None:
-            missing.append(name)
-        else:
-            sources.append(_Source(name.as_posix(), path, pair))
-    if missing:
-        stem = missing[0].with_suffix("")
-        raise ValueError(
-            f"{len(missing)} of {len(paths)} photographs have no low-resolution version in {lr}: "
-            f"for {missing[0]} it is called {stem}x{scale} or {stem}, with any of "
-            f"{', '.join(IMAGE_SUFFIXES)}"
-        )
-    return sources
+    low: Sequence[Path | None] = [None] * len(paths)
+    if lr is not None:
+        low = match_low_resolution(names, folder, lr, scale)
+    return [
+        _Source(name.as_posix(), path, given)
+        for name, path, given in zip(names, paths, low, strict=True)
+    ]
 
 
-def _decode(job: tuple[_Source, int]) -> _Decoded | BadImage:
-    source, scale = job
+def _decode(job: _Job) -> _Decoded | BadImage:
+    source, scale, crop = job
     path = source.hr
     try:
-        with pillow_warnings_raised():
-            files = source.files()
-            hr = read_image(source.hr)
-            if min(hr.shape[1:]) < scale:
-                return BadImage(path, f"is {hr.shape[2]}x{hr.shape[1]} pixels, less than the scale")
-            if source.lr is None:
-                lr, hr = make_pair(hr, scale)
-            else:
-                hr, path = whole_cells(hr, scale), source.lr
-                lr = read_image(source.lr)
-                size, needed = lr.shape[1:], (hr.shape[1] // scale, hr.shape[2] // scale)
-                if tuple(size) != needed:
-                    return BadImage(
-                        path,
-                        f"is {size[1]}x{size[0]} pixels, must be {needed[1]}x{needed[0]} for "
-                        f"{source.hr} at scale {scale}",
-                    )
+        files = source.files()
+        hr = read_image(source.hr)
+        if min(hr.shape[1:]) < scale:
+            return BadImage(path, f"is {hr.shape[2]}x{hr.shape[1]} pixels, less than the scale")
+        if source.lr is None:
+            lr, hr = make_pair(hr, scale)
+        else:
+            path = source.lr
+            lr, hr = fitted(read_image(source.lr), hr, scale, crop)
+        if source.files() != files:
+            return BadImage(source.hr, "changed while it was read")
     except BadImageError as error:
         return BadImage(path, str(error))
     except OSError as error:
@@ -213,50 +185,13 @@ def _decode(job: tuple[_Source, int]) -> _Decoded | BadImage:
     return _Decoded(high, low, checksum(high, low), files)
 
 
-def _in_parallel(
-    jobs: Sequence[tuple[_Source, int]], workers: int
-) -> Generator[_Decoded | BadImage]:
-    """What `_decode` makes of the jobs, in order, a few of them ahead."""
+def _all_decoded(jobs: Sequence[_Job], workers: int) -> Generator[_Decoded | BadImage, None, None]:
+    """What `_decode` makes of the jobs, in order."""
     workers = min(workers, len(jobs))
-    if workers <= 1:
+    if workers > 1:
+        yield from in_processes(_decode, jobs, workers)
+    else:
         yield from map(_decode, jobs)
-        return
-    # Not forked: PyTorch's threads do not survive that.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_watch_parent) as pool:
-        waiting: deque[Future[_Decoded | BadImage]] = deque()
-        try:
-            for job in jobs:
-                with _without_ctrl_c():
-                    waiting.append(pool.submit(_decode, job))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Let it wait; processes started meanwhile never get it, their parent tells them to end."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _watch_parent() -> None:
-    """End with the parent, even where it is killed."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @contextlib.contextmanager
@@ -268,12 +203,20 @@ def _opened(out: Path, scale: int) -> Iterator[tuple[BinaryIO, BinaryIO, list[En
         raise ValueError(f"--out {out} cannot be made: {error.strerror}") from None
     if not (out / JOURNAL).exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} holds other files; give an empty or new folder")
+    for name in (JOURNAL, PIXELS):
+        if os.path.lexists(out / name):
+            require_file(out / name, f"--out {out}: {name}")
     with (out / JOURNAL).open("a+b") as journal, (out / PIXELS).open("ab") as pixels:
         try:
             # The system lets go of the lock however the process ends.
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"--out {out} is in use by another process") from None
+        if (out / INDEX).exists():
+            (out / JOURNAL).unlink(missing_ok=True)
+            raise ValueError(
+                f"--out {out} was finished meanwhile by another process; the same command checks it"
+            )
         done = _read_journal(out, journal, scale)
         pixels.truncate(done[-1].end(scale) if done else 0)
         pixels.seek(0, os.SEEK_END)
@@ -283,7 +226,7 @@ def _opened(out: Path, scale: int) -> Iterator[tuple[BinaryIO, BinaryIO, list[En
 def _read_journal(out: Path, journal: BinaryIO, scale: int) -> list[Entry]:
     """The photographs that are whole, up to the first that is not; what comes after is cut off."""
     journal.seek(0)
-    first, *lines = journal.readlines() or [b""]
+    first, *lines = journal.read(MOST_BYTES).splitlines(keepends=True) or [b""]
     if not first.endswith(b"\n"):
         journal.truncate(0)
         _write_line(journal, header(scale))
@@ -297,8 +240,8 @@ def _read_journal(out: Path, journal: BinaryIO, scale: int) -> list[Entry]:
     pixels, done, size = map_pixels(out / PIXELS), [], len(first)
     for line in lines:
         try:
-            entry = Entry(**_parsed(line))
-        except TypeError:
+            entry = parse_entry(_parsed(line), scale)
+        except ValueError:
             break
         is_there = line.endswith(b"\n") and entry.end(scale) <= len(pixels)
         if not is_there or not stored_pair(out, entry, scale, pixels).is_intact():
@@ -311,7 +254,7 @@ def _read_journal(out: Path, journal: BinaryIO, scale: int) -> list[Entry]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line, JOURNAL)
     except ValueError:
         return None
 

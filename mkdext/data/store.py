@@ -16,8 +16,9 @@ the first line, then one line for each photograph in `pixels.u8`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import mmap
+import os
+import reprlib
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,13 +29,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mkdext.data.images import find_images
+from mkdext._reading import entry, read_json, require_file
+from mkdext.data.decoding import BadImageError
+from mkdext.data.folders import find_high_resolution
 
 PIXELS = "pixels.u8"
 INDEX = "store.json"
 JOURNAL = "unfinished.jsonl"
 
 _FORMAT, _VERSION = "mkdext store", 1
+_FIX = "delete the store and prepare it again"
+_LONGEST_SIDE, _MOST_OFFSET = 1 << 24, 1 << 60
 
 Levels = npt.NDArray[np.uint8]
 
@@ -86,10 +91,19 @@ class StoredPair:
         """Whether the pixels are those that were written; reads them all."""
         return checksum(self.hr, self.lr) == self.crc32
 
+    def require_intact(self) -> None:
+        """Check that the pixels are those that were written.
+
+        Raises:
+            BadImageError: They are not.
+        """
+        if not self.is_intact():
+            raise BadImageError(f"has changed since it was written; {_FIX}")
+
 
 def is_store(folder: Path) -> bool:
     """Whether a folder is a store, finished or not."""
-    return any((folder / name).exists() for name in (INDEX, JOURNAL))
+    return any(os.path.exists(folder / name) for name in (INDEX, JOURNAL))
 
 
 def read_store(folder: Path, scale: int | None = None) -> list[StoredPair]:
@@ -127,27 +141,33 @@ def read_store(folder: Path, scale: int | None = None) -> list[StoredPair]:
     if len(pixels) != expected:
         raise ValueError(
             f"store {folder} is damaged: {PIXELS} must have {expected} bytes, got {len(pixels)}; "
-            "delete the store and prepare it again"
+            f"{_FIX}"
         )
     return [stored_pair(folder, entry, stored_scale, pixels) for entry in entries]
 
 
-def find_photographs(folder: Path, scale: int) -> list[Path] | list[StoredPair]:
+def find_photographs(
+    folder: Path, scale: int, lr: Path | None = None, lr_flag: str | None = None
+) -> list[Path] | list[StoredPair]:
     """What `ImagePairs` takes from a folder of image files or from a store, sorted by name.
 
     Args:
         folder: Either of them.
         scale: Downscaling factor.
+        lr: As `find_high_resolution` takes it, for a folder.
+        lr_flag: Likewise.
 
     Raises:
-        ValueError: As `find_images`, or as `read_store`.
+        ValueError: As `find_high_resolution`, or as `read_store`.
 
     Example:
         >>> from mkdext.data import builtin_photographs
         >>> len(find_photographs(builtin_photographs("validation")[0].parent, scale=4)) > 3
         True
     """
-    return read_store(folder, scale) if is_store(folder) else find_images(folder)
+    if is_store(folder):
+        return read_store(folder, scale)
+    return find_high_resolution(folder, lr, lr_flag)
 
 
 def read_index(folder: Path) -> tuple[int, list[Entry]]:
@@ -156,30 +176,54 @@ def read_index(folder: Path) -> tuple[int, list[Entry]]:
     Raises:
         ValueError: As `read_store`, without a look at the pixels.
     """
-    path = folder / INDEX
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        if (folder / JOURNAL).exists():
+    if not os.path.lexists(folder / INDEX):
+        if os.path.exists(folder / JOURNAL):
             raise ValueError(
                 f"store {folder} is unfinished: the command that began it goes on with it"
-            ) from None
-        raise ValueError(f"{folder} is not a store: it has no {INDEX}") from None
-    except OSError as error:
-        raise ValueError(f"store {folder} cannot be read: {error.strerror}") from None
-    except ValueError:  # neither text nor JSON
-        content = None
+            )
+        raise ValueError(f"{folder} is not a store: it has no {INDEX}")
+    try:
+        content = read_json(folder / INDEX, INDEX)
+    except ValueError as error:
+        raise ValueError(f"store {folder} is damaged: {error}; {_FIX}") from None
     scale = check_header(folder, content)
     try:
-        entries = [Entry(**entry) for entry in content["photographs"]]
-        if not entries or not all(_is_possible(entry, scale) for entry in entries):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"store {folder} is damaged: {INDEX} has no list of photographs; delete the store and "
-            "prepare it again"
-        ) from None
-    return scale, entries
+        listed = entry(content, "photographs", list, INDEX)
+        if not listed:
+            raise ValueError(f"{INDEX} lists no photograph")
+        return scale, [parse_entry(item, scale, f"photograph {i}") for i, item in enumerate(listed)]
+    except ValueError as error:
+        raise ValueError(f"store {folder} is damaged: {error}; {_FIX}") from None
+
+
+def parse_entry(content: object, scale: int, what: str = "entry") -> Entry:
+    """An entry of an index or a journal.
+
+    Args:
+        content: What the file holds.
+        scale: Of the store.
+        what: Begins the message.
+
+    Raises:
+        ValueError: It is none, or its numbers are impossible.
+    """
+    files = entry(content, "files", list, what)
+    if not 1 <= len(files) <= 2 or not all(_is_state(file) for file in files):
+        raise ValueError(f"{what}: 'files' must hold size and time of one or two files")
+    numbers = {
+        name: entry(content, name, int, what) for name in ("height", "width", "offset", "crc32")
+    }
+    for name in ("height", "width"):
+        if not scale <= numbers[name] <= _LONGEST_SIDE or numbers[name] % scale:
+            raise ValueError(
+                f"{what}: {name!r} must be a multiple of {scale} up to {_LONGEST_SIDE}, "
+                f"got {reprlib.repr(numbers[name])}"
+            )
+    for name, end in (("offset", _MOST_OFFSET), ("crc32", 1 << 32)):
+        if not 0 <= numbers[name] < end:
+            got = reprlib.repr(numbers[name])
+            raise ValueError(f"{what}: {name!r} must be from 0 to {end - 1}, got {got}")
+    return Entry(entry(content, "name", str, what), **numbers, files=files)
 
 
 def header(scale: int) -> dict[str, Any]:
@@ -194,15 +238,19 @@ def check_header(folder: Path, content: object) -> int:
         ValueError: It is not the header of a store that this version reads.
     """
     if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
-        raise ValueError(f"{folder} is not a store of mkdext, or its index is damaged")
-    if content.get("version") != _VERSION:
         raise ValueError(
-            f"store {folder} is of version {content.get('version')!r}, this mkdext reads "
-            f"version {_VERSION}: prepare it again"
+            f"{folder} is not a store of mkdext, or its index is damaged: give another folder, or "
+            f"{_FIX}"
+        )
+    if content.get("version") != _VERSION:
+        version = reprlib.repr(content.get("version"))
+        raise ValueError(
+            f"store {folder} is of version {version}, this mkdext reads version {_VERSION}: "
+            "prepare it again"
         )
     scale = content.get("scale")
-    if not isinstance(scale, int) or scale < 1:
-        raise ValueError(f"store {folder} is damaged: its scale is {scale!r}")
+    if not isinstance(scale, int) or isinstance(scale, bool) or not 1 <= scale <= _LONGEST_SIDE:
+        raise ValueError(f"store {folder} is damaged: its scale is {reprlib.repr(scale)}; {_FIX}")
     return scale
 
 
@@ -212,13 +260,16 @@ def map_pixels(path: Path) -> Levels:
     Raises:
         ValueError: The file cannot be read.
     """
+    require_file(path, f"store {path.parent} has no readable {PIXELS}, which")
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:  # the system maps no empty file
         return np.empty(0, np.uint8)
     except OSError as error:
-        raise ValueError(f"store {path.parent} has no readable {PIXELS}: {error}") from None
+        raise ValueError(
+            f"store {path.parent} has no readable {PIXELS} ({error.strerror}); {_FIX}"
+        ) from None
     return np.frombuffer(mapped, np.uint8)
 
 
@@ -235,11 +286,9 @@ def checksum(hr: Levels, lr: Levels) -> int:
     return zlib.crc32(lr.ravel().data, zlib.crc32(hr.ravel().data))
 
 
-def _is_possible(entry: Entry, scale: int) -> bool:
-    sides = (entry.height, entry.width)
+def _is_state(file: object) -> bool:
     return (
-        isinstance(entry.name, str)
-        and isinstance(entry.files, list)
-        and all(isinstance(side, int) and side >= scale and side % scale == 0 for side in sides)
-        and all(isinstance(number, int) and number >= 0 for number in (entry.offset, entry.crc32))
+        isinstance(file, list)
+        and len(file) == 2
+        and all(isinstance(number, int) and not isinstance(number, bool) for number in file)
     )

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from mkdext._allocator import keep_freed_memory
 from mkdext._command import exit_status
 from mkdext._flags import parse_flags
-from mkdext.training.config_files import checked_run, value_of, with_config
+from mkdext._terminal import Terminal, text_table
+from mkdext.training.config_files import naming_the_file, value_of, with_config
 from mkdext.training.datafree import DataFreeOptions, train_without_data
 from mkdext.training.datafree.options import with_usual_rates
 from mkdext.training.datafree.plan import prepare
 from mkdext.training.datafree.student import check_teachers, photographs
+from mkdext.training.going_on import checked_run
 from mkdext.training.plan import count_parameters
+from mkdext.training.run_directory import in_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +33,14 @@ class DataFreeCommand(DataFreeOptions):
     """
 
     config: Path | None = None
-    """YAML file of options, such as the config.yaml of another run; flags given count more."""
+    """YAML file of options, such as the config.yaml of another run; flags given count more. A
+    network that it names by file.py:factory is code, which is run, by --dry-run too: look into a
+    file that comes from others."""
     resume: bool = False
-    """Go on with the run in --out, with the options that it was begun with."""
+    """Go on with the run in --out, with its options. Some may be others from here on: with more
+    --iterations also a finished run of one stage goes on, on the cosine of that length; --lr,
+    --lr-min, --generator.lr, --device, how often what is done, and where photographs and files were
+    moved to."""
     dry_run: bool = False
     """Show the resolved options, sizes and the memory that a step needs, and stop."""
 
@@ -54,18 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
         the signal for one that was stopped.
     """
-    console = Console()
+    console = Terminal()
 
     def run() -> None:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         options = command.options()
         if command.dry_run:
-            show_plan(options, console)
+            show_plan(options, console, command.resume)
             return
         keep_freed_memory()
-        train_without_data(options, console)
+        train_without_data(options, console, command.resume)
 
-    return exit_status("mkdext.datafree", run)
+    memory = "lower --batch-size, --patch-size or --contrastive.bank-bytes"
+    return exit_status("mkdext.datafree", run, memory=memory)
 
 
 def parse(arguments: Sequence[str]) -> DataFreeCommand:
@@ -77,20 +84,22 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
     """
     given = with_config(arguments, DataFreeOptions())
     default = with_usual_rates(DataFreeCommand(), value_of("--optimizer", given))
-    command: DataFreeCommand = parse_flags(
-        DataFreeCommand, given, default=default, prog="python -m mkdext.datafree"
-    )
+    with naming_the_file(arguments, given):
+        command: DataFreeCommand = parse_flags(
+            DataFreeCommand, given, default=default, prog="python -m mkdext.datafree"
+        )
     return command
 
 
-def show_plan(options: DataFreeOptions, console: Console) -> None:
+def show_plan(options: DataFreeOptions, console: Terminal, resume: bool = False) -> None:
     """Print what a training would do."""
-    options = options.resolved()
-    _, config = checked_run(options)
+    run = checked_run(options, resume)
+    run.require_files()
+    options = run.options
     sets = photographs(options, console)
     plan = prepare(options)
-    console.print(yaml.safe_dump(config, sort_keys=False).rstrip(), highlight=False)
-    table = Table("", "parameters", title="sizes")
+    console.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
+    table = text_table("sizes", "", "parameters")
     for index, parts in enumerate(plan.schedule.parts):
         stage = plan.begin_stage(index)
         name = f"student {options.student}"
@@ -103,18 +112,19 @@ def show_plan(options: DataFreeOptions, console: Console) -> None:
             table.add_row(f"generator x{scale}", f"{count_parameters(maker.generator):,}")
         if maker.discriminator:
             table.add_row(f"discriminator x{scale}", f"{count_parameters(maker.discriminator):,}")
-    console.print(table)
+    console.show(table)
     for scale, maker in plan.makers.items():
         if maker.discriminator:
-            console.print(
+            console.say(
                 f"memory bank x{scale}: {maker.bank.capacity} images of {4 * maker.bank.width} "
-                f"bytes, {maker.bank.nbytes:,} bytes",
-                highlight=False,
+                f"bytes, {maker.bank.nbytes:,} bytes"
             )
     memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
-    console.print(f"memory of a step: {memory}", highlight=False)
+    console.say(f"memory of a step: {memory}")
     check_teachers(plan, sets)
-    console.print(f"would write to {options.out}", highlight=False)
+    if run.changes:
+        console.say(f"from here on: {in_words(run.changes)}")
+    console.say(f"would write to {options.out}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mkdext._options import check_types
 from mkdext.data import imresize
 
 
@@ -25,6 +26,10 @@ class Criterion:
 
     error: Literal["l1", "squared"] = "l1"
     reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        check_types(self)
 
     def __call__(self, images: Tensor, others: Tensor) -> Tensor:
         """The distance, a scalar."""
@@ -80,6 +85,10 @@ class LossWeights:
     statistics: float = 1.0
     """Agreement with the statistics that the teacher's batch normalisation layers have kept, where
     it has such layers."""
+
+    def __post_init__(self) -> None:
+        """Check types."""
+        check_types(self, "weights.")
 
     def total(
         self,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mkdext._options import check_types
 from mkdext.distill.adapters import inverse_norm, total
 from mkdext.distill.base import Descent, DistillationMethod, MetaDefaults
 from mkdext.distill.known_gradient import with_known_gradient
@@ -50,7 +51,8 @@ class MKDOptions:
     """Divide the gap of each point by the mean magnitude of the teacher's knowledge."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check types and numbers."""
+        check_types(self, "mkd.")
         for name, most in (("grid", 1024), ("kernel_size", 1023), ("hidden", 65536)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:

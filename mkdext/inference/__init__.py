@@ -1,7 +1,7 @@
 """Using trained networks: pictures as files hold them, tiles, memory."""
 
 from mkdext._memory import PeakMemory, resident_bytes
-from mkdext.inference.networks import Network, load_network, load_networks
+from mkdext.inference.networks import EnlargementError, Network, load_network, load_networks
 from mkdext.inference.pictures import Picture, picture_size, read_picture
 from mkdext.inference.png import PNGWriter
 from mkdext.inference.tiling import (
@@ -18,6 +18,7 @@ from mkdext.inference.tiling import (
 __all__ = [
     "GLOBAL_OVERLAP",
     "Costs",
+    "EnlargementError",
     "Network",
     "PNGWriter",
     "PeakMemory",

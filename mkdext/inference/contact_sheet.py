@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext._files import atomic_write
+from mkdext._figures import figure_file, label
 from mkdext.metrics import Window
 
 SIDE = 96
 """Width and height of a cutting in high-resolution pixels."""
 
+MOST_ROWS = 40
+"""Photographs of a sheet."""
+
 _INCHES = 1.6  # of a cutting on the sheet
-_DPI = 120
+_LONGEST = 24  # letters below or above a cutting
 
 
 class ContactSheet:
@@ -25,7 +27,14 @@ class ContactSheet:
     def __init__(self, columns: Sequence[str]) -> None:
         """Begin a sheet whose first column is the truth."""
         self._columns = list(columns)
-        self._rows: list[tuple[str, list[tuple[Tensor, str]]]] = []
+        self._rows: list[list[tuple[Tensor, str] | None]] = []
+        self.left_out = 0
+        """Photographs that came when the sheet was full."""
+
+    @property
+    def rows(self) -> int:
+        """Photographs on it."""
+        return len(self._rows)
 
     def add(
         self,
@@ -34,39 +43,48 @@ class ContactSheet:
         pictures: Mapping[str, tuple[Tensor, float]],
         window: Window | None = None,
     ) -> None:
-        """Add a photograph.
+        """Add a photograph, if there is room.
 
         Args:
             name: Of the photograph.
             hr: The truth, uint8 `[3, H, W]`.
-            pictures: uint8 `[3, H, W]` and PSNR-Y in dB, for each column after the first.
+            pictures: uint8 `[3, H, W]` and PSNR-Y in dB, for the columns after the first; those
+                that are not there are left empty.
             window: What is cut out; none: where the first way differs most from the truth.
         """
+        if not pictures:
+            return
+        if self.rows == MOST_ROWS:
+            self.left_out += 1
+            return
         if window is None:
-            first = pictures[self._columns[1]][0]
+            first, _ = next(iter(pictures.values()))
             window, _ = strongest_window((first.float() - hr.float()).square().mean(dim=0))
         left, top, size = window
         cut = (slice(None), slice(top, top + size), slice(left, left + size))
-        cells = [(hr[cut].clone(), "")]
+        cells: list[tuple[Tensor, str] | None] = [(hr[cut].clone(), label(name, _LONGEST))]
         for column in self._columns[1:]:
-            picture, psnr = pictures[column]
-            cells.append((picture[cut].clone(), f"{psnr:.2f} dB"))
-        self._rows.append((name, cells))
+            if column in pictures:
+                picture, psnr = pictures[column]
+                cells.append((picture[cut].clone(), f"{psnr:.2f} dB"))
+            else:
+                cells.append(None)
+        self._rows.append(cells)
 
     def save(self, path: Path) -> None:
         """Write the sheet as a PNG."""
         size = (_INCHES * len(self._columns), 1.15 * _INCHES * len(self._rows) + 0.3)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(self._rows), len(self._columns), squeeze=False)
-        for axes, (name, cells) in zip(grid, self._rows, strict=True):
-            for axis, (picture, text) in zip(axes, cells, strict=True):
-                axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-                axis.set_xlabel(text or name, fontsize=6)
-        for axis, column in zip(grid[0], self._columns, strict=True):
-            axis.set_title(column, fontsize=7)
-        with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-            figure.savefig(file, format="png", dpi=_DPI)
+        with figure_file(path, size) as figure:
+            grid = figure.subplots(len(self._rows), len(self._columns), squeeze=False)
+            for axes, cells in zip(grid, self._rows, strict=True):
+                for axis, cell in zip(axes, cells, strict=True):
+                    axis.set(xticks=[], yticks=[])
+                    if cell is not None:
+                        picture, text = cell
+                        axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+                        axis.set_xlabel(text, fontsize=6)
+            for axis, column in zip(grid[0], self._columns, strict=True):
+                axis.set_title(label(column, _LONGEST), fontsize=7)
 
 
 def strongest_window(

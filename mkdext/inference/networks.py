@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mkdext._command import is_out_of_memory
 from mkdext._device import checked_device
 from mkdext.inference.tiling import GLOBAL_OVERLAP, Costs, forward_costs, reach
 from mkdext.models import (
@@ -21,7 +22,11 @@ from mkdext.models import (
 )
 from mkdext.models.builtin import BUILTIN_SCALE
 from mkdext.models.own import layout, placed, unwrapped
-from mkdext.models.user_code import is_own
+from mkdext.models.user_code import in_words, is_own
+
+
+class EnlargementError(ValueError):
+    """A network cannot enlarge a picture; the message says which one, of what size, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +72,50 @@ class Network:
         """Enlarge `[1, 3, h, w]` to `[1, 3, scale*h, scale*w]`, float32 in [0, 1] on the CPU.
 
         The result is not clipped.
+
+        Raises:
+            EnlargementError: As `enlarge`.
         """
-        lr = lr.to(self.device, torch.float32, memory_format=layout(self.model))
-        sr: Tensor = self.model(lr)
-        return sr.cpu()
+        return self.enlarge(lr).float().cpu()
+
+    def enlarge(self, lr: Tensor) -> Tensor:
+        """Enlarge `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, differentiably, on its device.
+
+        Raises:
+            EnlargementError: The network fails at this size, or what it makes is no image, of
+                another size or not finite.
+        """
+        # A copy, because networks of others may work in place.
+        taken = lr.to(self.device, torch.float32, memory_format=layout(self.model), copy=True)
+        try:
+            sr = self.model(taken)
+        except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
+            if is_out_of_memory(error):
+                raise
+            raise self._error(lr, in_words(error)) from error
+        height, width = lr.shape[2] * self.scale, lr.shape[3] * self.scale
+        if not isinstance(sr, Tensor) or not sr.is_floating_point():
+            kind = sr.dtype if isinstance(sr, Tensor) else type(sr).__name__
+            raise self._error(lr, f"it makes no image of floating-point numbers, but {kind}")
+        if sr.shape != (len(lr), 3, height, width):
+            raise self._error(
+                lr, f"it makes {list(sr.shape)} of it, not {[len(lr), 3, height, width]}"
+            )
+        if not bool(sr.detach().isfinite().all()):
+            raise self._error(lr, "what it makes is not finite")
+        return sr
+
+    def _error(self, lr: Tensor, reason: str) -> EnlargementError:
+        size = f"{lr.shape[3]}x{lr.shape[2]} pixels"
+        return EnlargementError(f"{self.name} cannot enlarge {size}: {reason}")
 
 
 def load_network(
-    weights: Path | None, scale: int | None = None, name: str | None = None, device: str = "cpu"
+    weights: Path | None,
+    scale: int | None = None,
+    name: str | None = None,
+    device: str = "cpu",
+    size: tuple[int, int] | None = None,
 ) -> Network:
     """Load what `--weights`, `--scale`, `--model` and `--device` mean.
 
@@ -85,6 +126,7 @@ def load_network(
         name: Network that the weights must be of, one of `MODEL_NAMES`, or a user's,
             `package.module:factory` or `file.py:factory`; none: any of this package.
         device: "cpu", "cuda" or "cuda:N".
+        size: Height and width of the only pictures that a user's network must take; none: any.
 
     Raises:
         ValueError: The weights or the device cannot be used as asked, the user's network is not
@@ -97,7 +139,7 @@ def load_network(
     place = checked_device(device)
     if name is not None and is_own(name):
         scale = scale or _scale_of(weights, name)
-        model = load_own(name, weights, scale, "--model")
+        model = load_own(name, weights, scale, "--model", size)
     else:
         model = _of_this_package(weights, scale, name)
         scale = model.scale

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import sys
-import warnings
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext.data import BadImageError
-from mkdext.inference.png import Levels
+from mkdext.data import Levels, decode, profile_fits, read_header
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-_BIG, _LITTLE = ";16B", ";16L"  # Pillow's names of byte orders
-_OTHER_ORDER = {
-    _BIG: _LITTLE,
-    _LITTLE: _BIG,
-    ";16N": _BIG if sys.byteorder == "little" else _LITTLE,
-}
 _SPREAD = 32  # pixels, more than what a network's output mostly depends on
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)
 
@@ -41,6 +29,8 @@ class Picture:
     """Meaning of the colours."""
     exif: bytes | None
     """The camera's notes, without orientation."""
+    chunks: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    """What else a PNG file says of the colours and the resolution, by the names of its chunks."""
 
     @property
     def bits(self) -> int:
@@ -99,29 +89,25 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         BadImageError: The file is no picture that can be enlarged.
     """
-    with _opened(path) as file:
-        return file.size
+    return read_header(path)[1:]
 
 
 def read_picture(path: Path) -> Picture:
-    """Decode a picture.
+    """Decode a picture, by the same reader as photographs to train on.
 
-    A palette becomes RGB, CMYK becomes RGB by its profile, a camera's orientation is applied.
+    A palette becomes RGB, CMYK becomes RGB by its profile if that fits, a camera's orientation is
+    applied. A profile that is damaged or not of the picture's colours is left out.
 
     Raises:
         BadImageError: The file is missing, unreadable, no picture, damaged, of several pages or
-            frames, or has 32-bit or floating-point pixels.
+            frames, has signed, 32-bit or floating-point pixels, or more than twice
+            `PIL.Image.MAX_IMAGE_PIXELS` of them (179 million).
     """
-    with _opened(path) as file:
-        try:
-            return _decoded(file, path)
-        except BadImageError:
-            raise
-        # Pillow's decoders raise whatever a damaged file makes them stumble over.
-        except Exception as error:
-            raise BadImageError(
-                f"cannot be decoded ({str(error) or type(error).__name__})"
-            ) from None
+    decoded = decode(path, 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else math.inf)
+    profile = decoded.icc_profile
+    if profile is not None and not profile_fits(profile, decoded.levels.shape[2] <= 2):
+        profile = None
+    return Picture(decoded.levels, profile, decoded.exif, decoded.chunks)
 
 
 def _spread(planes: Tensor, visible: Tensor) -> Tensor:
@@ -135,102 +121,3 @@ def _spread(planes: Tensor, visible: Tensor) -> Tensor:
         mean = total[:-1] / total[-1:].clamp(min=1e-6)
         planes, known = torch.where(known > 0, planes, mean), (total[-1:] > 0).float()
     return planes
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    try:
-        with warnings.catch_warnings():
-            # Whoever decodes it knows how much memory there is.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            file = Image.open(path, formats=_FORMATS)
-    except UnidentifiedImageError:
-        reason = "not an image of a known format, whatever its name says"
-        raise BadImageError(reason if path.stat().st_size else "is empty (0 bytes)") from None
-    except Image.DecompressionBombError as error:
-        raise BadImageError(f"is too large ({error})") from None
-    except OSError as error:
-        raise BadImageError(f"cannot be read ({error.strerror or error})") from None
-    with file:
-        yield file
-
-
-def _decoded(file: ImageFile.ImageFile, path: Path) -> Picture:
-    # A camera's MPO file holds the photograph first, then previews or a second view.
-    frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
-    if frames > 1:
-        raise BadImageError(f"holds {frames} pages or frames; save one as a still image")
-    if file.mode in ("I", "F", "LAB"):
-        raise BadImageError(f"has pixels of type {file.mode}; save it as RGB with 8 or 16 bits")
-    icc_profile = file.info.get("icc_profile")
-    if any(_raw_mode(tile)[-4:] in _OTHER_ORDER for tile in file.tile) and file.mode[0] != "I":
-        levels = _levels_of_16_bits(file, path)
-    else:
-        image: Image.Image = file
-        if file.mode == "CMYK":
-            image, icc_profile = _rgb_of_cmyk(file, icc_profile), None
-        levels = _levels(_upright(_plain(image)))
-    # The tags of a TIFF are about how it is stored.
-    exif = file.getexif() if file.format != "TIFF" else Image.Exif()
-    exif.pop(ExifTags.Base.Orientation, None)
-    notes = exif.tobytes().removeprefix(b"Exif\0\0") if len(exif) else None
-    return Picture(levels, icc_profile, notes)
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """The image in one of the modes L, LA, RGB, RGBA, I;16."""
-    if image.mode == "1":
-        image = image.convert("L")
-    if image.mode.startswith("I;16"):
-        return image
-    if image.has_transparency_data:
-        return image.convert("LA" if image.mode in ("L", "LA") else "RGBA")
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image)
-
-
-def _levels(image: Image.Image) -> Levels:
-    levels = np.asarray(image)
-    levels = levels if levels.ndim == 3 else levels[..., None]
-    return levels.astype(np.uint16) if levels.itemsize > 1 else levels
-
-
-def _rgb_of_cmyk(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    if icc_profile is None:
-        return image.convert("RGB")
-    converted = ImageCms.profileToProfile(
-        image, io.BytesIO(icc_profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
-    assert converted is not None  # It is none only when converted in place.
-    return converted
-
-
-def _levels_of_16_bits(file: ImageFile.ImageFile, path: Path) -> Levels:
-    """Decode a picture of 16-bit colours, of which Pillow gives the higher byte.
-
-    With the bytes declared in the other order it takes the lower for the higher.
-    """
-    if _raw_mode(file.tile[0]) == f"LA{_BIG}":
-        # Its four bytes a pixel are declared as four channels.
-        file.tile = [tile._replace(args="RGBA") for tile in file.tile]
-        return np.ascontiguousarray(_levels(_upright(file))).view(">u2").astype(np.uint16)
-    high = _levels(_upright(file))
-    with _opened(path) as again:
-        again.tile = [_in_other_order(tile) for tile in again.tile]
-        low = _levels(_upright(again))
-    return high.astype(np.uint16) << 8 | low
-
-
-def _raw_mode(tile: Any) -> str:
-    arguments = tile[3]
-    return str(arguments if isinstance(arguments, str) else (arguments or ("",))[0])
-
-
-def _in_other_order(tile: Any) -> Any:
-    mode = _raw_mode(tile)
-    other = mode[:-4] + _OTHER_ORDER[mode[-4:]]
-    arguments = other if isinstance(tile[3], str) else (other, *tile[3][1:])
-    return tile._replace(args=arguments)

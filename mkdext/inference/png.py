@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Levels = npt.NDArray[Any]
-"""uint8 or uint16 `[rows, width, channels]`."""
+from mkdext.data import Levels
 
 _BLOCK_BYTES = 1 << 18
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -43,6 +42,7 @@ class PNGWriter:
         bits: int,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
+        chunks: Mapping[str, bytes] | None = None,
     ) -> None:
         """Begin the file.
 
@@ -54,6 +54,7 @@ class PNGWriter:
             bits: 8 or 16 a channel.
             icc_profile: Meaning of the colours.
             exif: The camera's notes, from the TIFF header on.
+            chunks: Names and contents of other chunks about colours and resolution.
         """
         self._file = path.open("wb")
         self._type = np.dtype(np.uint8 if bits == 8 else ">u2")
@@ -63,6 +64,8 @@ class PNGWriter:
         self._file.write(_SIGNATURE)
         header = struct.pack(">IIBBBBB", width, height, bits, _COLOUR_TYPES[channels], 0, 0, 0)
         self._chunk(b"IHDR", header)
+        for name, content in (chunks or {}).items():
+            self._chunk(name.encode(), content)
         if icc_profile is not None:
             self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile))
         if exif is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -63,11 +64,16 @@ class Costs:
 
 
 def forward_costs(model: nn.Module) -> Costs:
-    """What a forward pass of `model` takes, found by two passes, if possible without numbers."""
-    try:
+    """What a forward pass of `model` takes, found by two passes, if possible without numbers.
+
+    Of a network that runs at no usual size nothing is known: it is taken to need nothing.
+    """
+    # Whatever a user's network may raise.
+    with contextlib.suppress(Exception, SystemExit):
         return _forward_costs(copy.deepcopy(model).to("meta"), torch.device("meta"))
-    except Exception:  # Whatever a user's network may raise.
+    with contextlib.suppress(Exception, SystemExit):
         return _forward_costs(model, _device_of(model))
+    return Costs(0.0, 0.0)
 
 
 def _forward_costs(model: nn.Module, device: torch.device) -> Costs:
@@ -104,16 +110,21 @@ def reach(model: nn.Module) -> int | None:
     if any(isinstance(module, nn.AdaptiveAvgPool2d) for module in model.modules()):
         return None
     height, width = _STRIP
-    model = _with_open_gates(model)
     lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     changed = lr.clone()
     changed[..., width // 2] = 1 - changed[..., width // 2]
     try:
+        model = _with_open_gates(model)
         before, after, moved = (
             model(image.to(_device_of(model))) for image in (lr, changed, lr[..., 1:])
         )
-    except Exception:  # Whatever a user's network may raise at so few rows.
+        return _distance(before, after, moved, width)
+    except (Exception, SystemExit):  # Whatever a user's network may raise at so few rows.
         return None
+
+
+def _distance(before: Tensor, after: Tensor, moved: Tensor, width: int) -> int | None:
+    """How far a change in the middle column of an image reaches; none: as `reach`."""
     scale = before.shape[-1] // width
     columns = (before != after).flatten(0, 2).any(dim=0).nonzero()
     if not len(columns):

@@ -9,7 +9,7 @@ from mkdext.metrics.attribution import (
     path_attribution,
     window_detail,
 )
-from mkdext.metrics.image_quality import luma, psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.metrics.image_quality import luma, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 
 __all__ = [
     "Window",
@@ -18,6 +18,7 @@ __all__ = [
     "diffusion_index",
     "gini",
     "luma",
+    "mean_psnr",
     "path_attribution",
     "psnr_y",
     "ssim_y",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from skimage.metrics import structural_similarity
@@ -59,6 +60,23 @@ def psnr_y(image: Tensor, reference: Tensor, border: int) -> float:
     image_y, reference_y = _cropped_luma("psnr_y", image, reference, border, smallest=1)
     error = (image_y - reference_y).square().mean().item()
     return math.inf if error == 0 else 20 * math.log10(255) - 10 * math.log10(error)
+
+
+def mean_psnr(values: Sequence[float]) -> tuple[float, int]:
+    """Mean over the pictures that are not met exactly: one infinite value would hide all others.
+
+    Args:
+        values: In dB, at least one.
+
+    Returns:
+        The mean, infinite if all are, and how many are infinite.
+
+    Example:
+        >>> mean_psnr([30.0, math.inf, 32.0])
+        (31.0, 1)
+    """
+    finite = [value for value in values if not math.isinf(value)]
+    return sum(finite) / len(finite) if finite else math.inf, len(values) - len(finite)
 
 
 def ssim_y(image: Tensor, reference: Tensor, border: int) -> float:
@@ -140,6 +158,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
     Raises:
         TypeError: `image` is not floating point.
+        ValueError: A value is not a number.
 
     Example:
         >>> to_uint8(torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1])).tolist()
@@ -147,6 +166,8 @@ def to_uint8(image: Tensor) -> Tensor:
     """
     if not image.is_floating_point():
         raise TypeError(f"to_uint8: image must be floating point, got {image.dtype}")
+    if bool(image.isnan().any()):
+        raise ValueError("to_uint8: image has values that are not numbers (NaN)")
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 

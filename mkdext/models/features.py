@@ -115,7 +115,8 @@ def features_at(model: nn.Module, points: Sequence[str], lr: Tensor) -> list[Ten
         for name in points:
             hooks.enter_context(_submodule(model, name).register_forward_hook(keep(name)))
         model(lr)
-    return [features[name] for name in points]
+    # A network that runs in inference mode gives what no gradient can be taken beside.
+    return [f.clone() if f.is_inference() else f for f in (features[name] for name in points)]
 
 
 class _LastPointPassed(Exception):
@@ -287,7 +288,7 @@ def _no_submodule(model: nn.Module, name: str) -> PointError:
     hint = did_you_mean(name, patterns if "*" in name else names)
     return PointError(
         f"distillation point {name!r} is no sub-module of {type(model).__name__}"
-        f"{hint or '; it has ' + ', '.join(names[:8]) + ', ...'}"
+        f"{hint or '; it has ' + (', '.join(names[:8]) + ', ...' if names else 'none')}"
     )
 
 

@@ -42,7 +42,8 @@ class AdaptedNetwork(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve `lr`."""
-        lr = lr.contiguous()
+        # A copy, because code of others may work in place on what it is given.
+        lr = lr.clone(memory_format=torch.contiguous_format)
         if self.channels == 3:
             sr: Tensor = self.network(imresize(lr, self.scale) if self.enlarged else lr)
             return sr
@@ -66,7 +67,9 @@ def _y(image: Tensor) -> Tensor:
     return (luma(image) / 255).to(image.dtype).unsqueeze(1)
 
 
-def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
+def adapt(
+    network: nn.Module, scale: int, what: str, size: tuple[int, int] | None = None
+) -> nn.Module:
     """Find out, by running it on a small image, what a network takes, and give it that.
 
     Args:
@@ -74,6 +77,7 @@ def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
             images enlarged before, of any size, in [0, 1].
         scale: Enlargement factor.
         what: Names the network in error messages.
+        size: Height and width of the only images that it must take; none: any.
 
     Returns:
         A map from `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`: `network` itself if it is one of
@@ -90,23 +94,24 @@ def adapt(network: nn.Module, scale: int, what: str) -> nn.Module:
         torch.Size([1, 3, 16, 14])
     """
     _check_has_numbers(network, what)
-    large = tuple(side * scale for side in PROBE)
+    probe = size or PROBE
+    large = tuple(side * scale for side in probe)
     given: dict[int, Tensor | type | str] = {}
     for channels in (3, 1):
-        result = given[channels] = _run(network, channels)
-        for enlarged, size in ((False, large), (True, PROBE)):
-            if isinstance(result, Tensor) and result.shape == (1, channels, *size):
-                _check_numbers(result, [1, channels, *PROBE], what)
+        result = given[channels] = _run(network, channels, probe)
+        for enlarged, sides in ((False, large), (True, probe)):
+            if isinstance(result, Tensor) and result.shape == (1, channels, *sides):
+                _check_numbers(result, [1, channels, *probe], what)
                 if isinstance(network, SRNetwork):
                     return network
                 return AdaptedNetwork(network, scale, channels, enlarged)
     # What it makes of an image that it does not fail on tells more.
     channels = 1 if isinstance(given[3], str) and not isinstance(given[1], str) else 3
-    image, result = [1, channels, *PROBE], given[channels]
+    image, result = [1, channels, *probe], given[channels]
     if isinstance(result, str):
+        rule = "" if size else ", it must take any size"
         raise ValueError(
-            f"{what} fails on an image {image}, it must take any size: {result}"
-            f"{_of_other_numbers(network)}"
+            f"{what} fails on an image {image}{rule}: {result}{_of_other_numbers(network)}"
         )
     got = list(result.shape) if isinstance(result, Tensor) else result.__name__
     raise ValueError(
@@ -146,20 +151,22 @@ def _check_numbers(result: Tensor, image: list[int], what: str) -> None:
         )
 
 
-def _run(network: nn.Module, channels: int) -> Tensor | type | str:
+def _run(network: nn.Module, channels: int, size: tuple[int, int]) -> Tensor | type | str:
     """The result, the type of one that is no tensor, or the error in words."""
     like = next(network.parameters(), torch.empty(0))
     try:
         with evaluation_mode(network), torch.no_grad():
-            result = network(probe_image(1, channels, like.device))
+            result = network(probe_image(1, channels, like.device, size))
     except (Exception, SystemExit) as error:  # Whatever code of others may raise.
         return in_words(error)
     return result if isinstance(result, Tensor) else type(result)
 
 
-def probe_image(samples: int, channels: int, device: torch.device) -> Tensor:
-    """Images to try a network on, `[samples, channels, 17, 19]`, all colours from 0 to 1."""
-    shape = samples, channels, *PROBE
+def probe_image(
+    samples: int, channels: int, device: torch.device, size: tuple[int, int] = PROBE
+) -> Tensor:
+    """Images to try a network on, `[samples, channels, *size]`, all colours from 0 to 1."""
+    shape = samples, channels, *size
     return torch.linspace(0, 1, math.prod(shape), device=device).view(shape)
 
 

@@ -90,7 +90,13 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
     return model.eval().requires_grad_(False)
 
 
-def load_own(name: str, weights: str | Path | None, scale: int, flag: str) -> nn.Module:
+def load_own(
+    name: str,
+    weights: str | Path | None,
+    scale: int,
+    flag: str,
+    size: tuple[int, int] | None = None,
+) -> nn.Module:
     """A user's network with its weights.
 
     Args:
@@ -98,6 +104,7 @@ def load_own(name: str, weights: str | Path | None, scale: int, flag: str) -> nn
         weights: A file that `read_weights` can read; none: those that the factory gives it.
         scale: Enlargement factor.
         flag: The option that `name` was given to, for error messages.
+        size: Height and width of the only pictures that it must take; none: any.
 
     Returns:
         A network that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
@@ -114,7 +121,7 @@ def load_own(name: str, weights: str | Path | None, scale: int, flag: str) -> nn
     network = make_own(name, flag)
     if weights is not None:
         load_weights_file(network, weights)
-    return adapt(network, scale, f"{flag} {name}")
+    return adapt(network, scale, f"{flag} {name}", size)
 
 
 def _unknown(flag: str, name: str, known: tuple[str, ...]) -> ValueError:

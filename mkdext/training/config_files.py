@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
+import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import yaml
-
+from mkdext._near_names import did_you_mean
+from mkdext._options import WrongKind, as_kind, flag_of, kinds_of
+from mkdext._reading import read_yaml
 from mkdext.models.user_code import absolute
 from mkdext.training.options import BUILTIN_DEMO, SharedOptions, TrainOptions
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run_directory import HISTORY, RunDirectory
 
 
 def with_config(arguments: Sequence[str], options: SharedOptions) -> list[str]:
@@ -33,9 +36,44 @@ def with_config(arguments: Sequence[str], options: SharedOptions) -> list[str]:
         run = RunDirectory(Path(value_of("--out", given) or options.out))
         if not run.config.exists():
             raise ValueError(f"--resume: there is no run in --out {run.root}")
-        config = str(run.config)
-        given = [*given, "--out", str(run.root)]
+        resumed = ["--out", str(run.root)]
+        return flags_of(load_config(run.config), options, str(run.config)) + given + resumed
     return given if config is None else read_config(Path(config), options) + given
+
+
+@contextlib.contextmanager
+def naming_the_file(given: Sequence[str], arguments: Sequence[str]) -> Iterator[None]:
+    """Name the configuration file in an error about an option that it holds.
+
+    Args:
+        given: Arguments of the user.
+        arguments: The same after those of the file.
+    """
+    if list(given) == list(arguments):
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except (ValueError, SystemExit) as error:
+        message = _of_an_option(error)
+        flag = message.split()[0]
+        if flag and value_of(flag, given) is None and value_of(flag, arguments) is not None:
+            file = value_of("--config", given)
+            what = _what(Path(file)) if file else f"{value_of('--out', arguments)}/config.yaml"
+            raise ValueError(f"{what}: {message}") from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _of_an_option(error: BaseException | None) -> str:
+    """What an option's value was refused with, also where tyro has made an exit of it."""
+    while error is not None:
+        if isinstance(error, ValueError) and str(error).startswith("--"):
+            return str(error)
+        error = error.__context__
+    return " "
 
 
 def read_config(path: Path, options: SharedOptions) -> list[str]:
@@ -49,9 +87,14 @@ def read_config(path: Path, options: SharedOptions) -> list[str]:
         Arguments that come before those of the user.
 
     Raises:
-        ValueError: The file is missing or not YAML of names and values, or has an unknown name.
+        ValueError: The file is missing or not YAML of names and values, or has an unknown name or a
+            value of another type.
     """
-    return flags_of(load_config(path), options, f"--config {path}")
+    return flags_of(load_config(path), options, _what(path))
+
+
+def _what(path: Path) -> str:
+    return f"--config {path}"
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -77,19 +120,15 @@ def defaults_for(arguments: Sequence[str]) -> TrainOptions:
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The names and values of a configuration file.
+    """The names and values of a configuration file, without the history that a run keeps in it.
 
     Raises:
         ValueError: The file is missing or not YAML of names and values.
     """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"--config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from None
+    config = read_yaml(path, _what(path))
     if not isinstance(config, dict):
-        raise ValueError(f"--config {path} must hold names and values, got {type(config).__name__}")
+        raise ValueError(f"{_what(path)} must hold names and values, got {type(config).__name__}")
+    config.pop(HISTORY, None)
     return config
 
 
@@ -130,17 +169,6 @@ def config_of(options: SharedOptions) -> dict[str, Any]:
     return config
 
 
-def checked_run(options: SharedOptions) -> tuple[RunDirectory, dict[str, Any]]:
-    """The run directory of resolved options, and what the run is known by; nothing is written.
-
-    Raises:
-        ValueError: As `RunDirectory.check`.
-    """
-    config, run = config_of(options), RunDirectory(options.out)
-    run.check(config)
-    return run, config
-
-
 def changed_flags(options: SharedOptions, base: SharedOptions) -> list[str]:
     """The command-line arguments that make `options` from `base`, except for `out`.
 
@@ -168,27 +196,30 @@ def _difference(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
 def _arguments(
     config: Mapping[str, Any], options: object, source: str, prefix: str
 ) -> Iterator[str]:
-    known = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
-    types = get_type_hints(type(options))
+    kinds = kinds_of(type(options))  # type: ignore[arg-type]
     for key, value in config.items():
         name = str(key).replace("-", "_")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it is one of {', '.join(known)}"
-            raise ValueError(f"{source}: there is no option {prefix + str(key)!r}{hint}")
-        if dataclasses.is_dataclass(known[name]):
+        shown = repr(prefix + str(key))
+        if name not in kinds:
+            hint = did_you_mean(name, kinds) or f"; it is one of {', '.join(kinds)}"
+            raise ValueError(f"{source}: there is no option {shown}{hint}")
+        if dataclasses.is_dataclass(kinds[name]):
             if not isinstance(value, dict):
-                raise ValueError(f"{source}: {key!r} must hold names and values")
-            yield from _arguments(value, known[name], source, f"{prefix}{name}.")
-        elif isinstance(value, dict) or (
-            isinstance(value, list) and not isinstance(known[name], tuple)
-        ):
-            raise ValueError(f"{source}: {prefix + str(key)!r} must be one value, got {value!r}")
-        elif isinstance(value, bool) and types[name] is bool:
-            flag = name if value else f"no_{name}"
-            yield f"--{prefix}{flag}".replace("_", "-")
-        elif isinstance(value, list):
-            if value:
-                yield from (f"--{prefix}{name}".replace("_", "-"), *map(str, value))
-        else:
-            yield from (f"--{prefix}{name}".replace("_", "-"), str(value))
+                raise ValueError(f"{source}: {shown} must hold names and values")
+            yield from _arguments(value, getattr(options, name), source, f"{prefix}{name}.")
+            continue
+        try:
+            # In YAML 1.1, which is what is read, 1e-4 is a text.
+            right = as_kind(value, kinds[name], lambda text, kind: kind(text))
+        except WrongKind as error:
+            raise ValueError(f"{source}: {shown} must be {error.must_be}, got {value!r}") from None
+        items = right if isinstance(right, tuple) else (right,)
+        if any(isinstance(item, str | Path) and str(item).startswith("-") for item in items):
+            raise ValueError(f"{source}: {shown} must not begin with a dash, got {value!r}")
+        flag = flag_of(prefix + name)
+        if kinds[name] is bool:
+            yield flag if right else flag_of(f"{prefix}no_{name}")
+        elif items:
+            yield from (flag, *map(str, items))
+        elif getattr(options, name):
+            raise ValueError(f"{source}: {shown} must not be empty")

@@ -11,6 +11,7 @@ STEPS = 20
 """Steps that are looked at: what is zero at first mostly moves after one."""
 
 _LISTED = 5
+_LEAST = 0.01  # share of the numbers; fewer have a gradient of zero where a ReLU is shut at first
 
 
 class GradientWatch:
@@ -22,23 +23,37 @@ class GradientWatch:
         self.sizes = {name: parameter.numel() for name, parameter in named}
         self.steps = 0
         """Steps seen."""
+        self._apart = set(self.sizes)
         self._reached: Tensor | None = None
 
-    def add(self, gradients: Sequence[Tensor]) -> None:
-        """Look at the gradients of a step, in the order of the parameters; only at first ones."""
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Look at the gradients of a step, in the order of the parameters; only at first ones.
+
+        None: the result was not computed with the parameter.
+        """
         self.steps += 1
         if self.steps > STEPS:
             return
+        named = list(zip(self.sizes, gradients, strict=True))
+        self._apart -= {name for name, gradient in named if gradient is not None}
+        device = next((g.device for g in gradients if g is not None), None)
+        none = torch.zeros((), dtype=torch.bool, device=device)
         # Not read here, where a GPU would be waited for.
-        reached = torch.stack([gradient.any() for gradient in gradients])
+        reached = torch.stack([none if g is None else g.any() for g in gradients])
         self._reached = reached if self._reached is None else self._reached | reached
 
     def silent(self) -> set[str]:
-        """Names of the parameters that no gradient has reached; waits for a GPU."""
+        """Names of the parameters that no gradient has reached; waits for a GPU.
+
+        Those that were computed with, but only had a gradient of zero, count where they are more
+        than a few.
+        """
         if self._reached is None:
             return set()
         reached = self._reached.tolist()
-        return {name for name, has in zip(self.sizes, reached, strict=True) if not has}
+        zero = {name for name, has in zip(self.sizes, reached, strict=True) if not has}
+        share = sum(self.sizes[name] for name in zero) / sum(self.sizes.values())
+        return zero if share > _LEAST else self._apart
 
 
 def silence_in_words(watches: Iterable[GradientWatch], is_last: bool) -> str | None:

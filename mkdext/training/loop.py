@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from mkdext._memory import PeakMemory
+from mkdext._terminal import Terminal
+from mkdext.training.config_files import config_of
+from mkdext.training.going_on import require_same_run
 from mkdext.training.options import SharedOptions
 from mkdext.training.progress import TrainingProgress
 from mkdext.training.readings import Readings
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run_directory import RunDirectory, flat
+from mkdext.training.saved_state import SavedState
 from mkdext.training.signals import StopSignals, TrainingStopped
 from mkdext.training.steps import NonFiniteError, TrainingFailed
 from mkdext.training.tensorboard import tensorboard
@@ -32,6 +35,24 @@ class Done(NamedTuple):
     """Time spent on them."""
     values: dict[str, float]
     """The last value of everything that is logged."""
+
+    @classmethod
+    def of(cls, state: SavedState, options: SharedOptions, iterations: int) -> Done:
+        """What a checkpoint tells that `Loop.state` began.
+
+        Raises:
+            ValueError: It is not that of a training with these options and so many steps.
+        """
+        require_same_run(state, options)
+        step, seconds = state.number("step", 1), state.entry("seconds", float)
+        if step > iterations:
+            raise ValueError(
+                f"{state.where} is of step {step}, beyond the {iterations} steps asked for; ask "
+                f"for {step} or more"
+            )
+        if not 0 <= seconds < math.inf:
+            raise state.unfit(f"does not fit ('seconds' is {seconds})")
+        return cls(step, seconds, state.numbers("values"))
 
 
 class Loop(ABC):
@@ -50,7 +71,7 @@ class Loop(ABC):
         iterations: int,
         run: RunDirectory,
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what every training has.
 
@@ -64,8 +85,10 @@ class Loop(ABC):
         self.options = options
         self.iterations = iterations
         self.before = done
-        self.console = console
+        self.console = Terminal.of(console)
         self.run_directory = run
+        self.history = run.history
+        """What the options were before."""
 
     @property
     def events(self) -> Path:
@@ -103,6 +126,10 @@ class Loop(ABC):
         """Add to the metrics of the run what has a `step`."""
         self.run_directory.add_metrics(values)
 
+    def state(self, done: Done) -> dict[str, Any]:
+        """What every checkpoint holds."""
+        return {**done._asdict(), "options": dict(flat(config_of(self.options)))}
+
     @abstractmethod
     def save(self, done: Done) -> None:
         """Write a checkpoint."""
@@ -123,7 +150,7 @@ class Loop(ABC):
 
         Raises:
             TrainingFailed: A step did; the last checkpoint is kept.
-            TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+            TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
         """
         options, first, total = self.options, self.before.step, self.iterations
         device = torch.device(options.device)
@@ -145,7 +172,10 @@ class Loop(ABC):
                 add_events(values)
 
             def validate(step: int) -> None:
-                measured = self.validate(step)
+                try:
+                    measured = self.validate(step)
+                except TrainingFailed as error:
+                    raise type(error)(self.explained(error, step)) from None
                 if measured:
                     record({"step": step, **measured})
                 # Whole pictures take more than a step does.
@@ -180,6 +210,7 @@ class Loop(ABC):
                     costs = {"patches_per_second": speed, "peak_bytes": peak}
                     record({"step": done, **latest, **costs, **self.statistics()})
                 if checkpoint_is_due:
+                    self.run_directory.sync_metrics()
                     self.save(Done(done, time.monotonic() - begin, latest))
                 if stopped:
                     raise TrainingStopped(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -89,12 +90,34 @@ def reckons_inner_steps(
     return of_any_number
 
 
-def available_bytes() -> int | None:
-    """Memory that this machine can still give, none where Linux does not tell."""
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that this machine or container can still give, none where Linux does not tell.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
     try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":") for line in file)
+        fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
     except OSError:
         return None
     kilobytes, _ = fields["MemAvailable"].split()
-    return int(kilobytes) * 1024
+    return min([int(kilobytes) * 1024, *_left_in_groups(root)])
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """What the control group of this process leaves it, and each group above that has a limit."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    name = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    mounted = root / "sys/fs/cgroup"
+    for group in (mounted / name, *(mounted / name).parents):
+        try:
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+            kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group here, or "max"
+            continue
+        # What files keep in memory without need is given back when it is wanted.
+        yield max(limit - used + int(kept.get("inactive_file", 0)), 0)

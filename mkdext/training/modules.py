@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from mkdext._terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode, modes_kept
-from mkdext.training.config_files import checked_run
+from mkdext.training.going_on import checked_run
+from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.options import TrainOptions
 from mkdext.training.plan import Networks, prepare
 from mkdext.training.student import Summary, finished, run_plan
@@ -41,12 +42,14 @@ class Distilled(NamedTuple):
     """As `train` returns it."""
 
 
+@one_at_a_time
 def distill(
     student: nn.Module,
     teacher: nn.Module,
     images: Images,
     options: TrainOptions | None = None,
     console: Console | None = None,
+    resume: bool = False,
 ) -> Distilled:
     """Train a student to be like a teacher: `python -m mkdext.train` for networks given as objects.
 
@@ -63,6 +66,7 @@ def distill(
         options: How; `student`, `teacher`, `teacher_weights` and `train_dir` are not looked at.
             None: the defaults of `TrainOptions`.
         console: Where progress is shown; none: the standard output.
+        resume: As for `train`; the student may then be of other initial weights too.
 
     Returns:
         The trained student, and how it came to be.
@@ -70,9 +74,10 @@ def distill(
     Raises:
         TypeError: A network is no module, or an image is not of uint8.
         ValueError: Options, images or networks are not usable, the method takes no teacher, or
-            `options.out` holds a run of others; nothing was done.
+            `options.out` holds a run of others, or another training is at work in this process;
+            nothing was done.
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
-        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+        TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
 
     Example:
         >>> import tempfile
@@ -94,7 +99,7 @@ def distill(
         >>> result.student is student, [record["step"] for record in result.history]
         (True, [2, 2])
     """
-    options, console = options or TrainOptions(), console or Console()
+    options, terminal = options or TrainOptions(), Terminal.of(console)
     for name, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
@@ -111,12 +116,13 @@ def distill(
         teacher=digest_of(teacher),
         teacher_weights=None,
         train_dir=folders or (),
-    ).resolved()
-    run, config = checked_run(options)
-    if run.summary.exists():
-        summary = finished(run, console)
-        load_weights(student, read_weights(run.student))
+    )
+    run = checked_run(options, resume)
+    options, summary = run.options, finished(run, terminal)
+    if summary:
+        load_weights(student, read_weights(run.directory.student))
     else:
+        run.require_files()
         smallest = options.patch_size * options.scale
         pairs = None if folders else ImagesInMemory(images, options.scale, smallest)  # type: ignore[arg-type]
         with evaluation_mode(teacher), modes_kept(student):
@@ -124,9 +130,8 @@ def distill(
                 adapt(student, options.scale, "distill: student"),
                 adapt(teacher, options.scale, "distill: teacher"),
             )
-            summary = run_plan(prepare(options, networks), run, config, pairs, console)
-    history = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return Distilled(student, history, summary)
+            summary = run_plan(prepare(options, networks), run, pairs, terminal)
+    return Distilled(student, run.directory.records(), summary)
 
 
 class ImagesInMemory(ImagePairs):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from mkdext._near_names import did_you_mean
+from mkdext._options import check_types, flag_of
 from mkdext.distill import MKDOptions, method_class, method_names
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class MetaOptions:
     """Weight decay of the method's parameters."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check types and numbers."""
+        check_types(self, "meta.")
         at_least(1, self, "steps", "every", prefix="meta.")
         positive(self, "inner_lr", "lr", prefix="meta.")
         at_least(0, self, "keep", "weight_decay", prefix="meta.")
@@ -132,7 +134,8 @@ class SharedOptions:
     """Run directory; the same command goes on with the run that it finds there."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check types and numbers."""
+        check_types(self)
         at_least(
             1,
             self,
@@ -248,9 +251,9 @@ def at_least(least: float, options: object, *names: str, prefix: str = "") -> No
     for name in names:
         value = getattr(options, name)
         if isinstance(value, int) and value >= 2**53:
-            raise ValueError(f"{_flag(prefix + name)} must be below 2^53, got {value}")
+            raise ValueError(f"{flag_of(prefix + name)} must be below 2^53, got {value}")
         if value is not None and not (value >= least and math.isfinite(value)):
-            raise ValueError(f"{_flag(prefix + name)} must be at least {least}, got {value}")
+            raise ValueError(f"{flag_of(prefix + name)} must be at least {least}, got {value}")
 
 
 def positive(options: object, *names: str, prefix: str = "") -> None:
@@ -262,11 +265,7 @@ def positive(options: object, *names: str, prefix: str = "") -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{_flag(prefix + name)} must be positive, got {value}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+            raise ValueError(f"{flag_of(prefix + name)} must be positive, got {value}")
 
 
 BUILTIN_DEMO = TrainOptions(

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from mkdext.models.user_code import absolute
 from mkdext.training.config_files import changed_flags
 from mkdext.training.options import BUILTIN_DEMO, TrainOptions
 from mkdext.training.photographs import BUILTIN_NAME
+from mkdext.training.run_directory import HISTORY
 
 
-def origin(options: TrainOptions, steps: int) -> dict[str, Any]:
-    """What made a student, after `steps` steps; the same wherever the run directory is.
+def origin(options: TrainOptions, steps: int, history: Sequence[Any] = ()) -> dict[str, Any]:
+    """What made a student; the same wherever the run directory is.
+
+    Args:
+        options: Those of its last step.
+        steps: How many it took.
+        history: What the options were before, as `RunDirectory.history` has it.
 
     Example:
         >>> from pathlib import Path
@@ -31,4 +38,5 @@ def origin(options: TrainOptions, steps: int) -> dict[str, Any]:
         "teacher": None if options.method == "vanilla" else str(teacher),
         "data": [str(folder) for folder in options.train_dir] or [BUILTIN_NAME],
         "steps": steps,
+        **({HISTORY: [*history]} if history else {}),
     }

@@ -32,13 +32,14 @@ def training_photographs(
         The usable ones and those left out.
 
     Raises:
-        ValueError: A folder is missing or empty or `out` lies in it, a store is damaged or of
-            another scale, no photograph is usable, or some are not and `bad_images` is "refuse".
+        ValueError: A folder is missing or empty, holds small versions of photographs too, or `out`
+            lies in it, a store is damaged or of another scale, no photograph is usable, or some are
+            not and `bad_images` is "refuse".
     """
     found: list[Path | StoredPair] = []
     for folder in options.train_dir:
-        check_apart(options.out, folder)
         found += find_photographs(folder, options.scale)
+        check_apart(options.out, folder)
     found = found or [*builtin_photographs("train")]
     smallest = options.patch_size * options.scale
     pairs, bad = ImagePairs.checked(
@@ -58,13 +59,15 @@ def validation_photographs(options: TrainOptions, progress: Progress) -> dict[st
     """Check the photographs to measure on, by the name of their folder or store.
 
     Raises:
-        ValueError: A folder is missing or empty or `out` lies in it, a store is damaged or of
-            another scale, a photograph is not usable, or two folders have the same name.
+        ValueError: A folder is missing or empty, holds small versions of photographs too, or `out`
+            lies in it, a store is damaged or of another scale, a photograph is not usable, or two
+            folders have the same name.
     """
     if not options.val_dir:
         return {BUILTIN_NAME: ImagePairs(builtin_photographs("validation"), options.scale)}
     sets: dict[str, ImagePairs] = {}
     for folder in options.val_dir:
+        found = find_photographs(folder, options.scale)
         check_apart(options.out, folder)
         name = folder.resolve().name
         if name in sets:
@@ -72,10 +75,7 @@ def validation_photographs(options: TrainOptions, progress: Progress) -> dict[st
         # SSIM needs a window of 11 pixels inside a border as wide as the scale, in whole cells.
         smallest = math.ceil((2 * options.scale + 11) / options.scale) * options.scale
         sets[name], bad = ImagePairs.checked(
-            find_photographs(folder, options.scale),
-            options.scale,
-            smallest,
-            progress(name),
+            found, options.scale, smallest, progress(name), check_stored=True
         )
         if bad:
             raise ValueError(bad_images_message(bad))

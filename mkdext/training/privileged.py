@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
+from mkdext._terminal import Terminal
 from mkdext.data import PatchSampler
 from mkdext.distill.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.own import copy_with_tensors, layout
@@ -123,7 +123,7 @@ def train_privileged_teacher(
     student: nn.Module,
     run: RunDirectory,
     sampler: PatchSampler,
-    console: Console,
+    console: Terminal,
 ) -> float:
     """Train the teacher, or go on with it, and start the student from its decoder.
 
@@ -140,21 +140,21 @@ def train_privileged_teacher(
 
     Raises:
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
-        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+        TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
     """
     step = PrivilegedStep(options, network)
     done = Done(0, 0.0, {})
     if run.privileged_checkpoint.state.exists():
         state = run.privileged_checkpoint.load()
-        network.load_state_dict(state["network"])
-        step.optimizer.load_state_dict(state["optimizer"])
-        done = Done(state["step"], state["seconds"], state["values"])
+        done = Done.of(state, options, step.steps)
+        state.load_module("network", network)
+        state.load_optimizer("optimizer", step.optimizer)
     seconds = done.seconds
     if done.step < step.steps:
         run.keep_metrics_until(done.step, of="privileged_step")
         if done.step:
             after = f"step {done.step} of {step.steps} of the privileged teacher"
-            console.print(f"going on after {after}")
+            console.say(f"going on after {after}")
         seconds = _Loop(step, run, sampler, done, console).run()
     network.eval()
     student.load_state_dict(network.decoder.state_dict())
@@ -174,7 +174,7 @@ class _Loop(Loop):
         run: RunDirectory,
         sampler: PatchSampler,
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         super().__init__(step.options, step.steps, run, done, console)
         self.step = step
@@ -202,11 +202,11 @@ class _Loop(Loop):
 
     def save(self, done: Done) -> None:
         state = {
-            **done._asdict(),
+            **self.state(done),
             "network": self.step.network.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
         }
-        made_by = origin(self.step.options, done.step)
+        made_by = origin(self.step.options, done.step, self.history)
         self.run_directory.privileged_checkpoint.save(state, self.step.network, made_by)
 
     def explained(self, error: TrainingFailed, step: int) -> str:

@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskProgressColumn,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import track as rich_track
+
+from mkdext._terminal import Terminal, Words, progress_bar
+from mkdext._terminal import track as shown_track
 
 _PLAIN_SECONDS = 30.0
 
@@ -31,7 +30,7 @@ class TrainingProgress:
     """
 
     def __init__(
-        self, console: Console, first: int, total: int, patches: int, title: str = "training"
+        self, console: Terminal, first: int, total: int, patches: int, title: str = "training"
     ) -> None:
         """Begin at step `first` of `total`, with `patches` a step."""
         self.console = console
@@ -40,19 +39,18 @@ class TrainingProgress:
         self._total = total
         self._patches = patches
         self._begin = self._said = time.monotonic()
-        self._bar = Progress(
-            TextColumn(title),
+        self._bar = progress_bar(
+            console,
+            Words(),
             BarColumn(),
             MofNCompleteColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
+            Words("text"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            Words("rest"),
             TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, completed=first, text="")
+        self._task = self._bar.add_task(title, total=total, completed=first, text="", rest="left")
 
     def __enter__(self) -> TrainingProgress:
         """Show the bar."""
@@ -82,31 +80,18 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._bar.console.print(text, highlight=False)
+        self.console.say(text)
 
 
-def measuring(console: Console, pairs: Sequence[_Pair], what: str) -> Iterable[_Pair]:
+def measuring(console: Terminal, pairs: Sequence[_Pair], what: str) -> Iterable[_Pair]:
     """Pictures to measure on, with a bar that shows how far it has come."""
-    return rich_track(
-        pairs,
-        f"measuring {what}",
-        total=len(pairs),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    return shown_track(pairs, f"measuring {what}", console)
 
 
-def track(console: Console) -> Callable[[str], Callable[[Iterable[Path]], Iterable[Path]]]:
+def track(console: Terminal) -> Callable[[str], Callable[[Iterable[Path]], Iterable[Path]]]:
     """Given a title, a wrapper that shows how far an iteration over files has come."""
 
     def titled(title: str) -> Callable[[Iterable[Path]], Iterable[Path]]:
-        return lambda files: rich_track(
-            list(files),
-            f"reading {title}",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        return lambda files: shown_track(list(files), f"reading {title}", console)
 
     return titled

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext._files import atomic_write, write_text
+from mkdext._figures import figure_file, label
+from mkdext._files import atomic_write, write_json
+from mkdext._terminal import Terminal, text_table
 from mkdext.training.run_directory import RunDirectory
-from mkdext.training.validation import Scores
+from mkdext.training.validation import Scores, exact_note
 
 STRIP_SIDE = 160
 """Width and height of each picture of a strip, in high-resolution pixels."""
@@ -26,10 +27,7 @@ STRIP_SIDE = 160
 def score_table(validation: Mapping[str, Mapping[str, Scores]]) -> Table:
     """PSNR-Y and SSIM-Y of every set (rows) and way of enlarging (columns)."""
     ways = list(next(iter(validation.values())))
-    table = Table(title="PSNR-Y (dB) / SSIM-Y")
-    table.add_column("photographs")
-    for way in ways:
-        table.add_column(way, justify="right")
+    table = text_table("PSNR-Y (dB) / SSIM-Y", "photographs", *ways)
     for name, scores in validation.items():
         cells = [f"{scores[way]['psnr_y']:.2f} / {scores[way]['ssim_y']:.4f}" for way in ways]
         table.add_row(name, *cells)
@@ -56,48 +54,72 @@ def save_strip(path: Path, pictures: Mapping[str, Tensor]) -> None:
         Image.fromarray(strip.permute(1, 2, 0).numpy()).save(file, "png")
 
 
-def save_curves(path: Path, metrics: Path, validation: Mapping[str, Any]) -> None:
+def save_curves(
+    path: Path, records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any]
+) -> None:
     """Draw the losses and the validation scores of a run over its steps, as a PNG.
 
     Args:
         path: File to write.
-        metrics: The run's `metrics.jsonl`.
+        records: The run's metrics.
         validation: Final scores by set and way; all but the student's become horizontal lines.
     """
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, scores = figure.subplots(1, 2)
-    for name, step in (
-        ("privileged_reconstruction", "privileged_step"),
-        ("reconstruction", "step"),
-        ("distillation", "step"),
-        ("meta_objective", "step"),
-    ):
-        points = [(r[step], r[name]) for r in records if name in r]
-        if points:
-            losses.plot(*zip(*points, strict=True), label=name.replace("_", " "))
-    losses.set(title="losses", xlabel="step", yscale="log")
-    losses.legend()
-    for index, (name, ways) in enumerate(validation.items()):
-        points = [
-            (r["step"], r["validation"][name]["psnr_y"]) for r in records if "validation" in r
-        ]
-        color = f"C{index}"
-        scores.plot(*zip(*points, strict=True), color=color, marker=".", label=f"student, {name}")
-        for way, score in ways.items():
-            if way != "student":
-                style, label = ":" if way == "bicubic" else "--", way.replace("_", " ")
-                scores.axhline(
-                    score["psnr_y"], color=color, linestyle=style, label=f"{label}, {name}"
-                )
-    scores.set(title="PSNR-Y (dB)", xlabel="step")
-    scores.legend()
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+    with figure_file(path, (10, 4)) as figure:
+        losses, scores = figure.subplots(1, 2)
+        for name, step in (
+            ("privileged_reconstruction", "privileged_step"),
+            ("reconstruction", "step"),
+            ("distillation", "step"),
+            ("meta_objective", "step"),
+        ):
+            points = [(r[step], r[name]) for r in records if name in r]
+            if points:
+                losses.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+        losses.set(title="losses", xlabel="step", yscale="log")
+        if losses.lines:
+            losses.legend()
+        for index, (name, ways) in enumerate(validation.items()):
+            draw_scores(scores, records, name, ways, f"C{index}", f"student, {label(name)}")
+        scores.set(title="PSNR-Y (dB)", xlabel="step")
+        if scores.lines:
+            scores.legend()
+
+
+def draw_scores(
+    axes: Axes,
+    records: Sequence[Mapping[str, Any]],
+    name: str,
+    ways: Mapping[str, Mapping[str, float]],
+    color: str,
+    title: str,
+) -> None:
+    """Draw a student's PSNR-Y on a set over the steps, and lines for the others.
+
+    What is infinite, because all photographs are met exactly, is left out.
+
+    Args:
+        axes: Where.
+        records: Metrics of a run.
+        name: Of the set.
+        ways: Final scores by way of enlarging.
+        color: Of the set.
+        title: Of the student's curve.
+    """
+    measured = [r for r in records if name in r.get("validation", {})]
+    points = [(r["step"], r["validation"][name]["psnr_y"]) for r in measured]
+    points = [(step, psnr) for step, psnr in points if psnr is not None and math.isfinite(psnr)]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=color, marker=".", label=title)
+    for way, score in ways.items():
+        if way != "student" and math.isfinite(score["psnr_y"]):
+            style, text = ":" if way == "bicubic" else "--", way.replace("_", " ")
+            axes.axhline(
+                score["psnr_y"], color=color, linestyle=style, label=f"{text}, {label(name)}"
+            )
 
 
 def conclude(
-    run: RunDirectory, summary: Mapping[str, Any], pictures: Mapping[Path, str], console: Console
+    run: RunDirectory, summary: Mapping[str, Any], pictures: Mapping[Path, str], console: Terminal
 ) -> None:
     """Write the summary of a finished training, and show the scores and what lies where.
 
@@ -107,12 +129,15 @@ def conclude(
         pictures: What was drawn and is below the run directory.
         console: Where it is shown.
     """
-    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
-    console.print(score_table(summary["validation"]))
-    console.print(
-        f"{summary['iterations']} steps in {summary['seconds']:.0f} s; written to {run.root}:",
-        soft_wrap=True,
+    write_json(run.summary, summary)
+    console.show(score_table(summary["validation"]))
+    for name, ways in summary["validation"].items():
+        for way, scores in ways.items():
+            if "exact" in scores:
+                console.say(f"{name}: {exact_note(way, scores['exact'])}")
+    console.say(
+        f"{summary['iterations']} steps in {summary['seconds']:.0f} s; written to {run.root}:"
     )
     files = {run.student: "the student's weights", run.summary: "the numbers above"}
     for path, what in (files | dict(pictures)).items():
-        console.print(f"  {path.relative_to(run.root)}: {what}", highlight=False)
+        console.say(f"  {path.relative_to(run.root)}: {what}")

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
-import json
-import pickle
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
-from mkdext._files import atomic_write, check_writable, locked, write_text
+from mkdext._command import CommandFailed
+from mkdext._files import as_json, check_writable, locked, write_text
+from mkdext._reading import entry, parse_json, read_bytes, read_json, read_yaml
 from mkdext.models import save_model
+from mkdext.training.saved_state import SavedState, write_state
+
+HISTORY = "changes"
+"""Name in `config.yaml` of what became of the options since the run began: a list of mappings,
+each of the `step` from which it holds and of `[before, after]` by option."""
+
+_MOST_METRICS = 1 << 30  # bytes
+
+Changes = dict[str, tuple[Any, Any]]
+"""Values of options before and after by their names, those of groups as `group.name`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,26 +39,19 @@ class Checkpoint:
     def save(self, state: Mapping[str, Any], network: nn.Module, origin: Mapping[str, Any]) -> None:
         """Replace both: first the weights, then the state that a resume starts from."""
         save_model(self.weights, network, origin)
-        # By way of memory, because torch.save does not tell what the system said of a full disk.
-        serialized = io.BytesIO()
-        torch.save(dict(state), serialized)
-        with atomic_write(self.state) as path:
-            path.write_bytes(serialized.getbuffer())
+        write_state(self.state, state)
 
-    def load(self) -> dict[str, Any]:
+    def load(self) -> SavedState:
         """Read the state that `save` wrote.
 
         Raises:
             ValueError: The file is damaged.
         """
-        try:
-            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error) or type(error).__name__
-            raise ValueError(
-                f"checkpoint {self.state} is damaged ({reason}): delete it to begin again"
-            ) from None
-        return state
+        return SavedState.read(
+            self.state,
+            f"delete it to begin again (until then {self.weights.name} beside it holds the "
+            "weights)",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,8 @@ class RunDirectory:
     A run holds `config.yaml`, `metrics.jsonl`, `checkpoints/` (`student.safetensors`: the
     weights; `state.pt`: all that an exact resume needs; `privileged_teacher.safetensors` and
     `privileged_teacher.pt`: the same of a teacher that is trained in the run), `samples/`,
-    `summary.json` and `summary.png`.
+    `summary.json` and `summary.png`. `config.yaml` keeps the history of options that were changed
+    meanwhile.
     """
 
     root: Path
@@ -111,15 +115,18 @@ class RunDirectory:
         """The learning curves at the end."""
         return self.root / "summary.png"
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Check that a training can begin or go on here, without writing anything.
+    def differences(
+        self, config: Mapping[str, Any], default: Callable[[str], Any] = lambda name: None
+    ) -> Changes:
+        """How options differ from those of the run that is here, without writing anything.
 
         Args:
-            config: The resolved options; a run can only go on with the ones it began with.
+            config: The resolved options.
+            default: The value, by its name, of an option that the run is older than.
 
         Raises:
-            ValueError: The folder cannot be written, holds something that is not a run, or belongs
-                to a run of other options, which are named.
+            ValueError: The folder cannot be written or holds something that is not a run, or the
+                run has an option that is unknown.
         """
         check_writable(self.root)
         if not self.config.exists():
@@ -127,40 +134,130 @@ class RunDirectory:
                 raise ValueError(
                     f"--out {self.root} holds a run without {self.config.name}; give another --out"
                 )
-            return
-        try:
-            there = yaml.safe_load(self.config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError, OSError):
-            there = None
-        if not isinstance(there, dict):
+            return {}
+        before, now = dict(flat(self.options())), dict(flat(config))
+        unknown = next((name for name in before if name not in now), None)
+        if unknown is not None:
             raise ValueError(
-                f"--out {self.root}: {self.config.name} is damaged; give another --out"
+                f"--out {self.root}: {self.config.name} has {unknown!r}, which is no option here: "
+                "take the version of mkdext that the run was begun with, or give another --out"
             )
-        before, now = dict(_flat(there)), dict(_flat(config))
-        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if names:
-            changes = "; ".join(
-                f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names
-            )
+        were = {name: before[name] if name in before else default(name) for name in now}
+        return {name: (were[name], now[name]) for name in now if were[name] != now[name]}
+
+    def check(
+        self, config: Mapping[str, Any], default: Callable[[str], Any] = lambda name: None
+    ) -> None:
+        """Check that a training can begin or go on here, without writing anything.
+
+        Args:
+            config: The resolved options; a run can only go on with its own.
+            default: As for `differences`.
+
+        Raises:
+            ValueError: As `differences`, or the run is one of other options, which are named.
+        """
+        changes = self.differences(config, default)
+        if changes:
             raise ValueError(
-                f"--out {self.root} holds a run of other options ({changes}): "
+                f"--out {self.root} holds a run of other options ({in_words(changes)}): "
                 "give another --out, or the same options to go on"
             )
+
+    def options(self) -> dict[str, Any]:
+        """The options in `config.yaml`, as plain values.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        return self._begun()[0]
+
+    def _begun(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The options of the run, and their history."""
+        try:
+            there = read_yaml(self.config, "it")
+            if not isinstance(there, dict):
+                raise ValueError(f"it holds no names but a {type(there).__name__}")
+            history = there.pop(HISTORY, [])
+            if not isinstance(history, list) or not all(isinstance(c, dict) for c in history):
+                raise ValueError(f"{HISTORY!r} must be a list of names and values")
+        except ValueError as error:
+            raise ValueError(
+                f"--out {self.root}: {self.config.name} is damaged ({error}); give another --out"
+            ) from None
+        return there, history
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What became of the options since the run began, as `HISTORY` has it."""
+        return self._begun()[1] if self.config.exists() else []
+
+    def line_of(self, name: str) -> int | None:
+        """The line of `config.yaml` in which an option stands."""
+        lines = self.config.read_text(errors="replace").splitlines()
+        return next((n for n, line in enumerate(lines, 1) if line.startswith(f"{name}:")), None)
+
+    def change(self, config: Mapping[str, Any], changes: Changes, step: int) -> None:
+        """Go on with other options from a step on.
+
+        What a finished training has left is kept under names that end with the step.
+        """
+        if self.summary.exists():
+            for path in (self.student, self.picture):
+                if path.exists():
+                    shutil.copyfile(path, _of_step(path, step))
+            self.summary.replace(_of_step(self.summary, step))
+        record = {"step": step} | {name: [*values] for name, values in changes.items()}
+        options = {**config, HISTORY: [*self.history, record]}
+        write_text(self.config, yaml.safe_dump(options, sort_keys=False))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The numbers at the end; none where the training is not at its end.
+
+        A file that is damaged counts as none: the same training writes it again.
+        """
+        if not self.summary.exists():
+            return None
+        try:
+            summary: dict[str, Any] = read_json(self.summary, "it")
+            entry(summary, "iterations", int, "it")
+            entry(summary, "validation", dict, "it")
+        except ValueError:
+            return None
+        return summary
 
     @contextlib.contextmanager
     def opened(self, config: Mapping[str, Any]) -> Iterator[None]:
         """Make the folder and keep other trainings out of it.
 
         Raises:
-            ValueError: As `check`, or another training is at work here.
+            ValueError: The folder or a file in it cannot be written, or another training is at work
+                here.
         """
-        self.check(config)
         with locked(self.root, "--out", "training"):
-            self.state.parent.mkdir(exist_ok=True)
-            self.samples.mkdir(exist_ok=True)
+            for folder in (self.state.parent, self.samples):
+                folder.mkdir(exist_ok=True)
+            for path in (self.state.parent, self.samples, self.metrics, self.config):
+                if path.exists() and not os.access(path, os.W_OK):
+                    raise ValueError(f"--out {self.root}: {path.name} cannot be written")
             if not self.config.exists():
                 write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
             yield
+
+    def records(self) -> list[dict[str, Any]]:
+        """The metrics so far; a last line that was not finished is left out.
+
+        Raises:
+            ValueError: A line is damaged.
+        """
+        if not self.metrics.exists():
+            return []
+        *lines, last = read_bytes(self.metrics, str(self.metrics), _MOST_METRICS).split(b"\n")
+        # After the last line break is nothing, or what a kill has cut.
+        records = [_record(line, f"{self.metrics}, line {n}") for n, line in enumerate(lines, 1)]
+        with contextlib.suppress(ValueError):
+            records.append(_record(last, "it"))
+        return records
 
     def keep_metrics_until(self, step: int, of: str = "step") -> None:
         """Drop the metrics after `step`, which a resumed run will write again.
@@ -168,33 +265,78 @@ class RunDirectory:
         Args:
             step: The last one whose records are kept.
             of: What counts the steps; records without it are kept.
+
+        Raises:
+            ValueError: A line is damaged.
         """
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                if json.loads(line).get(of, 0) <= step:
-                    kept.append(line + "\n")
-        write_text(self.metrics, "".join(kept))
+        if self.metrics.exists():
+            kept = [record for record in self.records() if (record.get(of) or 0) <= step]
+            write_text(self.metrics, "".join(as_json(record) + "\n" for record in kept))
 
     def has_validation(self, step: int) -> bool:
         """Whether the metrics hold the validation of a step."""
-        if not self.metrics.exists():
-            return False
-        records = map(json.loads, self.metrics.read_text().splitlines())
-        return any(r["step"] == step and "validation" in r for r in records)
+        return any(r["step"] == step and "validation" in r for r in self.records())
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one record, which must have a `step`."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+        """Append one record, which must have a `step`.
+
+        Raises:
+            CommandFailed: The folder is gone.
+            OSError: The file cannot be written; it is named.
+        """
+        try:
+            with self.metrics.open("a") as file:
+                file.write(as_json(record) + "\n")
+        except FileNotFoundError:
+            raise CommandFailed(f"{self.root} is gone; somebody has deleted or moved it") from None
+        except OSError as error:
+            error.filename = str(self.metrics)
+            raise
+
+    def sync_metrics(self) -> None:
+        """Bring the metrics to the disk, before a checkpoint that counts on them is."""
+        if self.metrics.exists():
+            with self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def in_words(changes: Changes) -> str:
+    """Changes of options.
+
+    Example:
+        >>> in_words({"lr": (0.1, 0.2)})
+        'lr was 0.1, now 0.2'
+    """
+    return "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changes.items())
+
+
+def _of_step(path: Path, step: int) -> Path:
+    return path.with_stem(f"{path.stem}_step_{step:07d}")
+
+
+def _record(line: bytes, what: str) -> dict[str, Any]:
+    """A line of metrics, in which every value is a number, or none, or such by name."""
+    try:
+        record: dict[str, Any] = parse_json(line, "it")
+        entry(record, "step", int, "it")
+        _require_numbers(record)
+    except ValueError as error:
+        raise ValueError(f"{what} is damaged ({error}): delete this line to go on") from None
+    return record
+
+
+def _require_numbers(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _require_numbers(value)
+        elif isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"{name!r} must be a number, got {value!r}")
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Names and values, those of groups as `group.name`."""
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -9,6 +9,10 @@ from types import FrameType, TracebackType
 
 from mkdext._command import CommandStopped
 
+# A terminal that is closed sends SIGHUP, where there are terminals.
+_OF_TERMINAL = getattr(signal, "SIGHUP", None)
+_STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
 
 class TrainingStopped(CommandStopped):
     """The training was asked to stop; its checkpoint is written."""
@@ -20,9 +24,10 @@ class TrainingStopped(CommandStopped):
 
 
 class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a request that is looked at between two steps.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a request that is looked at between two steps.
 
-    A second Ctrl-C interrupts at once. Outside the main thread nothing is changed.
+    A second Ctrl-C interrupts at once. SIGHUP stays ignored where it is, as under nohup. Outside
+    the main thread nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -33,8 +38,10 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         """Take over the signals."""
         if threading.current_thread() is threading.main_thread():
-            for name in (signal.SIGINT, signal.SIGTERM):
-                self._before[name] = signal.signal(name, self._receive)
+            for name in _STOPPING:
+                is_ignored = signal.getsignal(name) is signal.SIG_IGN
+                if not (is_ignored and name == _OF_TERMINAL):
+                    self._before[name] = signal.signal(name, self._receive)
         return self
 
     def __exit__(

@@ -140,11 +140,13 @@ class TrainingStep:
         if now.reconstruction > 0:
             outputs.append(values["reconstruction"])
             slopes.append(torch.full_like(values["reconstruction"], now.reconstruction))
-        gradients = torch.autograd.grad(
-            outputs, parameters, slopes, allow_unused=True, materialize_grads=True
-        )
+        found = torch.autograd.grad(outputs, parameters, slopes, allow_unused=True)
         if now.reconstruction > 0:
-            self.watch.add(gradients)
+            self.watch.add(found)
+        gradients = tuple(
+            torch.zeros_like(p) if gradient is None else gradient
+            for p, gradient in zip(parameters, found, strict=True)
+        )
         values["student_gradient"] = gradient_norm(gradients)
         if self.largest_gradient < math.inf:
             gradients = self._cut(gradients)
@@ -327,7 +329,7 @@ class TrainingFailed(CommandFailed):
 
 
 class NonFiniteError(TrainingFailed):
-    """A loss or a gradient is NaN or infinite."""
+    """A loss, a gradient or a picture is NaN or infinite."""
 
 
 def require_finite(values: dict[str, Tensor]) -> None:
@@ -350,8 +352,17 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 def apply(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> None:
-    """One step of a torch optimizer along given gradients."""
+    """One step of a torch optimizer along given gradients.
+
+    Raises:
+        NonFiniteError: The learning rate makes it larger than a number can be.
+    """
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    optimizer.step()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        raise NonFiniteError("the optimizer's step is infinite") from None
     optimizer.zero_grad()

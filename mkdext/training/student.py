@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track as rich_track
 from torch import Tensor
 
+from mkdext._terminal import Terminal
+from mkdext._terminal import track as shown_track
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, layout, unwrapped
-from mkdext.training.config_files import checked_run
+from mkdext.training.going_on import Run, checked_run, rates_in_words
 from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop
+from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.options import TrainOptions
 from mkdext.training.origin import origin
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import Plan, count_parameters, prepare
 from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teacher
 from mkdext.training.progress import measuring, track
+from mkdext.training.rehearsal import rehearse
 from mkdext.training.report import conclude, save_curves, save_strip
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run_directory import HISTORY, RunDirectory
+from mkdext.training.saved_state import SavedState
+from mkdext.training.schedule import phase
 from mkdext.training.steps import TrainingFailed, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.teacher_check import require_strong_teacher
 from mkdext.training.transfer import transferred
-from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
 
 Summary = dict[str, Any]
 
 
-def train(options: TrainOptions, console: Console | None = None) -> Summary:
+@one_at_a_time
+def train(options: TrainOptions, console: Console | None = None, resume: bool = False) -> Summary:
     """Train a student, or go on with a training that was interrupted.
 
     On a CPU a resumed training ends with the same weights, bit for bit, as one never stopped.
@@ -42,6 +47,9 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
     Args:
         options: What to do.
         console: Where progress is shown; none: the standard output.
+        resume: Go on with the run in `options.out`, also a finished one, with options some of which
+            may be others from here on, such as `iterations` or `lr`. What that means for the
+            learning rate: `mkdext.training.going_on`.
 
     Returns:
         What `summary.json` in the run directory holds: `method`, `scale`, `seed`, `iterations`,
@@ -51,16 +59,18 @@ def train(options: TrainOptions, console: Console | None = None) -> Summary:
         its `iterations`, `seconds` and `parameters`.
 
     Raises:
-        ValueError: Options, files or folders are not usable; nothing was done.
+        ValueError: Options, files or folders are not usable, or another training is at work in this
+            process; nothing was done.
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
-        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+        TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
     """
-    console = console or Console()
-    options = options.resolved()
-    run, config = checked_run(options)
-    if run.summary.exists():
-        return finished(run, console)
-    return run_plan(prepare(options), run, config, None, console)
+    terminal = Terminal.of(console)
+    run = checked_run(options, resume)
+    summary = finished(run, terminal)
+    if summary:
+        return summary
+    run.require_files()
+    return run_plan(prepare(run.options), run, None, terminal)
 
 
 def check_teacher(plan: Plan, sets: Mapping[str, ImagePairs]) -> None:
@@ -74,66 +84,104 @@ def check_teacher(plan: Plan, sets: Mapping[str, ImagePairs]) -> None:
         require_strong_teacher(teacher.network, options.scale, sets)
 
 
-def finished(run: RunDirectory, console: Console) -> Summary:
-    """What a training that came to its end has left."""
-    console.print(f"{run.root} is finished; give another --out to train again", soft_wrap=True)
-    summary: Summary = json.loads(run.summary.read_text())
-    return summary
+def finished(run: Run[Any], console: Terminal) -> Summary | None:
+    """What a training that came to its end has left; none if there is something to do."""
+    directory, summary = run.directory, run.directory.read_summary()
+    if summary and not run.changes:
+        console.say(
+            f"{directory.root} is finished; --resume with more --iterations trains on, another "
+            "--out begins again"
+        )
+        return summary
+    if directory.summary.exists() and not summary:
+        console.say(f"{directory.summary} is damaged; it is written again")
+    return None
 
 
 def run_plan(
-    plan: Plan,
-    run: RunDirectory,
-    config: dict[str, Any],
-    pairs: ImagePairs | None,
-    console: Console,
+    plan: Plan, run: Run[TrainOptions], pairs: ImagePairs | None, console: Terminal
 ) -> Summary:
     """Train as planned, or go on with it, on the photographs given.
 
     Args:
         plan: What `prepare` made.
-        run: Where to write.
-        config: What the run is known by, for a resume.
+        run: Where to write, and what is different from now on.
         pairs: Photographs to train on; none: those that the options name.
         console: Where progress is shown.
     """
     sets = validation_photographs(plan.options, track(console))
-    if not run.state.exists():
+    if not run.directory.state.exists():
         check_teacher(plan, sets)
+        low = [pairs_[0][0] for pairs_ in sets.values()]
+        rehearse(plan.student, state_of(plan.step), origin(plan.options, 0), low)
     if pairs is None:
         pairs, bad = training_photographs(plan.options, track(console))
         for image in bad:
-            console.print(f"left out: {image}", highlight=False, markup=False, soft_wrap=True)
+            console.say(f"left out: {image}")
     if plan.step.distillation and plan.options.teacher_compile:
-        console.print("compiling the teacher")
+        console.say("compiling the teacher")
         teacher = plan.step.distillation.teacher
         with evaluation_mode(teacher.network):
             teacher.compile(*_batch_like(plan))
     sampler, cache = _crops(plan, pairs, console)
-    with run.opened(config):
+    directory = run.directory
+    with run.opened():
+        progress = load_checkpoint(directory, plan)
+        _tell_changes(run, progress.step, console)
+        directory.keep_metrics_until(progress.step)
         teaching = 0.0
         if isinstance(plan.teacher, PrivilegedTeacher):
             teaching = train_privileged_teacher(
-                plan.options, plan.teacher.network, plan.student, run, sampler, console
+                plan.options, plan.teacher.network, plan.student, directory, sampler, console
             )
-        progress = load_checkpoint(run, plan) if run.state.exists() else Done(0, 0.0, {})
-        run.keep_metrics_until(progress.step)
+            load_checkpoint(directory, plan)
         if progress.step:
-            console.print(f"going on after step {progress.step} of {plan.options.iterations}")
-        seconds = StudentLoop(plan, run, sampler, cache, sets, progress, console).run()
-        return _finish(plan, run, sets, seconds, teaching, console)
+            console.say(f"going on after step {progress.step} of {plan.options.iterations}")
+        seconds = StudentLoop(plan, directory, sampler, cache, sets, progress, console).run()
+        return _finish(plan, directory, sets, seconds, teaching, console)
 
 
 def load_checkpoint(run: RunDirectory, plan: Plan) -> Done:
-    """Put a training back to its checkpoint."""
+    """Put a training back to its checkpoint; without one it is at its beginning.
+
+    Raises:
+        ValueError: The checkpoint is damaged or that of another run.
+    """
+    if not run.state.exists():
+        return Done(0, 0.0, {})
     state = run.checkpoint.load()
-    plan.student.load_state_dict(state["student"])
-    plan.step.optimizer.load_state_dict(state["optimizer"])
-    if plan.step.distillation:
-        plan.step.distillation.method.load_state_dict(state["method"])
-        if plan.step.distillation.optimizer:
-            plan.step.distillation.optimizer.load_state_dict(state["method_optimizer"])
-    return Done(state["step"], state["seconds"], state["values"])
+    done = Done.of(state, plan.options, plan.options.iterations)
+    load_step(state, plan.step)
+    return done
+
+
+def load_step(state: SavedState, step: TrainingStep) -> None:
+    """Give a student, its method and their optimizers what `state_of` kept of them."""
+    state.load_module("student", step.student)
+    state.load_optimizer("optimizer", step.optimizer)
+    if step.distillation:
+        state.load_module("method", step.distillation.method)
+        if step.distillation.optimizer:
+            state.load_optimizer("method_optimizer", step.distillation.optimizer)
+
+
+def state_of(step: TrainingStep) -> dict[str, Any]:
+    """What `load_step` needs."""
+    state = {"student": step.student.state_dict(), "optimizer": step.optimizer.state_dict()}
+    if step.distillation:
+        state["method"] = step.distillation.method.state_dict()
+        if step.distillation.optimizer:
+            state["method_optimizer"] = step.distillation.optimizer.state_dict()
+    return state
+
+
+def _tell_changes(run: Run[TrainOptions], step: int, console: Terminal) -> None:
+    said = run.change(step)
+    if said and 0 < step < run.options.iterations:
+        before, now = phase(step - 1, run.before()), phase(step, run.options)
+        said += rates_in_words(run.changes, before, now, run.options.iterations)
+    if said:
+        console.say(said)
 
 
 class StudentLoop(Loop):
@@ -149,7 +197,7 @@ class StudentLoop(Loop):
         cache: TeacherCache | None,
         sets: Mapping[str, ImagePairs],
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what was planned, what it is trained on and measured on."""
         super().__init__(plan.options, plan.options.iterations, run, done, console)
@@ -177,7 +225,7 @@ class StudentLoop(Loop):
         values = self.plan.step(step, low, high, self._hints)
         silence = silence_in_words([self.plan.step.watch], step + 1 == self.iterations)
         if silence:
-            self.console.print(silence, highlight=False, markup=False, soft_wrap=True)
+            self.console.say(silence)
         return values
 
     def statistics(self) -> dict[str, float]:
@@ -187,25 +235,19 @@ class StudentLoop(Loop):
 
     def save(self, done: Done) -> None:
         """Write all that `load_checkpoint` needs."""
-        step, student = self.plan.step, self.plan.student
-        state = {
-            **done._asdict(),
-            "student": student.state_dict(),
-            "optimizer": step.optimizer.state_dict(),
-        }
-        if step.distillation:
-            state["method"] = step.distillation.method.state_dict()
-            if step.distillation.optimizer:
-                state["method_optimizer"] = step.distillation.optimizer.state_dict()
-        made_by = origin(self.plan.options, done.step)
-        self.run_directory.checkpoint.save(state, unwrapped(student), made_by)
+        state = {**self.state(done), **state_of(self.plan.step)}
+        made_by = origin(self.plan.options, done.step, self.history)
+        self.run_directory.checkpoint.save(state, unwrapped(self.plan.student), made_by)
 
     def validate(self, step: int) -> dict[str, Any]:
         """Measure the student on every set, and keep a sample."""
         student, scale = self.plan.student, self.plan.options.scale
         with evaluation_mode(student):
-            scores = {name: measure(student, pairs, scale) for name, pairs in self.sets.items()}
-        self.console.print(f"step {step}: {in_words(scores)}", highlight=False)
+            scores = {
+                name: measure(student, pairs, scale, names_of(pairs))
+                for name, pairs in self.sets.items()
+            }
+        self.console.say(f"step {step}: {in_words(scores)}")
         self._save_sample(step)
         return {"validation": scores}
 
@@ -222,7 +264,7 @@ class StudentLoop(Loop):
     def explained(self, error: TrainingFailed, step: int) -> str:
         """Name the learning rates."""
         options, run = self.plan.options, self.run_directory
-        kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+        kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
         rates = f"--lr (now {options.lr:g})"
         if self.plan.teacher and options.meta.inner_lr:
             rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
@@ -237,7 +279,7 @@ def _batch_like(plan: Plan) -> list[torch.Tensor]:
 
 
 def _crops(
-    plan: Plan, pairs: ImagePairs, console: Console
+    plan: Plan, pairs: ImagePairs, console: Terminal
 ) -> tuple[PatchSampler, TeacherCache | None]:
     """What the batches are made of, and the teacher's maps of it where they are kept."""
     options, distillation = plan.options, plan.step.distillation
@@ -250,14 +292,7 @@ def _crops(
         return crops, None
     device = torch.device(options.device)
     cache = TeacherCache(options.teacher_cache, distillation.teacher, crops, device)
-    cache.fill(
-        lambda batches: rich_track(
-            batches,
-            "the teacher's feature maps",
-            console=console,
-            disable=not console.is_terminal,
-        )
-    )
+    cache.fill(lambda batches: shown_track(batches, "the teacher's feature maps", console))
     return crops, cache
 
 
@@ -287,14 +322,19 @@ def _finish(
     sets: dict[str, ImagePairs],
     seconds: float,
     teaching: float,
-    console: Console,
+    console: Terminal,
 ) -> Summary:
     options, teacher = plan.options, plan.teacher
     ways: dict[str, Upscaler] = {"bicubic": bicubic(options.scale), "student": plan.student}
     with evaluation_mode(plan.student):
         validation: dict[str, dict[str, Scores]] = {
             name: {
-                way: measure(up, measuring(console, pairs, f"{way} on {name}"), options.scale)
+                way: measure(
+                    up,
+                    measuring(console, pairs, f"{way} on {name}"),
+                    options.scale,
+                    names_of(pairs),
+                )
                 for way, up in ways.items()
             }
             for name, pairs in sets.items()
@@ -303,7 +343,9 @@ def _finish(
         for name, pairs in sets.items():
             shown = measuring(console, pairs, f"{teacher.name.replace('_', ' ')} on {name}")
             seen = ((teacher.source(lr, hr), hr) for lr, hr in shown)
-            validation[name][teacher.name] = measure(teacher.network, seen, options.scale)
+            validation[name][teacher.name] = measure(
+                teacher.network, seen, options.scale, names_of(pairs)
+            )
     summary: Summary = {
         "method": options.method,
         "student": options.student,
@@ -314,13 +356,15 @@ def _finish(
         "parameters": plan.student_parameters,
         "validation": validation,
     }
+    if run.history:
+        summary[HISTORY] = run.history
     if isinstance(teacher, PrivilegedTeacher):
         summary[teacher.name] = {
             "iterations": options.privileged_iterations,
             "seconds": round(teaching, 1),
             "parameters": count_parameters(teacher.network),
         }
-    save_curves(run.picture, run.metrics, validation)
+    save_curves(run.picture, run.records(), validation)
     conclude(
         run,
         summary,

@@ -12,7 +12,6 @@ Maps have the teacher's size or the student's, whichever is smaller.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import zlib
@@ -25,7 +24,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mkdext._files import locked, write_text
+from mkdext._files import locked, write_json
+from mkdext._reading import entry, read_json, require_file
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import MapShape, check_points, resized
 from mkdext.models.own import layout, unwrapped
@@ -113,7 +113,7 @@ class TeacherCache:
                     file.flush()
                     os.fsync(file.fileno())
                     index = {"made_from": made_from, "crops": last}
-                    write_text(self.folder / "cache.json", json.dumps(index, indent=2) + "\n")
+                    write_json(self.folder / "cache.json", index)
         shape = (crops, self.row_bytes)
         self._rows = np.memmap(self.folder / "maps.bin", np.uint8, "r", shape=shape)
 
@@ -195,19 +195,22 @@ class TeacherCache:
         index = self.folder / "cache.json"
         if not index.exists():
             return 0
+        maps = self.folder / "maps.bin"
         try:
-            there = json.loads(index.read_text())
-            before, done = dict(there["made_from"]), int(there["crops"])
-            size = (self.folder / "maps.bin").stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(self._stale("its files are damaged")) from None
+            there = read_json(index, index.name)
+            before = entry(there, "made_from", dict, index.name)
+            done = entry(there, "crops", int, index.name)
+            require_file(maps, maps.name)
+            size = maps.stat().st_size
+        except (OSError, ValueError) as error:
+            raise ValueError(self._stale(f"it is damaged ({error})")) from None
         differences = [name for name in made_from if before.get(name) != made_from[name]]
         if differences:
             raise ValueError(self._stale(_differences(before, made_from, differences)))
         if done < 1 or size < done * self.row_bytes:
-            raise ValueError(self._stale("its files are damaged"))
+            raise ValueError(self._stale(f"it is damaged ({maps.name} is too short)"))
         # The code of a network can change while its weights stay.
-        stored = np.memmap(self.folder / "maps.bin", np.uint8, "r", shape=(1, self.row_bytes))
+        stored = np.memmap(maps, np.uint8, "r", shape=(1, self.row_bytes))
         both = (torch.from_numpy(np.array(row)) for row in (stored, self._compute(0)[:1]))
         for old, new in zip(*map(self._maps_of, both), strict=True):
             gap = (old.float() - new.float()).norm()

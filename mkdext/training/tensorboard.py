@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mkdext._streams import printable
+
 Write = Callable[[Mapping[str, Any]], None]
 
 
@@ -27,7 +29,7 @@ def tensorboard(folder: Path, first: int) -> Iterator[Write]:
 
         def write(record: Mapping[str, Any]) -> None:
             for name, value in _flat(record):
-                writer.add_scalar(name, value, record["step"])
+                writer.add_scalar(printable(name), value, record["step"])
 
         yield write
 
@@ -36,5 +38,5 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
-        elif name != "step":
+        elif name != "step" and isinstance(value, int | float):
             yield prefix + name, value

@@ -2,42 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypedDict
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from mkdext.data import imresize
-from mkdext.metrics import psnr_y, ssim_y, to_uint8
+from mkdext.data import ImagePairs, imresize
+from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
+from mkdext.training.steps import NonFiniteError
 
 Upscaler = Callable[[Tensor], Tensor]
 """Maps `[1, 3, h, w]` in [0, 1] to `[1, 3, scale*h, scale*w]`."""
+
+_NAMED = 10
 
 
 class Scores(TypedDict):
     """Means over the photographs of a set."""
 
     psnr_y: float
-    """dB."""
+    """dB, of the photographs that are not met exactly; infinite if all are."""
     ssim_y: float
     """At most 1."""
+    exact: NotRequired[list[str]]
+    """Names of the photographs that are met exactly, where there are such."""
 
 
-def measure(upscale: Upscaler, pairs: Iterable[tuple[Tensor, Tensor]], scale: int) -> Scores:
+def measure(
+    upscale: Upscaler,
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    scale: int,
+    names: Sequence[str] | None = None,
+) -> Scores:
     """PSNR and SSIM on Y of what `upscale` makes, rounded to 8-bit levels, border of `scale`.
 
     Args:
         upscale: A network or `bicubic`.
         pairs: `(lr, hr)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`.
         scale: Enlargement factor.
+        names: Of the photographs; none: their numbers from 0.
+
+    Raises:
+        NonFiniteError: What it makes of one is not finite.
     """
-    results = []
-    for lr, hr in pairs:
-        sr = picture(upscale, lr)
-        results.append((psnr_y(sr, hr, scale), ssim_y(sr, hr, scale)))
-    psnr, ssim = (sum(column) / len(results) for column in zip(*results, strict=True))
-    return {"psnr_y": psnr, "ssim_y": ssim}
+    psnr, ssim, exact = [], [], []
+    for number, (lr, hr) in enumerate(pairs):
+        name = names[number] if names else f"picture {number}"
+        try:
+            sr = picture(upscale, lr)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{name}: {error}") from None
+        psnr.append(psnr_y(sr, hr, scale))
+        ssim.append(ssim_y(sr, hr, scale))
+        if math.isinf(psnr[-1]):
+            exact.append(name)
+    scores: Scores = {"psnr_y": mean_psnr(psnr)[0], "ssim_y": sum(ssim) / len(ssim)}
+    return scores | {"exact": exact} if exact else scores
+
+
+def names_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[str] | None:
+    """Names of photographs, where they have any."""
+    return [path.name for path in pairs.paths] if isinstance(pairs, ImagePairs) else None
+
+
+def exact_note(way: str, names: Sequence[str]) -> str:
+    """What to tell of photographs that are met exactly."""
+    listed = ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+    many = f"{len(names)} photographs" if len(names) > 1 else "1 photograph"
+    return f"{way}: {many} met exactly ({listed}), left out of the mean PSNR"
 
 
 @torch.no_grad()
@@ -50,9 +84,15 @@ def picture(upscale: Upscaler, lr: Tensor) -> Tensor:
 
     Returns:
         uint8 `[3, scale*h, scale*w]`.
+
+    Raises:
+        NonFiniteError: What it makes is not finite.
     """
-    device = next(upscale.parameters()).device if isinstance(upscale, nn.Module) else lr.device
-    return to_uint8(upscale(lr.to(device)[None].float() / 255)[0]).cpu()
+    like = next(upscale.parameters(), lr) if isinstance(upscale, nn.Module) else lr
+    sr = upscale(lr.to(like.device)[None].float() / 255)[0]
+    if not bool(sr.isfinite().all()):
+        raise NonFiniteError(f"the enlarged picture of {lr.shape[2]}x{lr.shape[1]} is not finite")
+    return to_uint8(sr).cpu()
 
 
 def bicubic(scale: int) -> Upscaler:

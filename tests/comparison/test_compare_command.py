@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from safetensors.torch import save_file
 
 import mkdext.comparison.processes as processes
 from mkdext import train
+from mkdext._files import locked
 from mkdext.compare import main, parse
 from mkdext.comparison import crops
 from mkdext.comparison.cells import as_folder
@@ -31,22 +34,26 @@ from mkdext.training.photographs import validation_photographs
 from mkdext.training.run_directory import RunDirectory
 
 METHODS = ("vanilla", "fitnet")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class InProcess:
     """A training in this process instead of one of its own, which takes seconds to start."""
 
     commands: list[list[str]]
+    stdin = None
 
     def __init__(self, command, *, stdin, stdout, stderr, env) -> None:
-        assert command[1:3] == ["-m", "mkdext.train"]
+        assert command[1:3] == ["-m", "mkdext.comparison.child"]
         assert env["OMP_NUM_THREADS"] == "1"
         self.commands.append(command)
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
-            self.returncode = train.main(command[3:])
+            self.returncode = train.main(command[4:])
 
     def poll(self) -> int:
         return self.returncode
+
+    wait = poll
 
 
 @pytest.fixture
@@ -213,7 +220,7 @@ def test_a_cell_that_fails_is_named_and_stops_no_other(flags, trained, tmp_path,
     )
     assert len(trained) == 2
     error = capsys.readouterr().err
-    assert error.startswith("mkdext.compare: rcan-a, fitnet, seed 0 failed: step 2: ")
+    assert error.startswith("mkdext.compare: rcan-a, fitnet, seed 0 failed: step 1: ")
     assert "Lower --lr" in error
     assert json.loads((out / "comparison.json").read_text())["methods"][0]["method"] == "vanilla"
 
@@ -236,6 +243,28 @@ def test_a_stopped_comparison_checkpoints_its_trainings(flags, tmp_path, capsys)
     assert f"stopped after step {step}; the same command goes on" in log
 
 
+def test_a_training_ends_with_a_comparison_that_is_killed(flags, tmp_path):
+    out = tmp_path / "out"
+    cell = run(out, "vanilla", 0)
+    given = ["--methods", "vanilla", "--seeds", "1", "--iterations", "100000", "--out", str(out)]
+    command = [sys.executable, "-m", "mkdext.compare", *flags, *given]
+    comparison = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    while comparison.poll() is None and not (cell / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match="is in use"), locked(cell, "--out", "training"):
+        pass
+    comparison.kill()
+    comparison.communicate()
+    ended = time.monotonic()
+    while time.monotonic() < ended + 20:
+        with contextlib.suppress(ValueError), locked(cell, "--out", "training"):
+            return
+        time.sleep(0.02)
+    pytest.fail("the training goes on")
+
+
 def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
     command = parse([*flags, "--seeds", "1", "--methods", "vanilla", "--out", str(tmp_path)])
     with command.comparison().opened():
@@ -256,7 +285,7 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
             "rcan-a, fitnet: .*x2.safetensors.* is for x2",
         ),
         (["--method-options", "fitnet", "kd-weight"], "takes name=value, got 'kd-weight'"),
-        (["--method-options", "fitnet", "kd-wait=1"], "did you mean 'kd_weight'"),
+        (["--method-options", "fitnet", "kd-wait=1"], "did you mean kd_weight"),
         (["--method-options", "fitnett", "kd-weight=1"], "fitnett is unknown"),
         (
             ["--method-options", "vid", "kd-weight=1"],
@@ -268,7 +297,7 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
         (["--method-options", "fitnet", "teacher-cache=c"], "teacher-cache must be the same for a"),
         (["--val-dir", "nowhere"], "nowhere does not exist"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
 )
 def test_bad_input_gets_one_clear_message_before_any_work(

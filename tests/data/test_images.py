@@ -9,12 +9,12 @@ import tifffile
 import torch
 from PIL import Image
 
+from mkdext.data.decoding import BadImageError
+from mkdext.data.folders import find_images
 from mkdext.data.images import (
     BadImage,
-    BadImageError,
     bad_images_message,
     check_images,
-    find_images,
     read_image,
 )
 
@@ -291,6 +291,6 @@ def test_an_error_without_a_message_is_told_by_its_name(tmp_path, monkeypatch):
         raise AssertionError
 
     Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    monkeypatch.setattr("mkdext.data.decoding.decode_png", fail)
     with pytest.raises(BadImageError, match=r"cannot be decoded \(AssertionError\)"):
         read_image(tmp_path / "black.png")

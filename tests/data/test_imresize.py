@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mkdext.data import imresize
+from mkdext.data.imresize import _integer_weights
 
 
 def cubic(x: float) -> float:
@@ -176,3 +177,27 @@ def test_meta_tensors_are_resized_in_shape() -> None:
     for scale, size in ((4, (20, 28)), (1 / 2, (3, 4))):
         small = imresize(torch.empty(2, 3, 5, 7, device="meta"), scale)
         assert small.is_meta and small.shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        (1e9, ValueError, "must be from 1/4096 to 4096, got 1000000000.0"),
+        (1e-9, ValueError, "must be from 1/4096 to 4096, got 1e-09"),
+        (math.nan, ValueError, "must be positive, got nan"),
+        (math.inf, ValueError, "must be positive, got inf"),
+        ("4", TypeError, "must be a number, got '4'"),
+        (True, TypeError, "must be a number, got True"),
+    ],
+)
+def test_a_scale_that_nobody_can_mean_is_refused(scale, error, message) -> None:
+    with pytest.raises(error, match=f"imresize: scale {message}"):
+        imresize(torch.rand(1, 8, 8), scale)
+
+
+def test_the_largest_scales_are_exact() -> None:
+    levels = torch.full((1, 30, 20), 201, dtype=torch.uint8)
+    assert imresize(levels, 1 / 4096).tolist() == [[[201]]]
+    for enlarge in (False, True):
+        phases, denominator = _integer_weights(4096, enlarge)
+        assert 255 * max(sum(map(abs, taps.values())) for taps in phases) + denominator < 2**63

@@ -223,6 +223,19 @@ def test_two_processes_cannot_write_one_store(folder, tmp_path):
         prepare_store(folder, tmp_path / "store", scale=2, workers=1)
 
 
+def test_a_store_that_another_process_finishes_meanwhile_is_kept(folder, tmp_path):
+    store = prepare_store(folder, tmp_path / "store", scale=2, workers=1).folder
+    before = content(store)
+    (store / "unfinished.jsonl").touch()  # as a process sees it that looked just before the end
+    with (
+        pytest.raises(ValueError, match="was finished meanwhile by another process"),
+        prepare_module._opened(store, 2),
+    ):
+        pass
+    assert content(store) == before
+    assert not (store / "unfinished.jsonl").exists()
+
+
 def test_bad_photographs_are_all_named_and_then_repaired_or_left_out(folder, tmp_path):
     (folder / "1.png").write_bytes(b"no image")
     Image.new("RGB", (1, 9)).save(folder / "thin.png")
@@ -258,10 +271,14 @@ def test_given_low_resolution_versions_are_stored(folder, low, tmp_path):
 
 def test_missing_or_mismatched_low_resolution_versions_are_named(folder, low, tmp_path):
     Image.new("RGB", (20, 21)).save(low / "2x2.png")
-    with pytest.raises(ValueError, match=r"2x2\.png: is 20x21 pixels, must be 20x20 for .*2\.png"):
+    with pytest.raises(
+        ValueError, match=r"2x2\.png: must be 20x20 pixels in low resolution, has 20x21"
+    ):
         prepare_store(folder, tmp_path / "store", scale=2, lr=low, workers=1)
     (low / "3x2.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 4 photographs have no low-resolution version in"):
+    with pytest.raises(
+        ValueError, match=r"low has no low-resolution version of 3\.png: none of 3, 3x2, 3_x2"
+    ):
         prepare_store(folder, tmp_path / "store", scale=2, lr=low, workers=1)
 
 
@@ -304,3 +321,59 @@ def test_the_index_is_documented_json(folder, tmp_path):
     hr = pixels[: 3 * first["height"] * first["width"]]
     expected = read_image(folder / first["name"]).numpy()
     assert np.array_equal(hr.reshape(3, first["height"], first["width"]), expected)
+
+
+def test_given_versions_that_are_rounded_up_are_cut_with_crop(folder, low, tmp_path):
+    for path in find_images(low):
+        with Image.open(path) as image:
+            size = (image.width + 1, image.height + 1)
+            image.transform(size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, 0)).save(path)
+    with pytest.raises(ValueError, match="--crop cuts both to what they share"):
+        prepare_store(folder, tmp_path / "refused", scale=2, lr=low, workers=1)
+    store = prepare_store(folder, tmp_path / "s", scale=2, lr=low, crop=True, workers=1).folder
+    for pair, path, given in zip(
+        read_store(store), find_images(folder), find_images(low), strict=True
+    ):
+        height, width = pair.lr.shape[1:]
+        assert np.array_equal(pair.lr, read_image(given)[:, :height, :width].numpy())
+        assert np.array_equal(pair.hr, read_image(path)[:, : 2 * height, : 2 * width].numpy())
+        assert pair.lr.shape[1:] == tuple(side // 2 for side in read_image(path).shape[1:])
+
+
+def test_a_photograph_that_changes_while_it_is_read_is_told(folder, tmp_path, monkeypatch):
+    def change(path):
+        image = read_image(path)
+        if path.name == "1.png":
+            os.utime(path, ns=(0, 0))
+        return image
+
+    monkeypatch.setattr(prepare_module, "read_image", change)
+    with pytest.raises(ValueError, match=r"1\.png: changed while it was read"):
+        prepare_store(folder, tmp_path / "store", scale=2, workers=1)
+    (folder / "1.png").unlink()
+    monkeypatch.undo()
+    assert prepare_store(folder, tmp_path / "store", scale=2, workers=1).photographs == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 100_000, b'{"name": ["a"]}', b"7", b'{"name": "a", "height": 1e999}', b'"' + b"a" * 99],
+    ids=["deep", "another type", "number", "huge", "torn"],
+)
+def test_a_damaged_line_of_the_journal_is_written_again(
+    folder, tmp_path, stopped_after, monkeypatch, line
+):
+    stopped_after(2)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(folder, tmp_path / "store", scale=2, workers=1)
+    monkeypatch.undo()
+    with (tmp_path / "store" / "unfinished.jsonl").open("ab") as journal:
+        journal.write(line + b"\n")
+    assert prepare_store(folder, tmp_path / "store", scale=2, workers=1).written == 2
+
+
+def test_a_pipe_in_the_place_of_the_journal_is_refused(folder, tmp_path):
+    (tmp_path / "store").mkdir()
+    os.mkfifo(tmp_path / "store" / "unfinished.jsonl")
+    with pytest.raises(ValueError, match="is no regular file"):
+        prepare_store(folder, tmp_path / "store", scale=2, workers=1)

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 
 from mkdext.data import (
+    BadImageError,
     ImagePairs,
     PatchSampler,
     find_images,
@@ -94,7 +96,7 @@ def test_a_truncated_store_is_refused(store, bytes_left):
 
 def test_a_store_without_pixels_is_refused(store):
     (store / "pixels.u8").unlink()
-    with pytest.raises(ValueError, match=r"has no readable pixels\.u8"):
+    with pytest.raises(ValueError, match=r"has no readable pixels\.u8, which does not exist"):
         read_store(store)
 
 
@@ -104,9 +106,11 @@ def test_a_store_without_pixels_is_refused(store):
         ({"format": "other"}, "is not a store of mkdext"),
         ({"version": 2}, "is of version 2, this mkdext reads version 1"),
         ({"scale": "4"}, "its scale is '4'"),
-        ({"photographs": []}, "has no list of photographs"),
-        ({"photographs": [{"name": "a"}]}, "has no list of photographs"),
-        ({"photographs": 3}, "has no list of photographs"),
+        ({"scale": 10**400}, "its scale is 1000"),
+        ({"photographs": []}, r"store\.json lists no photograph; delete the store and prepare it"),
+        ({"photographs": [{"name": "a"}]}, "photograph 0 has no 'files'; delete the store"),
+        ({"photographs": 3}, "'photographs' must be of type list, got int; delete the store"),
+        ({"photographs": [7]}, "photograph 0 must hold names and values, got int; delete"),
     ],
 )
 def test_a_foreign_or_damaged_index_is_refused(store, change, message):
@@ -118,21 +122,51 @@ def test_a_foreign_or_damaged_index_is_refused(store, change, message):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("height", 31), ("width", 0), ("offset", -1), ("width", "50"), ("files", None)],
+    [
+        *[("height", 31), ("height", 2**40), ("width", 0), ("width", "50"), ("width", True)],
+        *[("offset", -1), ("offset", 10**4000), ("crc32", 2**32), ("crc32", 1.5), ("name", ["a"])],
+        *[("files", None), ("files", []), ("files", [[1, 2, 3]]), ("files", [["1", 2]])],
+    ],
 )
 def test_impossible_entries_are_refused(store, field, value):
     index = json.loads((store / "store.json").read_text())
     index["photographs"][0][field] = value
     (store / "store.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="has no list of photographs"):
+    message = rf"is damaged: photograph 0: '{field}' must .*; delete the store and prepare it again"
+    with pytest.raises(ValueError, match=message) as error:
         read_store(store)
+    assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"null", b'"a"'])
 def test_an_index_that_is_no_json_object_is_refused(store, text):
     (store / "store.json").write_bytes(text)
-    with pytest.raises(ValueError, match="is not a store of mkdext, or its index is damaged"):
+    with pytest.raises(ValueError, match=r"damaged.* delete the store and prepare it again"):
         read_store(store)
+
+
+def test_a_pipe_in_the_place_of_a_file_of_a_store_is_refused(store):
+    for name in ("pixels.u8", "store.json"):
+        (store / name).unlink()
+        os.mkfifo(store / name)
+        with pytest.raises(ValueError, match="is no regular file"):
+            read_store(store)
+
+
+def test_a_flipped_bit_is_found_when_a_stored_photograph_is_first_used(store):
+    pixels = bytearray((store / "pixels.u8").read_bytes())
+    pixels[-1] ^= 1  # of the last photograph
+    (store / "pixels.u8").write_bytes(pixels)
+    pairs = ImagePairs(read_store(store), 2)
+    pairs.patch(0, 8, (0, 0))
+    for use in (lambda: pairs.patch(3, 8, (0, 0)), lambda: pairs[3]):
+        with pytest.raises(
+            BadImageError, match=r"c\.png: has changed since it was written; delete"
+        ):
+            use()
+    assert ImagePairs.checked(read_store(store), 2)[1] == []
+    _, bad = ImagePairs.checked(read_store(store), 2, check_stored=True)
+    assert [image.path.name for image in bad] == ["c.png"]
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from mkdext.inference import load_network
+from mkdext.inference import Network, load_network
 from mkdext.models import (
     EDSR,
     EDSRConfig,
@@ -94,3 +95,10 @@ def test_a_networks_own_scale_and_weights_of_its_names_do_not_mislead(tmp_path: 
     save_model(file, own, {"student": "nets.py:variant", "scale": 2})
     with pytest.raises(ValueError, match=r"--model nets\.py:variant"):
         load_network(file)
+
+
+def test_a_picture_stays_as_it_is_where_a_network_works_in_place() -> None:
+    network = Network("clip", nn.ReLU6(inplace=True), 1, torch.device("cpu"))
+    lr = torch.full((1, 3, 8, 8), 9.0)
+    assert network(lr).max() == 6
+    assert lr.min() == 9

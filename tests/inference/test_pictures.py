@@ -77,6 +77,7 @@ def test_the_orientation_of_the_camera_is_applied_and_forgotten(
     kept = Image.Exif()
     kept.load(b"Exif\0\0" + picture.exif)
     assert dict(kept) == {0x010F: "a camera"}
+    assert len(picture.exif) == len(exif.tobytes().removeprefix(b"Exif\0\0"))
 
 
 def test_a_palette_becomes_colour_with_its_transparency(tmp_path: Path) -> None:
@@ -133,8 +134,8 @@ def test_grey_is_three_equal_colours_and_comes_back_grey(tmp_path: Path) -> None
         ("text.png", "not an image"),
         ("cut.png", "cannot be decoded"),
         ("pages.tif", "holds 2 pages"),
-        ("float.tif", "has pixels of type F"),
-        ("bomb.png", "is too large"),
+        ("float.tif", "has signed, 32-bit or floating-point pixels"),
+        ("bomb.png", "has more than 178956970 pixels"),
     ],
 )
 def test_what_is_no_picture_is_refused(tmp_path: Path, name: str, message: str) -> None:
@@ -163,13 +164,3 @@ def test_the_size_is_told_without_decoding(tmp_path: Path) -> None:
     whole = (tmp_path / "black.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[:60])
     assert picture_size(tmp_path / "cut.png") == (300, 200)
-
-
-def test_an_error_without_a_message_is_told_by_its_name(tmp_path, monkeypatch):
-    def fail(*_):
-        raise AssertionError
-
-    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
-    monkeypatch.setattr("mkdext.inference.pictures._decoded", fail)
-    with pytest.raises(BadImageError, match=r"cannot be decoded \(AssertionError\)"):
-        read_picture(tmp_path / "black.png")

@@ -120,3 +120,28 @@ def test_costs_grow_with_the_pixels_and_the_width_of_the_network() -> None:
     # Four maps as large as the result must be alive at a time, or two of four times the channels.
     assert narrow.per_pixel > 2 * 8 * 4 * 4
     assert narrow.of(20, 30) == narrow.fixed + 600 * narrow.per_pixel
+
+
+class Particular(nn.Conv2d):
+    """A network that cannot be copied, or runs at no usual size."""
+
+    def __init__(self, sizes: set[int] | None) -> None:
+        super().__init__(3, 3, 3, padding=1)
+        self.sizes = sizes
+
+    def __deepcopy__(self, memory: object) -> Particular:
+        raise TypeError("cannot be copied")
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.sizes is not None and image.shape[-1] not in self.sizes:
+            raise SystemExit(0)
+        return super().forward(image)
+
+
+def test_networks_that_cannot_be_copied_or_probed_are_run_all_the_same():
+    network = Particular(None).requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert forward_costs(network).per_pixel > 0
+    assert reach(network) is None
+    assert forward_costs(Particular({7})) == Costs(0.0, 0.0)
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())

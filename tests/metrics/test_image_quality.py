@@ -8,7 +8,7 @@ from skimage.color import rgb2ycbcr
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mkdext.metrics import luma, psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.metrics import luma, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +173,17 @@ def test_rounding_to_bytes_clips():
 def test_bytes_survive_the_way_to_floats_and_back():
     levels = torch.arange(256).to(torch.uint8)
     assert torch.equal(to_uint8(levels.float() / 255), levels)
+
+
+def test_a_mean_leaves_out_what_is_infinite_and_counts_it():
+    assert mean_psnr([30.0, 32.0]) == (31.0, 0)
+    assert mean_psnr([math.inf, 32.0, math.inf]) == (32.0, 2)
+    assert mean_psnr([math.inf]) == (math.inf, 1)
+
+
+def test_what_is_no_number_has_no_level():
+    assert to_uint8(torch.tensor([-math.inf, math.inf])).tolist() == [0, 255]
+    with pytest.raises(
+        ValueError, match=r"to_uint8: image has values that are not numbers \(NaN\)"
+    ):
+        to_uint8(torch.tensor([0.5, math.nan]))

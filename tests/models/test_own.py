@@ -176,6 +176,24 @@ def test_a_network_gets_images_in_the_layout_of_pytorch() -> None:
     assert torch.equal(network(lr), network(lr.contiguous()))
 
 
+class InPlace(nn.Conv2d):
+    """Changes its image, as networks do that multiply it by their range."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        image *= 2
+        return super().forward(image)
+
+
+def test_a_network_that_works_in_place_does_not_change_the_image_of_others() -> None:
+    network = adapt(InPlace(3, 3, 1), 2, "student")
+    lr = torch.rand(1, 3, 8, 7, requires_grad=True)
+    before = lr.detach().clone()
+    first, again = network(lr), network(lr)
+    assert torch.equal(lr, before) and torch.equal(first, again)
+    first.sum().backward()
+    assert lr.grad is not None and lr.grad.any()
+
+
 def test_weights_of_the_network_itself_load_into_the_adapted_one() -> None:
     network = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2))
     weights = {name: tensor + 1 for name, tensor in network.state_dict().items()}
@@ -266,3 +284,11 @@ def test_the_evaluation_mode_ends_also_after_an_error() -> None:
         assert not network[0].training
         raise KeyError
     assert network.training and network[0].training and not network[1].training
+
+
+def test_a_network_for_one_size_is_run_on_that() -> None:
+    windows = nn.Sequential(nn.Unflatten(3, (-1, 8)), nn.Flatten(3))
+    adapted = adapt(windows, 2, "--model windows", size=(5, 16))
+    assert adapted(torch.rand(1, 3, 5, 16)).shape == (1, 3, 10, 32)
+    with pytest.raises(ValueError, match=r"^--model windows fails on an image \[1, 3, 5, 3\]: "):
+        adapt(windows, 3, "--model windows", size=(5, 3))

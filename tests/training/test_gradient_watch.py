@@ -41,8 +41,9 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
 
 
-def gradients(model: nn.Module, *silent: str) -> list[torch.Tensor]:
-    return [torch.zeros(p.shape) if n in silent else p + 1 for n, p in model.named_parameters()]
+def gradients(model: nn.Module, *silent: str, zero: bool = False) -> list[torch.Tensor | None]:
+    none = torch.zeros(1) if zero else None
+    return [none if n in silent else p.abs() + 1 for n, p in model.named_parameters()]
 
 
 def test_parameters_are_named_once_after_the_first_steps():
@@ -55,6 +56,15 @@ def test_parameters_are_named_once_after_the_first_steps():
     message = "no gradient has reached 1 of the student's 5 parameters in 20 steps, 12% of its num"
     assert told[STEPS - 1].startswith(message) and told[STEPS - 1].endswith(": 0.bias")
     assert silence_in_words([watch], is_last=True) is None
+
+
+def test_gradients_of_zero_count_where_they_are_more_than_a_few():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 100))
+    for silent, is_told in (("0.bias", False), ("1.bias", True)):
+        watch = GradientWatch(model)
+        watch.add(gradients(model, silent, zero=True))
+        told = silence_in_words([watch], is_last=True)
+        assert (told is not None and told.endswith(f": {silent}")) == is_told
 
 
 def test_one_gradient_is_enough():

@@ -12,6 +12,23 @@ from mkdext.training.options import MetaOptions, known_methods
 from mkdext.training.plan import estimate_memory, make_networks
 
 
+def test_what_a_container_may_use_counts(tmp_path):
+    group = tmp_path / "sys/fs/cgroup/jobs/one"
+    group.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:  8000 kB\n")
+    assert available_bytes(tmp_path) == 8_192_000
+    (tmp_path / "proc/self/cgroup").write_text("0::/jobs/one\n")
+    for folder, limit in ((group, "max"), (group.parent, "5000000")):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("2000000\n")
+        (folder / "memory.stat").write_text("anon 900000\ninactive_file 600000\n")
+    assert available_bytes(tmp_path) == 3_600_000
+    (group / "memory.max").write_text("1000000\n")
+    assert available_bytes(tmp_path) == 0
+    assert available_bytes(tmp_path / "nowhere") is None
+
+
 def test_the_peak_counts_what_lives_at_one_time():
     with LiveBytes() as memory:
         kept = torch.empty(1000, device="meta")

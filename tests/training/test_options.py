@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -70,11 +72,21 @@ def test_flags_count_more_than_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("itertions: 3", "there is no option 'itertions'; did you mean 'iterations'"),
-        ("meta: {stepps: 3}", "there is no option 'meta.stepps'; did you mean 'steps'"),
+        ("itertions: 3", "there is no option 'itertions'; did you mean iterations"),
+        ("meta: {stepps: 3}", "there is no option 'meta.stepps'; did you mean steps"),
         ("meta: 3", "'meta' must hold names and values"),
-        ("meta: {steps: [2, 3]}", r"'meta.steps' must be one value, got \[2, 3\]"),
-        ("lr: {first: 1}", "'lr' must be one value, got {'first': 1}"),
+        ("meta: {steps: [2, 3]}", r"'meta.steps' must be an integer or None, got \[2, 3\]"),
+        ("lr: {first: 1}", "'lr' must be a number, got {'first': 1}"),
+        ("kd_fade: 'no'", "'kd_fade' must be true or false, got 'no'"),
+        ("train_dir: [[a]]", r"'train_dir' must be a list of paths, got \[\['a'\]\]"),
+        ("lr: null", "'lr' must be a number, got None"),
+        ("iterations: 1.5", "'iterations' must be an integer, got 1.5"),
+        ("iterations: 1e5", "'iterations' must be an integer, got '1e5'"),
+        ("iterations: true", "'iterations' must be an integer, got True"),
+        ("teacher_dtype: int8", "'teacher_dtype' must be one of 'float32', 'bfloat16', got 'int8'"),
+        ("student: --dry-run", "'student' must not begin with a dash, got '--dry-run'"),
+        ("a: &a [1]\nb: &b [*a, *a]", "there is no option 'a'"),
+        ("lr: " + 200 * "[", "is nested more than 32 levels deep|is not YAML"),
         ("- 1\n- 2", "must hold names and values, got list"),
         ("a: b: c", "is not YAML"),
     ],
@@ -87,8 +99,55 @@ def test_a_wrong_configuration_file_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_configuration_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"none\.yaml does not exist"):
         read_config(tmp_path / "none.yaml", TrainOptions())
+
+
+def test_a_number_that_yaml_takes_for_a_text_is_a_number(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("lr: 1e-3\nseed: '3'\nkd_weight: null\ntrain_dir: photographs\n")
+    options = parse(["--config", str(file)])
+    assert (options.lr, options.seed, options.kd_weight) == (1e-3, 3, None)
+    assert options.train_dir == (Path("photographs"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: -1", "--config FILE: --lr must be positive, got -1.0"),
+        ("meta: {steps: 0}", "--config FILE: --meta.steps must be at least 1, got 0"),
+    ],
+)
+def test_a_number_out_of_range_is_told_with_the_file_that_it_is_in(text, message, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="must be") as told:
+        parse(["--config", str(file)])
+    assert str(told.value) == message.replace("FILE", str(file))
+
+
+@pytest.mark.parametrize("text", ["batch_size: 4", "lr: 2"])
+def test_a_flag_out_of_range_is_told_without_the_file(text, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit):
+        parse(["--config", str(file), "--lr", "-1"])
+    error = capsys.readouterr().err
+    assert "--lr must be positive, got -1.0" in error and "--config" not in error
+
+
+def test_a_flag_mends_what_a_file_alone_would_not_allow(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("lr_min: 0.5")
+    assert parse(["--config", str(file), "--lr", "1"]).lr_min == 0.5
+
+
+def test_a_configuration_that_is_no_file_is_told(tmp_path):
+    with pytest.raises(ValueError, match="is a directory; name a file in it"):
+        parse(["--config", str(tmp_path)])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is no regular file"):
+        parse(["--config", str(tmp_path / "pipe")])
 
 
 def test_defaults_are_short_only_for_the_built_in_photographs(tmp_path):

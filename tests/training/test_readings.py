@@ -84,7 +84,7 @@ def test_a_nan_that_is_seen_late_names_its_step_and_reaches_no_checkpoint(
     options = dataclasses.replace(
         TINY, method="vanilla", checkpoint_every=2, log_every=2, out=tmp_path / "run", **folders
     )
-    with pytest.raises(NonFiniteError, match=r"^step 3: reconstruction is nan; the checkpoint in"):
+    with pytest.raises(NonFiniteError, match=r"^step 3: reconstruction is nan; .* keeps"):
         train(options, Console(quiet=True))
     checkpoint = torch.load(tmp_path / "run/checkpoints/state.pt", weights_only=True)
     assert checkpoint["step"] == 2

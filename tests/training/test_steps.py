@@ -312,3 +312,11 @@ def test_the_first_value_that_is_not_finite_is_named():
     values = {"fine": torch.tensor(1.0), "some_loss": torch.tensor(float("inf"))}
     with pytest.raises(NonFiniteError, match="some loss is inf"):
         require_finite(values | {"other": torch.tensor(float("nan"))})
+
+
+def test_a_step_that_no_number_can_hold_is_not_finite():
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([parameter], lr=1e38)
+    with pytest.raises(NonFiniteError, match="step is infinite"):
+        for _ in range(3):
+            steps.apply(optimizer, [parameter], [torch.ones(3)])

@@ -129,8 +129,8 @@ def test_an_interrupted_computation_goes_on_where_it_was(tmp_path, pairs):
         ({"dtype": torch.bfloat16}, "dtype was float32, now bfloat16"),
         ({"photographs": True}, "photographs have changed"),
         ({"code": True}, "the teacher computes something else now"),
-        ({"truncated": True}, "its files are damaged"),
-        ({"text": True}, "its files are damaged"),
+        ({"truncated": True}, r"it is damaged \(maps\.bin is too short\)"),
+        ({"text": True}, r"it is damaged \(cache\.json is not JSON"),
     ],
 )
 def test_a_cache_of_something_else_is_refused_and_left_as_it_is(
@@ -154,6 +154,34 @@ def test_a_cache_of_something_else_is_refused_and_left_as_it_is(
     assert message.startswith(f"--teacher-cache {folder} does not fit: ")
     assert message.endswith("name another folder, or delete this one to compute it again")
     assert before == [(folder / name).read_bytes() for name in ("maps.bin", "cache.json")]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"crops": "10"}, "'crops' must be of type int, got str"),
+        ({"crops": 10.0}, "'crops' must be of type int, got float"),
+        ({"crops": True}, "'crops' must be of type int, got bool"),
+        ({"crops": -1}, "maps.bin is too short"),
+        ({"made_from": []}, "'made_from' must be of type dict, got list"),
+        ({"made_from": {}}, "teacher was None, now Net"),
+    ],
+)
+def test_an_edited_index_is_told(change, reason, tmp_path, pairs):
+    make(tmp_path, pairs).fill()
+    index = tmp_path / "cache.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    with pytest.raises(ValueError, match=r"--teacher-cache .* does not fit") as told:
+        make(tmp_path, pairs).fill()
+    assert reason in str(told.value)
+
+
+def test_a_pipe_in_place_of_a_file_is_told(tmp_path, pairs):
+    make(tmp_path, pairs).fill()
+    (tmp_path / "maps.bin").unlink()
+    os.mkfifo(tmp_path / "maps.bin")
+    with pytest.raises(ValueError, match=r"maps\.bin is no regular file"):
+        make(tmp_path, pairs).fill()
 
 
 def test_a_batch_that_the_teacher_never_saw_is_noticed(tmp_path, pairs):

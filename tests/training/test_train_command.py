@@ -194,7 +194,10 @@ def test_a_damaged_checkpoint_is_told_with_the_cause(reference, flags, tmp_path,
     (run / "summary.json").unlink()
     (run / "checkpoints/state.pt").write_bytes(b"")
     assert main([*flags, "--out", str(run)]) == 2
-    assert "state.pt is damaged (EOFError): delete it to begin again" in capsys.readouterr().err
+    assert (
+        "state.pt is damaged (File is not a zip file): delete it to begin again"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_of_other_options_is_refused(reference, flags, capsys):

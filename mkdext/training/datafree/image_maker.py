@@ -32,6 +32,7 @@ from mkdext.models import check_points, features_at, forward_with_features
 from mkdext.models.own import evaluation_mode
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.randomness import Draw, random_for
+from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import cosine
 from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
 
@@ -223,7 +224,7 @@ class ImageMaker:
         return {"contrastive": loss, "embedding_diversity": distance}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs."""
+        """What `load` needs."""
         if self.generator is None:
             return {}
         state: dict[str, Any] = {
@@ -238,19 +239,33 @@ class ImageMaker:
             state["waiting"] = self._waiting
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put everything back to what it was."""
+    def load(self, state: SavedState) -> None:
+        """Put everything back to what it was.
+
+        Raises:
+            ValueError: The state is of something else.
+        """
         if self.generator is None:
             return
-        self.generator.load_state_dict(state["generator"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        state.load_module("generator", self.generator)
+        state.load_optimizer("optimizer", self.optimizer)
         if self.noise is not None:
+            noise = state.part("noise").tensor(self.noise, "noise")
             with torch.no_grad():
-                self.noise.copy_(state["noise"])
+                self.noise.copy_(noise)
         if self.discriminator is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
-            self.bank.load_state_dict(state["bank"])
-            self._waiting = state["waiting"].to(self.device)
+            state.load_module("discriminator", self.discriminator)
+            self._load_bank(state.part("bank"))
+            waiting = state.part("waiting").tensor(self._waiting, "waiting", rows=True)
+            self._waiting = waiting.to(self.device)
+
+    def _load_bank(self, state: SavedState) -> None:
+        empty = self.bank.state_dict()
+        rows = state.part("rows").tensor(empty["rows"], "rows", rows=True)
+        written = state.part("written").tensor(empty["written"], "written")
+        if not written >= 0 or len(rows) != min(int(written), self.bank.capacity):
+            raise state.unfit(f"does not fit (the bank holds {len(rows)} rows of {int(written)})")
+        self.bank.load_state_dict({"rows": rows, "written": written})
 
 
 def make_bank(options: DataFreeOptions, features: int, device: torch.device) -> MemoryBank:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from mkdext._options import check_types
 from mkdext.datafree import Criterion
 from mkdext.datafree.losses import LossWeights
 from mkdext.distill import MKDOptions
@@ -37,7 +38,8 @@ class GeneratorOptions:
     trained with it, as Algorithm 1 has it."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check types and numbers."""
+        check_types(self, "generator.")
         at_least(0, self, "every", prefix="generator.")
         positive(self, "lr", prefix="generator.")
 
@@ -60,7 +62,8 @@ class ContrastiveOptions:
     """Earlier images that a batch is told apart from, at most (4096 in the code of CMI)."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check types and numbers."""
+        check_types(self, "contrastive.")
         positive(self, "temperature", prefix="contrastive.")
         at_least(1, self, "bank_bytes", prefix="contrastive.")
         at_least(0, self, "negatives", prefix="contrastive.")

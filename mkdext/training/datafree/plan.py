@@ -15,7 +15,7 @@ from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
-from mkdext.training.memory import LiveBytes, reckons_inner_steps
+from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
 from mkdext.training.plan import (
     choose_points,
     is_own,
@@ -72,12 +72,28 @@ def prepare(options: DataFreeOptions) -> Plan:
                 trained = "a generator (not with --source procedural or --generator.every 0)"
                 check_passes_gradient(network, whose, trained)
     networks = ByScale(student, teachers, points)
+    require_memory_for_banks(options)
     memory = estimate_memory(options, networks)
     require_memory(memory, options)
     plan = Plan(options, networks, schedule, make_makers(options, networks, device), memory)
     if is_own(student):
         try_step(plan.begin_stage(0).step)
     return plan
+
+
+def require_memory_for_banks(options: DataFreeOptions) -> None:
+    """Check that the memory banks alone fit into memory, where it is known what there is.
+
+    Raises:
+        ValueError: They do not.
+    """
+    needed, available = options.contrastive.bank_bytes * len(options.scale), available_bytes()
+    on_cpu = torch.device(options.device).type == "cpu"
+    if options.is_contrastive and on_cpu and available and needed > available:
+        raise ValueError(
+            f"--contrastive.bank-bytes {options.contrastive.bank_bytes} needs {needed / 1e9:.1f} "
+            f"GB of memory for all scales, {available / 1e9:.1f} GB are available: lower it"
+        )
 
 
 def make_makers(

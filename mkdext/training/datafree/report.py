@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from mkdext._figures import figure_file, label
 from mkdext._files import atomic_write
+from mkdext.training.report import draw_scores
 from mkdext.training.run_directory import RunDirectory
 
 _TIMES = 5  # rows of made images in the summary
@@ -52,24 +52,22 @@ def save_summary(
         pictures: A photograph and enlargements of it, uint8 `[3, H, W]` by name.
         scale: Whose samples are shown.
     """
-    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    grid = figure.add_gridspec(2, 4)
-    _draw_samples(figure.add_subplot(grid[0, :2]), run, scale)
-    _draw_psnr(figure.add_subplot(grid[0, 2:]), records, summary)
-    _draw_losses(figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1]), records)
-    cells = grid[1, 2:].subgridspec(2, 2)
-    for index, (name, image) in enumerate(_cut(pictures).items()):
-        axes = figure.add_subplot(cells[divmod(index, 2)])
-        axes.imshow(image, interpolation="nearest")
-        axes.set(title=name, xticks=[], yticks=[])
-    with atomic_write(run.picture) as unfinished, unfinished.open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+    records = run.records()
+    with figure_file(run.picture, (13, 9)) as figure:
+        grid = figure.add_gridspec(2, 4)
+        _draw_samples(figure.add_subplot(grid[0, :2]), run, scale)
+        _draw_psnr(figure.add_subplot(grid[0, 2:]), records, summary)
+        _draw_losses(figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1]), records)
+        cells = grid[1, 2:].subgridspec(2, 2)
+        for index, (name, image) in enumerate(_cut(pictures).items()):
+            axes = figure.add_subplot(cells[divmod(index, 2)])
+            axes.imshow(image, interpolation="nearest")
+            axes.set(title=name, xticks=[], yticks=[])
 
 
 def _draw_samples(axes: Axes, run: RunDirectory, scale: int) -> None:
     """The first row of some of the sheets below each other."""
-    sheets = sorted(run.samples.glob(f"x{scale}_*.png"))
+    sheets = sorted(run.samples.glob(f"x{scale}_{'[0-9]' * 7}*.png"))
     chosen = [sheets[i] for i in sorted({*np.linspace(0, len(sheets) - 1, _TIMES, dtype=int)})]
     rows, names = [], []
     for path in chosen:
@@ -88,21 +86,18 @@ def _draw_samples(axes: Axes, run: RunDirectory, scale: int) -> None:
 
 def _draw_psnr(axes: Axes, records: Sequence[Record], summary: Mapping[str, Any]) -> None:
     measured = [r for r in records if "validation" in r]
-    for index, name in enumerate(measured[0]["validation"]):
-        points = [(r["step"], r["validation"][name]["psnr_y"]) for r in measured]
-        axes.plot(*zip(*points, strict=True), color=f"C{index}", marker=".", label=name)
+    names = dict.fromkeys(name for r in measured for name in r["validation"])
+    for index, name in enumerate(names):
         ways = summary["validation"].get(name, {})
-        for way, style in (("teacher", "--"), ("bicubic", ":")):
-            if way in ways:
-                value = ways[way]["psnr_y"]
-                axes.axhline(value, color=f"C{index}", linestyle=style, label=f"{way}, {name}")
+        draw_scores(axes, records, name, ways, f"C{index}", label(name))
     for first, parts in summary["stages"][1:]:
         axes.axvline(first, color="0.6", linewidth=0.8)
         axes.annotate(
             f" {parts} parts", (first, 0.01), xycoords=("data", "axes fraction"), fontsize=7
         )
     axes.set(title="PSNR-Y of the student (dB); on made images, to the teacher's", xlabel="step")
-    axes.legend(fontsize=7)
+    if axes.lines:
+        axes.legend(fontsize=7)
 
 
 def _draw_losses(losses: Axes, diversity: Axes, records: Sequence[Record]) -> None:

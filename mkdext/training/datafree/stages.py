@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,26 +129,6 @@ class Stage:
         points = distillation.teacher.points
         picture, maps = forward_with_features(self.teachers[scale], points, lr)
         return picture, distillation.teacher.fitted(maps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs."""
-        step = self.step
-        state = {"student": step.student.state_dict(), "optimizer": step.optimizer.state_dict()}
-        if step.distillation:
-            state["method"] = step.distillation.method.state_dict()
-            if step.distillation.optimizer:
-                state["method_optimizer"] = step.distillation.optimizer.state_dict()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put everything back to what it was."""
-        step = self.step
-        step.student.load_state_dict(state["student"])
-        step.optimizer.load_state_dict(state["optimizer"])
-        if step.distillation:
-            step.distillation.method.load_state_dict(state["method"])
-            if step.distillation.optimizer:
-                step.distillation.optimizer.load_state_dict(state["method_optimizer"])
 
 
 def begin_stage(

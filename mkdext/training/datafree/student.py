@@ -10,27 +10,32 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from mkdext._terminal import Terminal
 from mkdext.datafree import procedural_images
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
-from mkdext.training.config_files import changed_flags, checked_run
+from mkdext.training.config_files import changed_flags
 from mkdext.training.datafree.image_maker import CollapseError, require_different
 from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates
 from mkdext.training.datafree.plan import Plan, prepare
 from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.report import save_sheet, save_summary
 from mkdext.training.datafree.stages import Stage
+from mkdext.training.going_on import Run, checked_run, rates_in_words
 from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop
+from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
 from mkdext.training.progress import measuring, track
+from mkdext.training.rehearsal import rehearse
 from mkdext.training.report import conclude
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run_directory import HISTORY, RunDirectory
+from mkdext.training.schedule import phase
 from mkdext.training.steps import TrainingFailed
-from mkdext.training.student import Summary, finished, in_words
+from mkdext.training.student import Summary, finished, in_words, load_step, state_of
 from mkdext.training.teacher_check import require_strong_teacher
-from mkdext.training.validation import Scores, Upscaler, bicubic, measure, picture
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
 
 HELD_OUT = "made images"
 """Name of the images on which a student is compared with its teacher meanwhile."""
@@ -47,7 +52,10 @@ class ToMeasure(NamedTuple):
     """`(lr, hr)` each, uint8."""
 
 
-def train_without_data(options: DataFreeOptions, console: Console | None = None) -> Summary:
+@one_at_a_time
+def train_without_data(
+    options: DataFreeOptions, console: Console | None = None, resume: bool = False
+) -> Summary:
     """Distil a student on images that are made, or go on with a training that was interrupted.
 
     No photograph is opened but those of `val_dir` and the built-in ones, to measure student and
@@ -57,6 +65,8 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
     Args:
         options: What to do.
         console: Where progress is shown; none: the standard output.
+        resume: As for `mkdext.training.train`. A student that grows keeps its number of steps, of
+            which its stages are parts.
 
     Returns:
         What `summary.json` in the run directory holds: as `mkdext.training.train` gives it, and
@@ -64,30 +74,39 @@ def train_without_data(options: DataFreeOptions, console: Console | None = None)
         scales the names of sets end with the scale.
 
     Raises:
-        ValueError: Options, files or folders are not usable; nothing was done.
+        ValueError: Options, files or folders are not usable, or another training is at work in this
+            process; nothing was done.
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
         CollapseError: The generator makes constant images; likewise.
-        TrainingStopped: Ctrl-C or SIGTERM; the checkpoint of the last step is written.
+        TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
     """
-    console = console or Console()
-    options = options.resolved()
-    run, config = checked_run(options)
-    if run.summary.exists():
-        return finished(run, console)
+    terminal = Terminal.of(console)
+    run = checked_run(options, resume)
+    summary = finished(run, terminal)
+    if summary:
+        return summary
+    run.require_files()
+    options, directory = run.options, run.directory
     plan = prepare(options)
-    sets = photographs(options, console) if options.val_dir else {}
-    if not run.state.exists():
+    sets = photographs(options, terminal) if options.val_dir else {}
+    if not run.directory.state.exists():
         check_teachers(plan, sets)
     sets |= held_out(plan)
-    with run.opened(config):
-        stage, done = load_checkpoint(run, plan)
+    if not run.directory.state.exists():
+        stage = plan.begin_stage(0)
+        low = [measured.pairs[0][0] for measured in sets.values()]
+        rehearse(stage.student, state_of(stage.step), origin(options, 0), low)
+    with run.opened():
+        stage, done = load_checkpoint(directory, plan)
+        _tell_changes(run, stage, done.step, terminal)
+        directory.keep_metrics_until(done.step)
         if done.step:
-            console.print(f"going on after step {done.step} of {options.iterations}")
+            terminal.say(f"going on after step {done.step} of {options.iterations}")
         if not done.step:
-            save_samples(plan, run, stage, 0)
-        loop = DataFreeLoop(plan, run, stage, sets, done, console)
+            save_samples(plan, directory, stage, 0)
+        loop = DataFreeLoop(plan, directory, stage, sets, done, terminal)
         seconds = loop.run()
-        return _finish(plan, run, loop.stage, seconds, console)
+        return _finish(plan, directory, loop.stage, seconds, terminal)
 
 
 def check_teachers(plan: Plan, sets: Mapping[str, ToMeasure]) -> None:
@@ -103,7 +122,7 @@ def check_teachers(plan: Plan, sets: Mapping[str, ToMeasure]) -> None:
         require_strong_teacher(teacher, scale, own)
 
 
-def photographs(options: DataFreeOptions, console: Console) -> dict[str, ToMeasure]:
+def photographs(options: DataFreeOptions, console: Terminal) -> dict[str, ToMeasure]:
     """The photographs to measure on, by name."""
     sets: dict[str, ToMeasure] = {}
     for scale in options.scale:
@@ -126,20 +145,47 @@ def held_out(plan: Plan) -> dict[str, ToMeasure]:
 
 
 def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[Stage, Done]:
-    """Begin a training, or put it back to its checkpoint."""
+    """Begin a training, or put it back to its checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is damaged or that of another run.
+    """
     if not run.state.exists():
         return plan.begin_stage(0), Done(0, 0.0, {})
     state = run.checkpoint.load()
-    stage = plan.begin_stage(state["stage"])
-    stage.load_state_dict(state)
+    done = Done.of(state, plan.options, plan.options.iterations)
+    # Growth comes with the first step of a stage.
+    index = plan.schedule.stage_at(done.step - 1)
+    state.number("stage", index, index)
+    stage = plan.begin_stage(index)
+    load_step(state, stage.step)
     for scale, maker in plan.makers.items():
-        maker.load_state_dict(state["makers"][scale])
-    run.keep_metrics_until(state["step"])
-    return stage, Done(state["step"], state["seconds"], state["values"])
+        maker.load(state.part("makers").part(scale))
+    return stage, done
 
 
-def origin(options: DataFreeOptions, steps: int) -> dict[str, Any]:
-    """What made a student, after `steps` steps, to be kept with its weights.
+def _tell_changes(run: Run[DataFreeOptions], stage: Stage, step: int, console: Terminal) -> None:
+    said = run.change(step)
+    taken = step - stage.first
+    if said and taken > 0 and step < run.options.iterations:
+        scale, now = run.options.scale[0], stage.step.options
+        # Only a student of one stage is trained longer.
+        length = now.iterations + run.before().iterations - run.options.iterations
+        before = run.before().for_scale(scale, length)
+        said += rates_in_words(
+            run.changes, phase(taken - 1, before), phase(taken, now), now.iterations
+        )
+    if said:
+        console.say(said)
+
+
+def origin(options: DataFreeOptions, steps: int, history: Sequence[Any] = ()) -> dict[str, Any]:
+    """What made a student, to be kept with its weights.
+
+    Args:
+        options: Those of its last step.
+        steps: How many it took.
+        history: What the options were before, as `RunDirectory.history` has it.
 
     Example:
         >>> origin(DataFreeOptions(stages=2), steps=500)["command"]
@@ -153,6 +199,7 @@ def origin(options: DataFreeOptions, steps: int) -> dict[str, Any]:
         "teacher": str(options.teacher_weights or options.teacher or "builtin"),
         "data": [f"made images ({options.source})"],
         "steps": steps,
+        **({HISTORY: [*history]} if history else {}),
     }
 
 
@@ -168,7 +215,7 @@ class DataFreeLoop(Loop):
         stage: Stage,
         sets: Mapping[str, ToMeasure],
         done: Done,
-        console: Console,
+        console: Terminal,
     ) -> None:
         """Take what was planned, and where the training stands."""
         super().__init__(plan.options, plan.options.iterations, run, done, console)
@@ -195,7 +242,7 @@ class DataFreeLoop(Loop):
         watches = [step_.watch for step_ in self.stage.steps.values()]
         silence = silence_in_words(watches, step + 1 == self.iterations)
         if silence:
-            self.console.print(silence, highlight=False, markup=False, soft_wrap=True)
+            self.console.say(silence)
         if options.trains_generator and (step + 1) % options.generator.every == 0:
             chosen = drawn(options.scale, options.seed, Draw.GENERATION_SCALE, step)
             values |= plan.makers[chosen].improve(step, self.stage.students[chosen])
@@ -207,10 +254,9 @@ class DataFreeLoop(Loop):
             maker.end_stage()
         self.stage = plan.begin_stage(before.index + 1, before)
         parts = plan.schedule.parts
-        self.console.print(
+        self.console.say(
             f"step {self.stage.first}: the student grows from {parts[before.index]} to "
-            f"{parts[self.stage.index]} parts, {count_parameters(self.stage.student):,} parameters",
-            highlight=False,
+            f"{parts[self.stage.index]} parts, {count_parameters(self.stage.student):,} parameters"
         )
 
     def check(self, values: Mapping[str, float]) -> None:
@@ -226,25 +272,25 @@ class DataFreeLoop(Loop):
         """Write all that `load_checkpoint` needs."""
         plan, stage = self.plan, self.stage
         state = {
-            **done._asdict(),
-            **stage.state_dict(),
+            **self.state(done),
+            **state_of(stage.step),
             "stage": stage.index,
             "makers": {scale: maker.state_dict() for scale, maker in plan.makers.items()},
         }
-        made_by = origin(plan.options, done.step)
+        made_by = origin(plan.options, done.step, self.history)
         self.run_directory.checkpoint.save(state, unwrapped(stage.student), made_by)
 
     def validate(self, step: int) -> dict[str, Any]:
         """Measure the student on every set, and keep a sheet of made images."""
         scores = scores_of(self.stage, self.sets)
-        self.console.print(f"step {step}: {in_words(scores)}", highlight=False)
+        self.console.say(f"step {step}: {in_words(scores)}")
         save_samples(self.plan, self.run_directory, self.stage, step)
         return {"validation": scores}
 
     def explained(self, error: TrainingFailed, step: int) -> str:
         """Name the learning rates and weights."""
         options, run = self.plan.options, self.run_directory
-        kept = f"; the checkpoint in {run.root} is from before it" if run.state.exists() else ""
+        kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
         rate = f"--generator.lr (now {options.generator.lr:g})"
         if isinstance(error, CollapseError):
             weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
@@ -259,7 +305,7 @@ def scores_of(stage: Stage, sets: Mapping[str, ToMeasure]) -> dict[str, Scores]:
     """PSNR and SSIM of a student by set."""
     with evaluation_mode(stage.student):
         return {
-            name: measure(stage.students[scale], pairs, scale)
+            name: measure(stage.students[scale], pairs, scale, names_of(pairs))
             for name, (scale, pairs) in sets.items()
         }
 
@@ -279,7 +325,7 @@ def _named(name: str, scale: int, options: DataFreeOptions) -> str:
 
 
 def _finish(
-    plan: Plan, run: RunDirectory, stage: Stage, seconds: float, console: Console
+    plan: Plan, run: RunDirectory, stage: Stage, seconds: float, console: Terminal
 ) -> Summary:
     options = plan.options
     validation: dict[str, dict[str, Scores]] = {}
@@ -292,7 +338,9 @@ def _finish(
                 "teacher": plan.networks.teachers[scale],
             }
             validation[name] = {
-                way: measure(up, measuring(console, pairs, f"{way} on {name}"), scale)
+                way: measure(
+                    up, measuring(console, pairs, f"{way} on {name}"), scale, names_of(pairs)
+                )
                 for way, up in ways.items()
             }
         lr, hr = next(iter(sets.values())).pairs[0]
@@ -316,6 +364,8 @@ def _finish(
         "parameters": count_parameters(stage.student),
         "validation": validation,
     }
+    if run.history:
+        summary[HISTORY] = run.history
     save_summary(run, summary, shown, scale)
     conclude(
         run,

@@ -288,10 +288,14 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(estimated, flags, tmp_path,
 
 
 def test_what_does_not_fit_into_memory_is_refused(estimated, flags, tmp_path, capsys):
-    many = ["--batch-size", "10000000", "--contrastive.bank-bytes", "10000000000"]
+    many = ["--batch-size", "10000000", "--weights.contrastive", "0"]
     assert main([*flags, *many, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "a step needs about" in error and "lower --batch-size" in error
+    large = ["--contrastive.bank-bytes", str(10**15)]
+    assert main([*flags, *large, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"--contrastive.bank-bytes {10**15} needs 1000000.0 GB" in error and "lower it" in error
 
 
 def broken(case: str, folder: Path) -> list[str]:

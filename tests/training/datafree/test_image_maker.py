@@ -24,6 +24,7 @@ from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.student import DataFreeLoop
 from mkdext.training.loop import Done
 from mkdext.training.run_directory import RunDirectory
+from mkdext.training.saved_state import SavedState
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_what_waits_for_the_bank_is_there_after_a_resume(options):
     options = dataclasses.replace(options, contrastive=contrastive, stages=2)
     (_, maker, student), (_, resumed, _) = begun(options), begun(options)
     maker.improve(0, student)
-    resumed.load_state_dict(maker.state_dict())
+    resumed.load(SavedState(maker.state_dict(), "it", "delete it"))
     for each in (maker, resumed):
         each.end_stage()
     torch.testing.assert_close(resumed.bank.rows(), maker.bank.rows())

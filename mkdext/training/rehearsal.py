@@ -1,0 +1,64 @@
+"""What a training does only later, tried before its first step, so that no step is lost by it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mkdext._command import is_out_of_memory
+from mkdext.models import load_weights, read_metadata, read_weights
+from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.models.user_code import in_words
+from mkdext.training.run_directory import Checkpoint
+from mkdext.training.validation import picture
+
+
+def rehearse(
+    student: nn.Module,
+    state: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    low: Iterable[Tensor],
+) -> None:
+    """Save a student and read it again, and let it enlarge a photograph of each set.
+
+    It is left as it was.
+
+    Args:
+        student: As it will be saved.
+        state: What a checkpoint will hold, the student's weights under `student`.
+        origin: What its weights file will tell of it.
+        low: Low-resolution photographs, uint8 `[3, h, w]`.
+
+    Raises:
+        ValueError: Something of it fails.
+    """
+    network = unwrapped(student)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(Path(folder, "student.safetensors"), Path(folder, "state.pt"))
+        try:
+            checkpoint.save(state, network, origin)
+            checkpoint.load().load_module("student", student)
+            read_metadata(checkpoint.weights)
+            load_weights(network, read_weights(checkpoint.weights))
+        except OSError:
+            raise
+        except Exception as error:  # Whatever code of others may raise.
+            raise _failed(student, "saved and read again", error) from error
+    with evaluation_mode(student):
+        for image in low:
+            try:
+                picture(student, image)
+            except Exception as error:
+                size = f"{image.shape[2]}x{image.shape[1]}"
+                raise _failed(student, f"measured on a photograph of {size}", error) from error
+
+
+def _failed(student: nn.Module, what: str, error: Exception) -> Exception:
+    if is_out_of_memory(error):
+        return error
+    name = type(unwrapped(student)).__name__
+    return ValueError(f"student {name} cannot be {what}: {in_words(error)}")

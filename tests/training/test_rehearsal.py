@@ -1,0 +1,142 @@
+"""What comes later is tried before the first step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mkdext.datafree.__main__ import main as datafree
+from mkdext.train import main
+from mkdext.training.saved_state import SavedState, write_state
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 48, 3, padding=1),
+                         nn.PixelShuffle(4))
+
+class Unsaved(Net):
+    def get_extra_state(self):
+        return object()
+
+    def set_extra_state(self, state):
+        pass
+
+class Small(Net):
+    def forward(self, lr):
+        if lr.shape[-1] > 20:
+            raise ValueError("pictures of 20 pixels at most")
+        return super().forward(lr)
+
+class Tied(Net):
+    def __init__(self):
+        super().__init__()
+        self.again = self[0]
+
+class Observed(Net):
+    '''Keeps a range whose size it learns, as observers of quantisation do.'''
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("range", torch.empty(0))
+
+    def forward(self, lr):
+        if self.training:
+            self.range = torch.stack([lr.detach().min(), lr.detach().max()])
+        return super().forward(lr)
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        self.range = torch.empty_like(state[prefix + "range"])
+        super()._load_from_state_dict(state, prefix, *rest)
+"""
+
+
+@pytest.fixture
+def student(tmp_path):
+    (tmp_path / "net.py").write_text(NETS)
+    return lambda kind: ["--student", f"{tmp_path / 'net.py'}:{kind}", "--method", "vanilla"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("Unsaved", "student Unsaved cannot be saved and read again: "),
+        ("Small", "Small cannot be measured on a photograph of 24x16: ValueError: pictures of 20"),
+    ],
+)
+def test_what_would_fail_later_is_told_before_the_first_step(
+    kind, message, student, flags, photographs, tmp_path, capsys
+):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    from PIL import Image
+
+    Image.effect_noise((96, 64), 60).convert("RGB").save(folder / "noise.png")
+    for command, given in (
+        (main, [*flags, "--val-dir", str(folder)]),
+        (datafree, ["--val-dir", str(folder), "--source", "procedural", "--patch-size", "8"]),
+    ):
+        assert command([*given, *student(kind), "--out", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["Observed"])
+def test_a_module_decides_about_its_own_buffers_also_on_resume(
+    kind, student, flags, tmp_path, monkeypatch
+):
+    runs = [tmp_path / "whole", tmp_path / "stopped"]
+    given = [*flags, *student(kind), "--iterations", "4", "--checkpoint-every", "2"]
+    assert main([*given, "--out", str(runs[0])]) == 0
+    from mkdext.training.loop import Loop
+
+    save = Loop.state
+    monkeypatch.setattr(Loop, "state", lambda self, done: _stop_at(self, done, save))
+    with pytest.raises(Stopped):
+        main([*given, "--out", str(runs[1])])
+    monkeypatch.setattr(Loop, "state", save)
+    assert main([*given, "--out", str(runs[1])]) == 0
+    weights = [(run / "checkpoints/student.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+
+
+class Stopped(Exception):
+    pass
+
+
+def _stop_at(loop, done, save):
+    if done.step == 4:
+        raise Stopped
+    return save(loop, done)
+
+
+def test_weights_that_a_module_would_change_are_refused(tmp_path):
+    module = torch.nn.Linear(2, 2)
+    write_state(tmp_path / "state.pt", {"student": {"weight": torch.ones(2, 2).double()}})
+    state = SavedState.read(tmp_path / "state.pt", "delete it")
+    with pytest.raises(ValueError, match="does not fit"):
+        state.load_module("student", module)
+    write_state(
+        tmp_path / "state.pt", {"student": {k: v.double() for k, v in module.state_dict().items()}}
+    )
+    with pytest.raises(ValueError, match=r"student, \w+ is float64 \[2"):
+        SavedState.read(tmp_path / "state.pt", "delete it").load_module("student", module)
+
+
+def test_the_rehearsal_changes_no_weight(student, flags, tmp_path, monkeypatch):
+    given = [*flags, *student("Net"), "--iterations", "3"]
+    assert main([*given, "--out", str(tmp_path / "with")]) == 0
+    monkeypatch.setattr("mkdext.training.student.rehearse", lambda *given: None)
+    assert main([*given, "--out", str(tmp_path / "without")]) == 0
+    one, other = (
+        (Path(tmp_path, name) / "checkpoints/student.safetensors").read_bytes()
+        for name in ("with", "without")
+    )
+    assert one == other
+    assert json.loads((tmp_path / "with/summary.json").read_text())["iterations"] == 3
