@@ -82,8 +82,11 @@ def serve() -> None:
             answer = function(job), None
         except Exception as error:
             answer = None, error
-        pickle.dump(answer, results, protocol=pickle.HIGHEST_PROTOCOL)
-        results.flush()
+        try:
+            pickle.dump(answer, results, protocol=pickle.HIGHEST_PROTOCOL)
+            results.flush()
+        except BrokenPipeError:  # Whoever asked is no more.
+            os._exit(1)
 
 
 class _Worker:

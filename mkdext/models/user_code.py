@@ -85,6 +85,8 @@ def make_own(name: str, flag: str) -> nn.Module:
             made = factory()
         except (Exception, SystemExit) as error:
             raise ValueError(f"{what} failed: {in_words(error)}") from error
+    if inspect.iscoroutine(made):
+        made.close()  # or Python warns of it
     if not isinstance(made, nn.Module):
         raise ValueError(f"{what} must return a torch.nn.Module, got {type(made).__name__}")
     return made

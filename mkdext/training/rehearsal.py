@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from mkdext._command import is_out_of_memory
-from mkdext.models import load_weights, read_metadata, read_weights
+from mkdext.models import check_comes_back
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.models.user_code import in_words
-from mkdext.training.run_directory import Checkpoint
+from mkdext.training.saved_state import SavedState, write_state
 from mkdext.training.validation import picture
 
 
@@ -36,14 +36,12 @@ def rehearse(
     Raises:
         ValueError: Something of it fails.
     """
-    network = unwrapped(student)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Checkpoint(Path(folder, "student.safetensors"), Path(folder, "state.pt"))
+        checkpoint = Path(folder, "state.pt")
         try:
-            checkpoint.save(state, network, origin)
-            checkpoint.load().load_module("student", student)
-            read_metadata(checkpoint.weights)
-            load_weights(network, read_weights(checkpoint.weights))
+            check_comes_back(unwrapped(student), origin)
+            write_state(checkpoint, state)
+            SavedState.read(checkpoint, "look at its state dict").load_module("student", student)
         except OSError:
             raise
         except Exception as error:  # Whatever code of others may raise.

@@ -159,7 +159,6 @@ def test_what_fails_is_told_and_can_be_mended(tmp_path):
         ("from torch import nn\ndef Net(): return nn.Identity", "must return .*, got type"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:coroutine")
 def test_a_factory_that_makes_no_network_ends_in_one_sentence(body, message, tmp_path):
     (tmp_path / "net.py").write_text(body)
     with pytest.raises(ValueError, match=message) as refused:

@@ -28,6 +28,11 @@ class Unsaved(Net):
     def set_extra_state(self, state):
         pass
 
+class Forgets(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_load_state_dict_post_hook(lambda net, _: net[0].weight.data.zero_())
+
 class Small(Net):
     def forward(self, lr):
         if lr.shape[-1] > 20:
@@ -38,6 +43,9 @@ class Tied(Net):
     def __init__(self):
         super().__init__()
         self.again = self[0]
+
+    def forward(self, lr):
+        return self[2](self[1](self.again(lr)))
 
 class Observed(Net):
     '''Keeps a range whose size it learns, as observers of quantisation do.'''
@@ -67,6 +75,7 @@ def student(tmp_path):
     ("kind", "message"),
     [
         ("Unsaved", "student Unsaved cannot be saved and read again: "),
+        ("Forgets", "student Forgets cannot be saved and read again: "),
         ("Small", "Small cannot be measured on a photograph of 24x16: ValueError: pictures of 20"),
     ],
 )
@@ -87,7 +96,7 @@ def test_what_would_fail_later_is_told_before_the_first_step(
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["Observed"])
+@pytest.mark.parametrize("kind", ["Observed", "Tied"])
 def test_a_module_decides_about_its_own_buffers_also_on_resume(
     kind, student, flags, tmp_path, monkeypatch
 ):
