@@ -120,7 +120,12 @@ def load_own(
     """
     network = make_own(name, flag)
     if weights is not None:
-        load_weights_file(network, weights)
+        try:
+            load_weights_file(network, weights)
+        except ValueError:
+            # Some networks make what is to be loaded when they run first, as `adapt` has them.
+            adapt(network, scale, f"{flag} {name}", size)
+            load_weights_file(network, weights)
     return adapt(network, scale, f"{flag} {name}", size)
 
 

@@ -32,7 +32,7 @@ def with_rgb_range(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: They are for another range than 1 or 255.
     """
     needed = {"sub_mean.weight", _HEAD, *_SCALED}
-    if not needed <= weights.keys() or any(weights[name].is_meta for name in needed):
+    if not needed <= weights.keys() or not all(_is_plain(weights[name]) for name in needed):
         return dict(weights)
     factor = RGB_RANGE / _white(weights["sub_mean.weight"], weights["sub_mean.bias"])
     if factor == 1:
@@ -42,18 +42,24 @@ def with_rgb_range(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(weights) | {name: weights[name].double() * by for name, by in factors.items()}
 
 
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a tensor holds numbers to compute with; what does not is for others to refuse."""
+    is_dense = weight.layout == torch.strided and not weight.is_meta
+    return is_dense and weight.is_floating_point() and not weight.is_quantized
+
+
 def _white(weight: Tensor, bias: Tensor) -> float:
     """Value of white in a network whose colour shift is a 1x1 convolution.
 
     A shift by nothing tells nothing, and numbers that are none are for others to refuse: 255.
     """
-    matrix = weight.detach().double().flatten(1)
+    matrix, bias = weight.detach().double().flatten(1), bias.detach().double()
     if matrix.shape != (3, 3) or bias.shape != (3,):
         return RGB_RANGE
     if not matrix.isfinite().all() or not bias.isfinite().all() or not torch.linalg.det(matrix):
         return RGB_RANGE
     # The shift makes it zero.
-    mean = -torch.linalg.solve(matrix, bias.detach().double())
+    mean = -torch.linalg.solve(matrix, bias)
     if not mean.any():
         return RGB_RANGE
     of_div2k = mean / torch.tensor(DIV2K_MEAN, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext.models.features import forward_with_features, shown_name
-from mkdext.models.own import AdaptedNetwork, evaluation_mode, probe_image, unwrapped
+from mkdext.models.own import PROBE, AdaptedNetwork, evaluation_mode, probe_image, unwrapped
 from mkdext.models.user_code import in_words
 
 _REENTRANT = ("use_reentrant=True", "Checkpointing is not compatible with")
@@ -28,7 +28,9 @@ def check_has_parameters(student: nn.Module) -> None:
         raise ValueError(f"{_called(student)} has no parameter to train{frozen * bool(parameters)}")
 
 
-def check_trains(student: nn.Module, points: Sequence[str], twice: bool) -> None:
+def check_trains(
+    student: nn.Module, points: Sequence[str], twice: bool, size: tuple[int, int] = PROBE
+) -> None:
     """Check that a step of training can be taken through a student, by computing one.
 
     It is run as it is, in its own mode and layout, and left as it was.
@@ -37,6 +39,7 @@ def check_trains(student: nn.Module, points: Sequence[str], twice: bool) -> None
         student: Maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`; it has something to train.
         points: Its distillation points.
         twice: Whether the meta-gradient is to be taken through it as well.
+        size: Height and width of the images of a step.
 
     Raises:
         ValueError: It fails, gives no number that depends on its parameters, or has an operator
@@ -45,7 +48,7 @@ def check_trains(student: nn.Module, points: Sequence[str], twice: bool) -> None
     what = _called(student)
     parameters = [p for p in student.parameters() if p.requires_grad]
     with _undone(student):
-        image = probe_image(2, 3, parameters[0].device)
+        image = probe_image(2, 3, parameters[0].device, size)
         try:
             sr, maps = forward_with_features(student, points, image)
         except (Exception, SystemExit) as error:  # Whatever code of others may raise.

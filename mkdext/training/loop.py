@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mkdext._memory import PeakMemory
 from mkdext._terminal import Terminal
+from mkdext.models.user_code import in_words
 from mkdext.training.config_files import config_of
 from mkdext.training.going_on import require_same_run
 from mkdext.training.options import SharedOptions
@@ -174,6 +175,9 @@ class Loop(ABC):
             def validate(step: int) -> None:
                 try:
                     measured = self.validate(step)
+                except SystemExit as error:
+                    # Of a network's code; it would end the command as if all was well.
+                    raise TrainingFailed(f"step {step + 1}: {in_words(error)}") from error
                 except TrainingFailed as error:
                     raise type(error)(self.explained(error, step)) from None
                 if measured:
@@ -200,6 +204,9 @@ class Loop(ABC):
                     readings.add(step, values)
                     if log_is_due or checkpoint_is_due:
                         readings.wait()
+                except SystemExit as error:
+                    # Of a network's code; it would end the command as if all was well.
+                    raise TrainingFailed(f"step {step + 1}: {in_words(error)}") from error
                 except TrainingFailed as error:
                     failed = step if readings.failed is None else readings.failed
                     raise type(error)(self.explained(error, failed + 1)) from None

@@ -100,7 +100,8 @@ def try_step(step: TrainingStep) -> None:
     frozen = not all(parameter.requires_grad for parameter in step.student.parameters())
     if is_own(step.student) or frozen:
         points = step.distillation.student_points if step.distillation else []
-        check_trains(step.student, points, twice=step.takes_meta_gradient)
+        side = step.options.patch_size
+        check_trains(step.student, points, step.takes_meta_gradient, (side, side))
 
 
 def make_networks(options: TrainOptions) -> Networks:

@@ -21,7 +21,7 @@ def rehearse(
     student: nn.Module,
     state: Mapping[str, Any],
     origin: Mapping[str, Any],
-    low: Iterable[Tensor],
+    pairs: Iterable[tuple[Tensor, Tensor]],
 ) -> None:
     """Save a student and read it again, and let it enlarge a photograph of each set.
 
@@ -31,7 +31,7 @@ def rehearse(
         student: As it will be saved.
         state: What a checkpoint will hold, the student's weights under `student`.
         origin: What its weights file will tell of it.
-        low: Low-resolution photographs, uint8 `[3, h, w]`.
+        pairs: Photographs `(lr, hr)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`.
 
     Raises:
         ValueError: Something of it fails.
@@ -44,18 +44,20 @@ def rehearse(
             SavedState.read(checkpoint, "look at its state dict").load_module("student", student)
         except OSError:
             raise
-        except Exception as error:  # Whatever code of others may raise.
+        except (Exception, SystemExit) as error:  # Whatever code of others may raise.
             raise _failed(student, "saved and read again", error) from error
     with evaluation_mode(student):
-        for image in low:
+        for lr, hr in pairs:
             try:
-                picture(student, image)
-            except Exception as error:
-                size = f"{image.shape[2]}x{image.shape[1]}"
+                made, needed = list(picture(student, lr).shape), list(hr.shape)
+                if made != needed:
+                    raise ValueError(f"it makes {made} of it, not {needed}")
+            except (Exception, SystemExit) as error:
+                size = f"{lr.shape[2]}x{lr.shape[1]}"
                 raise _failed(student, f"measured on a photograph of {size}", error) from error
 
 
-def _failed(student: nn.Module, what: str, error: Exception) -> Exception:
+def _failed(student: nn.Module, what: str, error: BaseException) -> BaseException:
     if is_out_of_memory(error):
         return error
     name = type(unwrapped(student)).__name__

@@ -112,8 +112,8 @@ def run_plan(
     sets = validation_photographs(plan.options, track(console))
     if not run.directory.state.exists():
         check_teacher(plan, sets)
-        low = [pairs_[0][0] for pairs_ in sets.values()]
-        rehearse(plan.student, state_of(plan.step), origin(plan.options, 0), low)
+        first = [pairs_[0] for pairs_ in sets.values()]
+        rehearse(plan.student, state_of(plan.step), origin(plan.options, 0), first)
     if pairs is None:
         pairs, bad = training_photographs(plan.options, track(console))
         for image in bad:

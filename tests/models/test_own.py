@@ -16,9 +16,11 @@ from mkdext.models import (
     VDSRConfig,
     adapt,
     create_model,
+    load_own,
     make_own,
     resolve_student,
     resolve_teacher,
+    save_model,
 )
 from mkdext.models.own import copy_with_tensors, evaluation_mode, placed
 from mkdext.models.trial import check_has_parameters, check_trains
@@ -174,6 +176,30 @@ def test_a_network_gets_images_in_the_layout_of_pytorch() -> None:
     network = placed(adapt(Views(), 2, "student"), torch.device("cpu"))
     lr = torch.rand(2, 3, 8, 7).to(memory_format=torch.channels_last)
     assert torch.equal(network(lr), network(lr.contiguous()))
+
+
+def test_buffers_that_a_network_makes_when_it_runs_first_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Lazy(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(3, 3, 1)\n"
+        "    def forward(self, x):\n"
+        "        if not hasattr(self, 'gain'):\n"
+        "            self.register_buffer('gain', torch.ones(1))\n"
+        "        return self.conv(x) * self.gain\n"
+    )
+    name = f"{tmp_path / 'lazy.py'}:Lazy"
+    network = make_own(name, "--model")
+    network(torch.rand(1, 3, 4, 4))
+    network.gain += 1
+    save_model(tmp_path / "weights.safetensors", network, {})
+    loaded = load_own(name, tmp_path / "weights.safetensors", 2, "--model")
+    assert torch.equal(loaded.network.gain, torch.full((1,), 2.0))
+    torch.save({"other": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: the weights do not fit the network"):
+        load_own(name, tmp_path / "other.pt", 2, "--model")
 
 
 class InPlace(nn.Conv2d):

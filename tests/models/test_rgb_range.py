@@ -124,3 +124,19 @@ def test_a_mean_that_is_no_number_is_refused_as_such() -> None:
     weights = model.state_dict() | {"sub_mean.bias": torch.full((3,), float("nan"))}
     with pytest.raises(ValueError, match=r"NaN or infinite numbers \(sub_mean\.bias\)"):
         load_weights(model, weights)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: tensor.to(torch.float8_e4m3fn),
+        lambda tensor: tensor.half(),
+        lambda tensor: tensor.int(),
+    ],
+)
+def test_tensors_of_any_form_are_for_others_to_refuse(change) -> None:
+    weights = {name: change(t) for name, t in create_model("edsr-s", 2).state_dict().items()}
+    assert with_rgb_range(weights).keys() == weights.keys()

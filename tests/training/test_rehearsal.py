@@ -39,6 +39,32 @@ class Small(Net):
             raise ValueError("pictures of 20 pixels at most")
         return super().forward(lr)
 
+class Cuts(Net):
+    def forward(self, lr):
+        sr = super().forward(lr)
+        return sr[..., :-1] if lr.shape[-1] > 20 else sr
+
+class Exits(Net):
+    def forward(self, lr):
+        if lr.shape[-1] > 20:
+            raise SystemExit(0)
+        return super().forward(lr)
+
+class Large(Net):
+    def forward(self, lr):
+        if lr.shape[-1] < 10:
+            raise ValueError("at least 10 pixels")
+        return super().forward(lr)
+
+class ExitsLater(Net):
+    steps = 0
+
+    def forward(self, lr):
+        self.steps += self.training
+        if self.steps == 4:
+            raise SystemExit(0)
+        return super().forward(lr)
+
 class Tied(Net):
     def __init__(self):
         super().__init__()
@@ -76,6 +102,12 @@ def student(tmp_path):
     [
         ("Unsaved", "student Unsaved cannot be saved and read again: "),
         ("Forgets", "student Forgets cannot be saved and read again: "),
+        (
+            "Cuts",
+            "Cuts cannot be measured on a photograph of 24x16: ValueError: it makes [3, 64, 95",
+        ),
+        ("Exits", "Exits cannot be measured on a photograph of 24x16: SystemExit: 0"),
+        ("Large", "student Large fails in training mode on images [2, 3, 8, 8]: ValueError: at le"),
         ("Small", "Small cannot be measured on a photograph of 24x16: ValueError: pictures of 20"),
     ],
 )
@@ -123,6 +155,13 @@ def _stop_at(loop, done, save):
     if done.step == 4:
         raise Stopped
     return save(loop, done)
+
+
+def test_a_network_that_exits_in_a_step_does_not_end_as_if_all_was_well(
+    student, flags, tmp_path, capsys
+):
+    assert main([*flags, *student("ExitsLater"), "--out", str(tmp_path / "run")]) == 1
+    assert "mkdext.train: step 3: SystemExit: 0" in capsys.readouterr().err
 
 
 def test_weights_that_a_module_would_change_are_refused(tmp_path):

@@ -94,8 +94,10 @@ def train_without_data(
     sets |= held_out(plan)
     if not run.directory.state.exists():
         stage = plan.begin_stage(0)
-        low = [measured.pairs[0][0] for measured in sets.values()]
-        rehearse(stage.student, state_of(stage.step), origin(options, 0), low)
+        first = [
+            measured.pairs[0] for measured in sets.values() if measured.scale == options.scale[0]
+        ]
+        rehearse(stage.student, state_of(stage.step), origin(options, 0), first)
     with run.opened():
         stage, done = load_checkpoint(directory, plan)
         _tell_changes(run, stage, done.step, terminal)
