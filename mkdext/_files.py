@@ -32,9 +32,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     check_replaceable(path)
     path = Path(os.path.realpath(path))  # A link stays, and what it points to is replaced.
-    _clear_up(path)
+    _clear_up(path.parent)
     # Short, because a name may have 255 bytes already.
-    unfinished = path.with_name(f".{_mark(path)}-{secrets.token_hex(4)}{_UNFINISHED}")
+    unfinished = path.with_name(f".{secrets.token_hex(8)}{_UNFINISHED}")
     try:
         with _locked_file(unfinished) as descriptor:
             yield unfinished
@@ -74,13 +74,9 @@ def fitting(name: str, suffix: str) -> str:
     return name + mark + suffix
 
 
-def _mark(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
-
-
 @contextlib.contextmanager
 def _locked_file(path: Path) -> Iterator[int]:
-    import fcntl  # not everywhere, and the rest of this file is
+    import fcntl
 
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
@@ -91,15 +87,21 @@ def _locked_file(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _clear_up(path: Path) -> None:
-    """Remove what writers of `path` have left that were killed: nobody holds its lock."""
+def _clear_up(folder: Path) -> None:
+    """Remove, once, what writers to a folder have left that were killed: nobody holds its lock."""
     import fcntl
 
-    for left in path.parent.glob(f".{_mark(path)}-*{_UNFINISHED}"):
+    if folder in _cleared:
+        return
+    _cleared.add(folder)
+    for left in folder.glob(f".*{_UNFINISHED}"):
         with contextlib.suppress(OSError), left.open("rb") as file:
             if time.time() - os.fstat(file.fileno()).st_mtime > _SETTLED:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink()
+
+
+_cleared: set[Path] = set()
 
 
 def write_text(path: Path, text: str) -> None:

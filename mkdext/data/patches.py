@@ -57,7 +57,6 @@ class ImagePairs(Sequence[Pair]):
         """
         self.paths = [p if isinstance(p, Path) else p.path for p in photographs]
         self._stored = {p.path: p for p in photographs if isinstance(p, StoredPair)}
-        self._intact: set[Path] = set()
         self.scale = scale
         self._free_bytes = cache_bytes
         self._is_full = False
@@ -100,7 +99,6 @@ class ImagePairs(Sequence[Pair]):
             elif check_stored:
                 try:
                     stored.require_intact()
-                    pairs._intact.add(stored.path)
                 except BadImageError as error:
                     bad.append(BadImage(stored.path, str(error)))
         unusable = {image.path for image in bad}
@@ -157,10 +155,8 @@ class ImagePairs(Sequence[Pair]):
 
     def _intact_pair(self, path: Path) -> StoredPair:
         stored = self._stored[path]
-        if path not in self._intact:
-            with _naming(path):
-                stored.require_intact()
-            self._intact.add(path)
+        with _naming(path):
+            stored.require_intact()
         return stored
 
     def _corner(

@@ -16,6 +16,7 @@ the first line, then one line for each photograph in `pixels.u8`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import mmap
 import os
 import reprlib
@@ -92,13 +93,17 @@ class StoredPair:
         return checksum(self.hr, self.lr) == self.crc32
 
     def require_intact(self) -> None:
-        """Check that the pixels are those that were written.
+        """Check, once, that the pixels are those that were written.
 
         Raises:
             BadImageError: They are not.
         """
-        if not self.is_intact():
+        if not self._was_intact:
             raise BadImageError(f"has changed since it was written; {_FIX}")
+
+    @functools.cached_property
+    def _was_intact(self) -> bool:
+        return self.is_intact()
 
 
 def is_store(folder: Path) -> bool:

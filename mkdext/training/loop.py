@@ -175,9 +175,6 @@ class Loop(ABC):
             def validate(step: int) -> None:
                 try:
                     measured = self.validate(step)
-                except SystemExit as error:
-                    # Of a network's code; it would end the command as if all was well.
-                    raise TrainingFailed(f"step {step + 1}: {in_words(error)}") from error
                 except TrainingFailed as error:
                     raise type(error)(self.explained(error, step)) from None
                 if measured:

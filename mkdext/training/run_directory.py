@@ -329,6 +329,8 @@ def _require_numbers(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             _require_numbers(value)
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            continue  # Names of photographs that are met exactly.
         elif isinstance(value, bool) or not isinstance(value, int | float | None):
             raise ValueError(f"{name!r} must be a number, got {value!r}")
 

@@ -9,7 +9,7 @@ import textwrap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,17 @@ _OF_A_PARAMETER: dict[type[torch.optim.Optimizer], set[str]] = {
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Replace a file by plain values and tensors."""
     # By way of memory, because torch.save does not tell what the system said of a full disk.
-    serialized = io.BytesIO()
-    torch.save(dict(state), serialized)
+    content = serialized(state)
     with atomic_write(path) as unfinished:
-        unfinished.write_bytes(serialized.getbuffer())
+        unfinished.write_bytes(content.getbuffer())
+
+
+def serialized(state: Mapping[str, Any]) -> io.BytesIO:
+    """Plain values and tensors as a file in memory."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    content.seek(0)
+    return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +65,28 @@ class SavedState:
         Raises:
             ValueError: The file is damaged.
         """
-        state = cls(None, f"checkpoint {path}", remedy)
-        require_file(path, state.where)
+        what = f"checkpoint {path}"
+        require_file(path, what)
+        with path.open("rb") as file:
+            return cls.of(file, what, remedy)
+
+    @classmethod
+    def of(cls, file: IO[bytes], where: str, remedy: str) -> SavedState:
+        """Read what `serialized` made.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        state = cls(None, where, remedy)
         try:
             # PyTorch does not look at the checksums.
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(file) as archive:
                 packed = [i for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
                 damaged = packed[0].filename if packed else archive.testzip()
             if damaged:
                 raise ValueError(f"in {damaged}")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # A damaged archive or pickle fails in every way there is.
             if is_out_of_memory(error):
                 raise

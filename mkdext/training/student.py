@@ -24,12 +24,12 @@ from mkdext.training.photographs import training_photographs, validation_photogr
 from mkdext.training.plan import Plan, count_parameters, prepare
 from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teacher
 from mkdext.training.progress import measuring, track
-from mkdext.training.rehearsal import rehearse
+from mkdext.training.rehearsal import first_and_smallest, rehearse, try_on
 from mkdext.training.report import conclude, save_curves, save_strip
 from mkdext.training.run_directory import HISTORY, RunDirectory
 from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import phase
-from mkdext.training.steps import TrainingFailed, TrainingStep
+from mkdext.training.steps import NonFiniteError, TrainingFailed, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.teacher_check import require_strong_teacher
 from mkdext.training.transfer import transferred
@@ -112,8 +112,11 @@ def run_plan(
     sets = validation_photographs(plan.options, track(console))
     if not run.directory.state.exists():
         check_teacher(plan, sets)
-        first = [pairs_[0] for pairs_ in sets.values()]
-        rehearse(plan.student, state_of(plan.step), origin(plan.options, 0), first)
+        shown = [pair for pairs_ in sets.values() for pair in first_and_smallest(pairs_)]
+        rehearse(plan.student, state_of(plan.step), origin(plan.options, 0), shown)
+        if plan.teacher:
+            seen = [(plan.teacher.source(lr, hr), hr) for lr, hr in shown[1::2]]
+            try_on(plan.teacher.network, plan.teacher.name.replace("_", " "), seen)
     if pairs is None:
         pairs, bad = training_photographs(plan.options, track(console))
         for image in bad:
@@ -265,6 +268,8 @@ class StudentLoop(Loop):
         """Name the learning rates."""
         options, run = self.plan.options, self.run_directory
         kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
+        if not isinstance(error, NonFiniteError):
+            return f"step {step}: {error}{kept}"
         rates = f"--lr (now {options.lr:g})"
         if self.plan.teacher and options.meta.inner_lr:
             rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"

@@ -9,9 +9,11 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
+from mkdext._command import is_out_of_memory
 from mkdext.data import ImagePairs, imresize
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
-from mkdext.training.steps import NonFiniteError
+from mkdext.models.user_code import in_words
+from mkdext.training.steps import NonFiniteError, TrainingFailed
 
 Upscaler = Callable[[Tensor], Tensor]
 """Maps `[1, 3, h, w]` in [0, 1] to `[1, 3, scale*h, scale*w]`."""
@@ -46,16 +48,24 @@ def measure(
 
     Raises:
         NonFiniteError: What it makes of one is not finite.
+        TrainingFailed: It fails on one, or makes another size of it.
     """
     psnr, ssim, exact = [], [], []
     for number, (lr, hr) in enumerate(pairs):
         name = names[number] if names else f"picture {number}"
         try:
             sr = picture(upscale, lr)
+            psnr.append(psnr_y(sr, hr, scale))
+            ssim.append(ssim_y(sr, hr, scale))
         except NonFiniteError as error:
             raise NonFiniteError(f"{name}: {error}") from None
-        psnr.append(psnr_y(sr, hr, scale))
-        ssim.append(ssim_y(sr, hr, scale))
+        except (Exception, SystemExit) as error:  # Whatever code of others may raise.
+            if is_out_of_memory(error):
+                raise
+            size = f"{lr.shape[2]}x{lr.shape[1]} pixels"
+            raise TrainingFailed(
+                f"{name} of {size} in low resolution: {in_words(error)}"
+            ) from error
         if math.isinf(psnr[-1]):
             exact.append(name)
     scores: Scores = {"psnr_y": mean_psnr(psnr)[0], "ssim_y": sum(ssim) / len(ssim)}

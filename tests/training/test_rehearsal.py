@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mkdext.datafree.__main__ import main as datafree
 from mkdext.train import main
@@ -14,6 +15,7 @@ from mkdext.training.saved_state import SavedState, write_state
 
 NETS = """
 import torch
+from PIL import Image
 from torch import nn
 
 class Net(nn.Sequential):
@@ -116,7 +118,6 @@ def test_what_would_fail_later_is_told_before_the_first_step(
 ):
     folder = tmp_path / "wide"
     folder.mkdir()
-    from PIL import Image
 
     Image.effect_noise((96, 64), 60).convert("RGB").save(folder / "noise.png")
     for command, given in (
@@ -188,3 +189,70 @@ def test_the_rehearsal_changes_no_weight(student, flags, tmp_path, monkeypatch):
     )
     assert one == other
     assert json.loads((tmp_path / "with/summary.json").read_text())["iterations"] == 3
+
+
+def test_the_smallest_photograph_is_tried_too_also_with_the_teacher(
+    student, flags, photographs, tmp_path, capsys
+):
+    (tmp_path / "net.py").write_text(
+        NETS
+        + """
+class Padded(Net):
+    def forward(self, lr):
+        wide = nn.functional.pad(lr, (12, 12, 12, 12), mode="reflect")
+        return super().forward(wide)[..., 48:-48, 48:-48]
+
+class Teacher(Padded):
+    pass
+"""
+    )
+    folder = tmp_path / "sizes"
+    folder.mkdir()
+    for name, side in (("a", 96), ("b", 44)):
+        Image.effect_noise((side, side), 60).convert("RGB").save(folder / f"{name}.png")
+    name = f"{tmp_path / 'net.py'}"
+    sizes = [*flags, "--patch-size", "14", "--val-dir", str(folder), "--out", str(tmp_path / "out")]
+    sizes[sizes.index("--train-dir") + 1] = str(photographs)
+    for given, whose in (
+        (["--student", f"{name}:Padded", "--method", "vanilla"], "student Padded"),
+        (
+            ["--student", "edsr-s", "--teacher", f"{name}:Teacher", "--method", "response"],
+            "teacher",
+        ),
+    ):
+        assert main([*sizes, *given]) == 2
+        message = capsys.readouterr().err
+        assert f"{whose}" in message and "cannot be measured on a photograph of 11x11" in message
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_photograph_that_is_met_exactly_does_not_end_a_run_or_its_resume(
+    student, flags, tmp_path
+):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Black(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.gain = nn.Parameter(torch.ones(1))\n"
+        "    def forward(self, lr):\n"
+        "        return (lr * self.gain).repeat_interleave(4, 2).repeat_interleave(4, 3)\n"
+    )
+    folder = tmp_path / "black"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "black.png")
+    own = [
+        "--student",
+        f"{tmp_path / 'net.py'}:Black",
+        "--method",
+        "vanilla",
+        "--val-dir",
+        str(folder),
+    ]
+    run = tmp_path / "run"
+    assert (
+        main([*flags, *own, "--iterations", "2", "--validate-every", "1", "--out", str(run)]) == 0
+    )
+    assert main(["--resume", "--out", str(run), "--iterations", "4"]) == 0
+    scores = json.loads((run / "summary.json").read_text())["validation"]["black"]["student"]
+    assert scores["psnr_y"] is None and scores["exact"] == ["black.png"]

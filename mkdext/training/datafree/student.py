@@ -28,11 +28,11 @@ from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
 from mkdext.training.progress import measuring, track
-from mkdext.training.rehearsal import rehearse
+from mkdext.training.rehearsal import first_and_smallest, rehearse, try_on
 from mkdext.training.report import conclude
 from mkdext.training.run_directory import HISTORY, RunDirectory
 from mkdext.training.schedule import phase
-from mkdext.training.steps import TrainingFailed
+from mkdext.training.steps import NonFiniteError, TrainingFailed
 from mkdext.training.student import Summary, finished, in_words, load_step, state_of
 from mkdext.training.teacher_check import require_strong_teacher
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
@@ -94,10 +94,11 @@ def train_without_data(
     sets |= held_out(plan)
     if not run.directory.state.exists():
         stage = plan.begin_stage(0)
-        first = [
-            measured.pairs[0] for measured in sets.values() if measured.scale == options.scale[0]
-        ]
-        rehearse(stage.student, state_of(stage.step), origin(options, 0), first)
+        scale = options.scale[0]  # that of the stage's student
+        own = [measured.pairs for measured in sets.values() if measured.scale == scale]
+        shown = [pair for pairs in own for pair in first_and_smallest(pairs)]
+        rehearse(stage.student, state_of(stage.step), origin(options, 0), shown)
+        try_on(plan.networks.teachers[scale], "teacher", shown[1::2])
     with run.opened():
         stage, done = load_checkpoint(directory, plan)
         _tell_changes(run, stage, done.step, terminal)
@@ -293,6 +294,8 @@ class DataFreeLoop(Loop):
         """Name the learning rates and weights."""
         options, run = self.plan.options, self.run_directory
         kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
+        if not isinstance(error, NonFiniteError | CollapseError):
+            return f"step {step}: {error}{kept}"
         rate = f"--generator.lr (now {options.generator.lr:g})"
         if isinstance(error, CollapseError):
             weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
