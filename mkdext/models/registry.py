@@ -97,7 +97,7 @@ def recognise(weights: Mapping[str, Tensor]) -> Recognised | None:
 
 
 def is_as_made(model: nn.Module) -> TypeGuard[SRNetwork]:
-    """Whether a network is one of this package, of which no part was taken, added or replaced.
+    """Whether a network is one of this package with just its modules and shapes of weights.
 
     Example:
         >>> model = create_model("edsr-s", scale=2)

@@ -64,7 +64,8 @@ class WeightsMetadata:
     def of(cls, model: nn.Module, origin: Mapping[str, Any]) -> WeightsMetadata:
         """Describe a network; of one that is not of this package only its origin tells.
 
-        One of this package that a user's factory made is of this package, if nothing was changed.
+        One of this package that a user's factory made is of this package, if it has its modules
+        and shapes of weights.
         """
         if is_as_made(model):
             config = dataclasses.asdict(model.config)
