@@ -163,7 +163,7 @@ LARGE_PROFILE = struct.pack(">I", len(PROFILE) + len(NOISE)) + PROFILE[4:] + NOI
         chunk(b"prVt", b"anything"),
         chunk(b"acTL", b"x"),
     ],
-    ids=lambda content: f"{content[4:8].decode()} of {len(content)}",
+    ids=lambda content: content[4:8].decode(),
 )
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_whatever_stands_beside_the_pixels_does_not_stand_in_their_way(
