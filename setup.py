@@ -21,7 +21,7 @@ import cuda_build  # noqa: E402
 from find_torch import TORCH_REQUIREMENT, find_torch  # noqa: E402
 
 CSRC = Path("csrc")
-HASHING = runpy.run_path(str(ROOT / "mkdext" / "_source_hash.py"))
+HASHING = runpy.run_path(str(ROOT / "mkdext" / "_system" / "source_hash.py"))
 REQUIRED = os.environ.get("MKDEXT_REQUIRE_EXT", "0") not in {"", "0"}
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     if nvcc is None or torch_folder is None:
         sys.exit("check_cuda: nvcc and torch are needed")
     csrc = ROOT / "csrc"
-    hashing = runpy.run_path(str(ROOT / "mkdext" / "_source_hash.py"))
+    hashing = runpy.run_path(str(ROOT / "mkdext" / "_system" / "source_hash.py"))
     build = CudaBuild(
         nvcc=nvcc,
         torch=torch_folder,

@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run from any directory, installed or not
     sys.path.insert(0, str(ROOT))
 
-from mkdext import _cuda, _extension  # noqa: E402
-from mkdext._allocator import keep_freed_memory  # noqa: E402
-from mkdext._files import write_text  # noqa: E402
+from mkdext._system import cuda, extension  # noqa: E402
+from mkdext._system.allocator import keep_freed_memory  # noqa: E402
+from mkdext._system.files import write_text  # noqa: E402
 
 keep_freed_memory()
 
@@ -190,7 +190,7 @@ def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[st
     The limits of the machine, `peak_gflops` of the dtype, `copy_bandwidth` and on a GPU
     `launch_seconds`, are measured.
     """
-    status = _extension.status()
+    status = extension.status()
     described: dict[str, object] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -205,15 +205,15 @@ def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[st
         "commit": _commit(),
     }
     if status.state == "loaded":
-        described["instruction_set"] = _extension.module().instruction_set()
+        described["instruction_set"] = extension.module().instruction_set()
         described["compiler"] = status.build["compiler"]
     if device.type == "cuda":
         described["clock"] = "CUDA events"
         described["gpu"] = torch.cuda.get_device_name(device)
         described["cuda"] = torch.version.cuda
         described["cudnn"] = torch.backends.cudnn.version()
-        described["cuda_extension"] = _cuda.status().state
-        described["tf32"] = _cuda.allows_tf32()
+        described["cuda_extension"] = cuda.status().state
+        described["tf32"] = cuda.allows_tf32()
         described["launch_us"] = round(1e6 * launch_seconds(device), 2)
     if device.type == "cpu":
         described["peak_gflops_one_thread"] = round(peak_gflops(device, dtype, 1), 1)

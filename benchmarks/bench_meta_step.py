@@ -41,8 +41,8 @@ from stock_meta_step import StockKRNet, StockMetaStep
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from mkdext import _extension
-from mkdext.distill import MKD, MKDOptions, mkd
+from mkdext._system import extension
+from mkdext.methods import MKD, MKDOptions, mkd
 from mkdext.models import create_model, default_points
 from mkdext.ops import reference
 from mkdext.training import MetaOptions, TrainOptions, steps
@@ -243,7 +243,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     # As our operators compute; cuDNN's default is tf32.
     torch.backends.cudnn.conv.fp32_precision = "ieee"
-    if not _extension.available():
+    if not extension.available():
         sys.exit("the compiled operators are missing: `python -m mkdext.doctor` tells the fix")
     console = Console()
     header = machine(arguments.device)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mkdext.data import ImagePairs, PatchSampler, prepare_store, read_store
-from mkdext.datafree import PROCEDURAL_KINDS, procedural_images
+from mkdext.synthesis import PROCEDURAL_KINDS, procedural_images
 
 
 def main() -> None:

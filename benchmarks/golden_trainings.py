@@ -40,13 +40,14 @@ TRAININGS = {
     "vanilla": f"{TRAIN} --method vanilla",
     "mkd": TRAIN,
     "mkd, as printed": f"{TRAIN} --mkd.no-detach-kernels --mkd.no-normalize-kernels "
-    "--mkd.no-relative --mkd.correlation raw --meta.keep 0 --no-kd-fade",
-    "mkd, replayed adam": f"{TRAIN} --meta.steps 2 --meta.mode replayed --meta.inner-optimizer adam",
+    "--mkd.no-relative --mkd.correlation raw --meta.keep 0 --no-kd-fade --meta.inner-lr 1e-6",
+    "mkd, replayed adam": f"{TRAIN} --meta.steps 2 --meta.mode replayed "
+    "--meta.inner-optimizer adam",
     "mkd, all by plain gradients": f"{TRAIN} --method-training plain",
     "hints first": f"{TRAIN} --hint-share 0.5 --method fitnet",
     "pisr": f"{TRAIN} --method pisr --privileged-iterations 4",
     "l2t-ww": f"{TRAIN} --method l2t-ww",
-    "fakd": f"{TRAIN} --student edsr-t --method fakd",
+    "fakd": f"{TRAIN} --student edsr-s --method fakd",
     "imitation": f"{TRAIN} --imitation 0.5",
     "teacher cache": f"{TRAIN} --teacher-cache cache --teacher-cache-crops 4 --imitation 0.5",
     "user's network": f"{TRAIN} --student net.py:small --student-points 0 4",

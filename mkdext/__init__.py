@@ -1,9 +1,8 @@
 """Knowledge distillation for super-resolution networks, with C++ operators for PyTorch."""
 
-import importlib
 from typing import TYPE_CHECKING
 
-from mkdext._startup import explain_exhausted_memory, is_command
+from mkdext._system.startup import explain_exhausted_memory, is_command
 
 __version__ = "0.1.0"
 
@@ -17,7 +16,9 @@ else:
     def __getattr__(name):
         """`mkdext.distill` imports PyTorch only when it is asked for."""
         if name == "distill":
-            return importlib.import_module("mkdext.distill")
+            from mkdext.training import distill
+
+            return distill
         raise AttributeError(f"module 'mkdext' has no attribute {name!r}")
 
     def __dir__():

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 import mkdext
-from mkdext._startup import explain_exhausted_memory
+from mkdext._system.startup import explain_exhausted_memory
 
 COMMANDS = {
     "train": "distil a super-resolution network",

@@ -16,11 +16,12 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 import mkdext
-from mkdext._command import exit_status, is_out_of_memory
-from mkdext._figures import figure_file, label
-from mkdext._files import check_replaceable, check_writable, write_csv, write_json
-from mkdext._flags import parse_flags
-from mkdext._terminal import Terminal, progress_bar, text_table
+from mkdext._cli.flags import parse_flags
+from mkdext._cli.status import exit_status
+from mkdext._system.errors import is_out_of_memory
+from mkdext._system.figures import figure_file, label
+from mkdext._system.files import check_replaceable, check_writable, write_csv, write_json
+from mkdext._system.terminal import Terminal, progress_bar, text_table
 from mkdext.data import (
     BadImage,
     BadImageError,

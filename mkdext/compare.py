@@ -11,10 +11,11 @@ from typing import Any
 
 import tyro
 
-from mkdext._command import CommandFailed, exit_status
-from mkdext._flags import parse_flags
-from mkdext._reading import parse_yaml
-from mkdext._terminal import Terminal
+from mkdext._cli.flags import parse_flags
+from mkdext._cli.status import exit_status
+from mkdext._system.errors import WorkFailed
+from mkdext._system.reading import parse_yaml
+from mkdext._system.terminal import Terminal
 from mkdext.comparison import Comparison, run_cells, write_report
 from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_report(command.out, console)
         if failures:
             lines = [f"{cell} failed: {message}" for cell, message in failures.items()]
-            raise CommandFailed("\n".join(lines))
+            raise WorkFailed("\n".join(lines))
 
     memory = "lower --batch-size, --patch-size or --jobs"
     return exit_status("mkdext.compare", run, "interrupted; the same command goes on", memory)

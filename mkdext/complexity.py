@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mkdext._command import exit_status
-from mkdext._terminal import Terminal, text_table
+from mkdext._cli.status import exit_status
+from mkdext._system.terminal import Terminal, text_table
 from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.blocks import MeanShift
 from mkdext.models.user_code import in_words, is_own

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mkdext
-from mkdext import _extension
-from mkdext._streams import printable, replace_unencodable
+from mkdext._system import extension
+from mkdext._system.streams import printable, replace_unencodable
 
 MINIMUM_TORCH = (2, 10)
 REQUIRED_PACKAGES = {
@@ -162,10 +162,10 @@ def _compiler() -> Finding:
 
 
 def _operators() -> Iterator[Finding]:
-    status = _extension.status()
+    status = extension.status()
     if status.state != "loaded":
         # Without a binary the operators run on plain PyTorch by design; a wrong one is a mistake.
-        tolerated = status.state == "missing" and not _extension.is_required()
+        tolerated = status.state == "missing" and not extension.is_required()
         yield Finding("operators", status.reason, "note" if tolerated else "problem", status.fix)
         return
     build = status.build
@@ -186,8 +186,8 @@ def _operators() -> Iterator[Finding]:
 
 
 def _instruction_set() -> str:
-    extension = _extension.module()
-    return f"{extension.instruction_set()} (available: {', '.join(extension.cpu_features())})"
+    operators = extension.module()
+    return f"{operators.instruction_set()} (available: {', '.join(operators.cpu_features())})"
 
 
 def _trial(device: str = "cpu") -> Finding:
@@ -266,11 +266,11 @@ def _why_no_cuda(torch: Any) -> str:
 
 
 def _cuda_operators(device_count: int) -> Iterator[Finding]:
-    from mkdext import _cuda
+    from mkdext._system import cuda
 
-    status = _cuda.status()
+    status = cuda.status()
     if status.state != "loaded":
-        tolerated = status.state == "missing" and not _extension.is_required()
+        tolerated = status.state == "missing" and not extension.is_required()
         fix = status.fix
         if tolerated and shutil.which("nvcc"):
             fix = "nvcc is here: run `MKDEXT_CUDA=1 pip install .` in the root of the clone"
@@ -283,7 +283,7 @@ def _cuda_operators(device_count: int) -> Iterator[Finding]:
     )
     for index in range(device_count):
         try:
-            obstacle = _cuda.find_obstacle(index)
+            obstacle = cuda.find_obstacle(index)
         except RuntimeError:  # the GPU does not answer, which its own row tells
             continue
         if obstacle is None:
@@ -313,7 +313,7 @@ def _print(findings: Sequence[Finding], usable: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mkdext._terminal import Terminal
+    from mkdext._system.terminal import Terminal
 
     styles = {"ok": "green", "note": "yellow", "problem": "bold red"}
     table = Table(box=None, show_header=False)

@@ -17,8 +17,10 @@ import tyro
 from torch import Tensor
 
 import mkdext
-from mkdext._command import CommandFailed, exit_status
-from mkdext._files import (
+from mkdext._cli.flags import parse_flags
+from mkdext._cli.status import exit_status
+from mkdext._system.errors import WorkFailed
+from mkdext._system.files import (
     check_apart,
     check_replaceable,
     check_writable,
@@ -26,8 +28,7 @@ from mkdext._files import (
     write_csv,
     write_json,
 )
-from mkdext._flags import parse_flags
-from mkdext._terminal import Terminal, text_table, track
+from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.data import (
     BadImage,
     BadImageError,
@@ -208,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if scores:
             console.say(f"written to {command.out}: scores.csv, scores.json, contact sheets")
         if failed:
-            raise CommandFailed(bad_images_message(failed, lines=len(failed)))
+            raise WorkFailed(bad_images_message(failed, lines=len(failed)))
 
     interrupted = "interrupted; the scores of what was measured are written"
     memory = "close other programs, or measure smaller networks on smaller photographs"

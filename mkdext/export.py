@@ -13,11 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mkdext._alone import Failed, run_alone
-from mkdext._command import CommandFailed, CommandStopped, exit_status
-from mkdext._files import atomic_write, check_replaceable
-from mkdext._flags import parse_flags
-from mkdext._terminal import Terminal, waiting_bar
+from mkdext._cli.flags import parse_flags
+from mkdext._cli.status import exit_status
+from mkdext._system.alone import Failed, run_alone
+from mkdext._system.errors import WorkFailed, WorkStopped
+from mkdext._system.files import atomic_write, check_replaceable
+from mkdext._system.terminal import Terminal, waiting_bar
 from mkdext.exporting import COMPARING, GRAPH, LOADING, PACKAGES, TRACE
 
 _LIMIT = 1800.0  # seconds for one exporter; the largest networks here take two minutes
@@ -122,7 +123,7 @@ def _export(
 
     Raises:
         ValueError: The network cannot be loaded, or the photograph not be used.
-        CommandFailed: No exporter succeeded, or loading the network ended its process.
+        WorkFailed: No exporter succeeded, or loading the network ended its process.
     """
     arguments = {
         "out": str(unfinished),
@@ -149,7 +150,7 @@ def _export(
             except Failed as error:
                 exporter = next((stage for stage in stages if stage in (GRAPH, TRACE)), None)
                 if exporter is None:
-                    raise CommandFailed(f"{_name(command)} cannot be loaded: {error}") from None
+                    raise WorkFailed(f"{_name(command)} cannot be loaded: {error}") from None
                 failures[exporter] = str(error)
     reasons = [f"by {exporter}: {reason}" for exporter, reason in failures.items()]
     if len(set(failures.values())) == 1:
@@ -157,7 +158,7 @@ def _export(
     text = f"{_name(command)} cannot be exported, {'; '.join(reasons)}"
     if command.size is None:
         text += "; --size HEIGHT WIDTH exports it for pictures of one size, where that is possible"
-    raise CommandFailed(text)
+    raise WorkFailed(text)
 
 
 def _name(command: ExportCommand) -> str:
@@ -184,7 +185,7 @@ def _stopped_by_signals() -> Iterator[None]:
     """Have SIGTERM and SIGHUP end the command as Ctrl-C does, so that nothing is left."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise CommandStopped(number, "stopped; nothing was written")
+        raise WorkStopped(number, "stopped; nothing was written")
 
     if threading.current_thread() is not threading.main_thread():
         yield

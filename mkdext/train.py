@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from mkdext._allocator import keep_freed_memory
-from mkdext._command import exit_status
-from mkdext._flags import parse_flags
-from mkdext._terminal import Terminal, text_table
+from mkdext._cli.flags import parse_flags
+from mkdext._cli.status import exit_status
+from mkdext._system.allocator import keep_freed_memory
+from mkdext._system.terminal import Terminal, text_table
 from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
 from mkdext.training.config_files import defaults_for, naming_the_file, with_config

@@ -16,10 +16,11 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from mkdext._command import CommandFailed, exit_status
-from mkdext._files import atomic_write, check_replaceable, check_writable
-from mkdext._flags import parse_flags
-from mkdext._terminal import Terminal, progress_bar
+from mkdext._cli.flags import parse_flags
+from mkdext._cli.status import exit_status
+from mkdext._system.errors import WorkFailed
+from mkdext._system.files import atomic_write, check_replaceable, check_writable
+from mkdext._system.terminal import Terminal, progress_bar
 from mkdext.data import BadImage, BadImageError, bad_images_message, find_images, imresize
 from mkdext.inference import (
     Network,
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs, failed = find_jobs(command)
         upscale(command, jobs, console, failed)
         if failed:
-            raise CommandFailed(bad_images_message(failed, lines=len(failed)))
+            raise WorkFailed(bad_images_message(failed, lines=len(failed)))
 
     interrupted = "interrupted; the same command with --existing skip goes on"
     return exit_status("mkdext.upscale", run, interrupted)
@@ -172,7 +173,7 @@ def upscale(
 
     Raises:
         ValueError: The network cannot be used.
-        CommandFailed: No more results can be written.
+        WorkFailed: No more results can be written.
     """
     network = load_network(command.weights, command.scale, command.model, command.device)
     overlap = network.overlap if command.overlap is None else command.overlap
@@ -208,13 +209,13 @@ def upscale(
                     )
 
 
-def _stopped(error: OSError, tried: int, count: int, failed: list[BadImage]) -> CommandFailed:
+def _stopped(error: OSError, tried: int, count: int, failed: list[BadImage]) -> WorkFailed:
     message = (
         f"{error}; {tried} of {count} pictures were tried, and their results are kept: make room "
         "there, and the same command with --existing skip goes on"
     )
     also = [bad_images_message(failed, lines=len(failed))] if failed else []
-    return CommandFailed("\n".join([message, *also]))
+    return WorkFailed("\n".join([message, *also]))
 
 
 def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import mkdext
-from mkdext import _extension
+from mkdext._system import extension
 from mkdext.models import make_own, save_model
 from mkdext.training import plan, student
 from mkdext.training.datafree import plan as datafree_plan
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 
 def pytest_report_header() -> str:
-    status = _extension.status()
+    status = extension.status()
     where = status.path if status.state == "loaded" else f"{status.state}: {status.reason}"
     return f"mkdext: {Path(mkdext.__file__).parent}\ncompiled operators: {where}"
 
@@ -107,8 +107,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def library() -> Path:
     """The compiled library; the test is skipped where none was built, and fails if it is unfit."""
-    status = _extension.status()
-    if status.state == "missing" and not _extension.is_required():
+    status = extension.status()
+    if status.state == "missing" and not extension.is_required():
         pytest.skip(f"{status.reason}: {status.fix}")
     assert status.state == "loaded", f"{status.reason}: {status.fix}"
     assert status.path is not None

@@ -13,7 +13,8 @@ from pathlib import Path
 import pybind11
 import pytest
 
-from mkdext import _extension, doctor
+from mkdext import doctor
+from mkdext._system import extension
 
 ROOT = Path(__file__).parent.parent
 BACKEND = ROOT / "build_backend"
@@ -43,7 +44,7 @@ def call_backend(
     """Call one PEP 517 hook as an installer does: in a process of its own, in the source root."""
     out.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in {"CC", "CXX"}}
-    environment.pop(_extension.REQUIRE_VARIABLE, None)
+    environment.pop(extension.REQUIRE_VARIABLE, None)
     environment |= {"PYTHONPATH": str(folder / "build_backend"), "MKDEXT_CUDA": "0", **variables}
     script = f"import mkdext_backend; print(mkdext_backend.{hook}({str(out)!r}))"
     return subprocess.run(
@@ -61,7 +62,7 @@ def test_failing_compiler_leaves_a_pure_python_wheel(tree: Path, tmp_path: Path)
     assert built.returncode == 0, built.stderr
     (wheel,) = (tmp_path / "out").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "mkdext/_extension.py" in names
+    assert "mkdext/_system/extension.py" in names
     assert "mkdext/py.typed" in names
     assert not [name for name in names if name.startswith("mkdext/_C")]
     assert not [name for name in names if name.startswith(("csrc", "tests", "build_backend"))]
@@ -250,10 +251,10 @@ def test_one_library_works_under_a_second_torch(library: Path, tmp_path: Path) -
 
 SECOND_TORCH = """
 import torch
-from mkdext import _extension
+from mkdext._system import extension
 from mkdext.ops import dynamic_conv2d, texture_kernels
 
-assert _extension.available()
+assert extension.available()
 torch.manual_seed(0)
 x = torch.randn(2, 3, 7, 6, dtype=torch.float64, requires_grad=True)
 w = torch.randn(2, 4, 3, 3, 3, dtype=torch.float64, requires_grad=True)

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mkdext import _extension, doctor
+from mkdext import doctor
+from mkdext._system import extension
 from mkdext.ops import dynamic_conv2d_algorithms
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +23,8 @@ def findings() -> dict[str, doctor.Finding]:
     return {finding.name: finding for finding in doctor.examine()}
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, status: _extension.ExtensionStatus) -> None:
-    monkeypatch.setattr(_extension, "_status", status)
+def pretend(monkeypatch: pytest.MonkeyPatch, status: extension.ExtensionStatus) -> None:
+    monkeypatch.setattr(extension, "_status", status)
 
 
 def test_json_report_from_another_directory(library: Path, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_unloaded_operators(
     monkeypatch: pytest.MonkeyPatch, state: str, required: str, level: str
 ) -> None:
     monkeypatch.setenv("MKDEXT_REQUIRE_EXT", required)
-    pretend(monkeypatch, _extension.ExtensionStatus(state, None, "the reason", "the fix"))  # type: ignore[arg-type]
+    pretend(monkeypatch, extension.ExtensionStatus(state, None, "the reason", "the fix"))  # type: ignore[arg-type]
     assert findings()["operators"] == doctor.Finding("operators", "the reason", level, "the fix")  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mkdext import export as command
-from mkdext._alone import Failed
+from mkdext._system.alone import Failed
 from mkdext.export import check_packages, main
 from mkdext.exporting import GRAPH, TRACE
 from mkdext.exporting import attempt as attempts
@@ -43,7 +43,7 @@ from mkdext.models import (
     WeightsMetadata,
     save_model,
 )
-from mkdext.models.weights_metadata import METADATA_KEY
+from mkdext.models.weights.metadata import METADATA_KEY
 
 # As the students of the papers, only with fewer layers.
 torch.manual_seed(0)

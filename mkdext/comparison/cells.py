@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from mkdext._files import locked, write_text
-from mkdext._flags import parse_flags
-from mkdext._near_names import did_you_mean
-from mkdext._terminal import Terminal
-from mkdext._terminal import track as shown_track
-from mkdext.distill import method_class
+from mkdext._cli.flags import parse_flags
+from mkdext._system.files import locked, write_text
+from mkdext._system.near_names import did_you_mean
+from mkdext._system.terminal import Terminal
+from mkdext._system.terminal import track as shown_track
+from mkdext.methods import method_class
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.going_on import default_of
 from mkdext.training.memory import available_bytes

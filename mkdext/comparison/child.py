@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from mkdext._lifetime import end_with
+from mkdext._system.lifetime import end_with
 
 
 def main() -> int:

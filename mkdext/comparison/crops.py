@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mkdext._files import fitting
-from mkdext._terminal import Terminal
-from mkdext._terminal import track as shown_track
+from mkdext._system.files import fitting
+from mkdext._system.terminal import Terminal
+from mkdext._system.terminal import track as shown_track
 from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import Result
 from mkdext.data import ImagePairs

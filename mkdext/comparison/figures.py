@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from mkdext._figures import figure_file, label
+from mkdext._system.figures import figure_file, label
 from mkdext.comparison.cells import REFERENCE
 from mkdext.comparison.published import published
 from mkdext.comparison.results import Result, Row

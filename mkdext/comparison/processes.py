@@ -15,9 +15,9 @@ from typing import NamedTuple
 import yaml
 from rich.progress import BarColumn, TaskProgressColumn, TimeElapsedColumn
 
-from mkdext._command import CommandStopped
-from mkdext._files import write_text
-from mkdext._terminal import Terminal, Words, progress_bar
+from mkdext._system.errors import WorkStopped
+from mkdext._system.files import write_text
+from mkdext._system.terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
 from mkdext.training.config_files import config_of
 from mkdext.training.run_directory import RunDirectory
@@ -44,7 +44,7 @@ def run_cells(
         Why a cell failed, for those that did; the others were trained all the same.
 
     Raises:
-        CommandStopped: Ctrl-C, SIGTERM or SIGHUP; all processes have ended.
+        WorkStopped: Ctrl-C, SIGTERM or SIGHUP; all processes have ended.
     """
     threads = _threads(jobs)
     pending = [cell for cell in cells if not cell.finished]
@@ -69,7 +69,7 @@ def run_cells(
                         progress.say(f"{process.cell} is finished")
                         finished()
                 if stop.received:
-                    raise CommandStopped(
+                    raise WorkStopped(
                         stop.received, f"stopped; the same command goes on from {out}"
                     )
         finally:

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 import mkdext
-from mkdext._files import write_csv, write_json, write_text
-from mkdext._streams import printable
-from mkdext._terminal import Terminal, text_table
+from mkdext._system.files import write_csv, write_json, write_text
+from mkdext._system.streams import printable
+from mkdext._system.terminal import Terminal, text_table
 from mkdext.comparison.cells import REFERENCE
 from mkdext.comparison.crops import save_crops
 from mkdext.comparison.figures import COST, CURVES, save_cost, save_curves

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
-from mkdext._reading import entry
+from mkdext._system.reading import entry
 from mkdext.comparison.cells import REFERENCE
 from mkdext.models import MODEL_NAMES
 from mkdext.training.options import known_methods

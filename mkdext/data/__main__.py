@@ -13,9 +13,9 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from mkdext._command import exit_status
-from mkdext._flags import parse_flags
-from mkdext._terminal import Terminal, progress_bar
+from mkdext._cli.flags import parse_flags
+from mkdext._cli.status import exit_status
+from mkdext._system.terminal import Terminal, progress_bar
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.duplicates import Duplicate, find_duplicates
 from mkdext.data.folders import is_low_resolution

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mkdext._device import sent
+from mkdext._system.device import sent
 
 _RADIUS = 2  # of the bicubic kernel
 _MOST = 4096  # up to where the exact sums of levels fit into 64 bits

@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from mkdext._files import write_text
-from mkdext._reading import MOST_BYTES, parse_json, require_file
+from mkdext._system.files import write_text
+from mkdext._system.reading import MOST_BYTES, parse_json, require_file
 from mkdext.data.decoding import BadImageError
 from mkdext.data.fitting import fitted
 from mkdext.data.folders import find_high_resolution, match_low_resolution

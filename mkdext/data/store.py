@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mkdext._reading import entry, read_json, require_file
+from mkdext._system.reading import entry, read_json, require_file
 from mkdext.data.decoding import BadImageError
 from mkdext.data.folders import find_high_resolution
 

@@ -21,7 +21,7 @@ _BEGIN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:] = {path!r}
-from mkdext._lifetime import end_with
+from mkdext._system.lifetime import end_with
 end_with({parent})
 from mkdext.data.workers import serve
 serve()

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mkdext._alone import Failed, in_one_line
-from mkdext._command import is_out_of_memory
-from mkdext._reading import require_file
+from mkdext._system.alone import Failed, in_one_line
+from mkdext._system.errors import is_out_of_memory
+from mkdext._system.reading import require_file
 from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
 from mkdext.exporting import COMPARING, LOADING, PACKAGES
 from mkdext.exporting.onnx_file import EXAMPLE, NO_MEMORY, compare, exporters, write_onnx
 from mkdext.inference import Network, load_network
 from mkdext.models import WeightsMetadata, read_metadata
-from mkdext.models.weights_metadata import METADATA_KEY, VALUE_RANGE
+from mkdext.models.weights.metadata import METADATA_KEY, VALUE_RANGE
 
 EXPORT_KEY = "mkdext_export"
 """Name of the JSON object in the file's metadata that says what the file is."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mkdext._alone import Failed, in_one_line, one_line
-from mkdext._command import is_out_of_memory
+from mkdext._system.alone import Failed, in_one_line, one_line
+from mkdext._system.errors import is_out_of_memory
 from mkdext.exporting import GRAPH, TRACE
 from mkdext.exporting.exportable import exportable, weights_kept
 from mkdext.inference import Network

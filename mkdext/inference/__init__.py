@@ -1,6 +1,6 @@
 """Using trained networks: pictures as files hold them, tiles, memory."""
 
-from mkdext._memory import PeakMemory, resident_bytes
+from mkdext._system.memory import PeakMemory, resident_bytes
 from mkdext.inference.networks import EnlargementError, Network, load_network, load_networks
 from mkdext.inference.pictures import Picture, picture_size, read_picture
 from mkdext.inference.png import PNGWriter

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext._figures import figure_file, label
+from mkdext._system.figures import figure_file, label
 from mkdext.metrics import Window
 
 SIDE = 96

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mkdext._command import is_out_of_memory, out_of_memory_message
+from mkdext._system.errors import is_out_of_memory, out_of_memory_message
 from mkdext.data import BadImage, BadImageError
 from mkdext.inference.networks import EnlargementError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mkdext._command import is_out_of_memory
-from mkdext._device import checked_device
+from mkdext._system.device import checked_device
+from mkdext._system.errors import is_out_of_memory
 from mkdext.inference.tiling import GLOBAL_OVERLAP, Costs, forward_costs, reach
 from mkdext.models import (
     SRNetwork,

@@ -2,16 +2,6 @@
 
 from mkdext.models.blocks import SRNetwork
 from mkdext.models.builtin import builtin_teacher
-from mkdext.models.checkpoints import (
-    check_comes_back,
-    load_model,
-    load_weights,
-    load_weights_file,
-    read_metadata,
-    read_weights,
-    save_model,
-    serialized,
-)
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
     WHOLE,
@@ -32,7 +22,17 @@ from mkdext.models.resolve import load_own, resolve_student, resolve_teacher
 from mkdext.models.san import SAN, SANConfig
 from mkdext.models.user_code import make_own
 from mkdext.models.vdsr import VDSR, LumaVDSR, VDSRConfig
-from mkdext.models.weights_metadata import WeightsMetadata
+from mkdext.models.weights.files import (
+    check_comes_back,
+    load_model,
+    load_weights,
+    load_weights_file,
+    read_metadata,
+    read_weights,
+    save_model,
+    serialized,
+)
+from mkdext.models.weights.metadata import WeightsMetadata
 
 __all__ = [
     "EDSR",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mkdext.models.rgb_range import DIV2K_MEAN, RGB_RANGE, with_rgb_range
-from mkdext.models.weight_shapes import renamed
+from mkdext.models.weights.rgb_range import DIV2K_MEAN, RGB_RANGE, with_rgb_range
+from mkdext.models.weights.shapes import renamed
 
 SCALES = (2, 3, 4, 8)
 

@@ -6,7 +6,7 @@ from importlib import resources
 
 from torch import nn
 
-from mkdext.models.checkpoints import load_model
+from mkdext.models.weights.files import load_model
 
 BUILTIN_SCALE = 4
 _FILE = "rcan-c-x4.safetensors"

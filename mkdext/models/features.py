@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mkdext._near_names import did_you_mean
+from mkdext._system.near_names import did_you_mean
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.models.stand_ins import call_with
 from mkdext.models.user_code import in_words

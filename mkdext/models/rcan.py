@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SequentialNetwork, channel_weights, check_sizes, conv3x3
-from mkdext.models.weight_shapes import count_numbers, is_conv, out_channels, upsampler_scale
+from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3, upsampler
-from mkdext.models.rgb_range import RGB_RANGE
-from mkdext.models.weight_shapes import count_numbers, is_conv, out_channels, upsampler_scale
+from mkdext.models.weights.rgb_range import RGB_RANGE
+from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from mkdext._near_names import did_you_mean
+from mkdext._system.near_names import did_you_mean
 from mkdext.models.blocks import SRNetwork
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.han import HAN, HANConfig

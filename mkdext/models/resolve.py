@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mkdext._near_names import did_you_mean
+from mkdext._system.near_names import did_you_mean
 from mkdext.models.builtin import builtin_teacher
-from mkdext.models.checkpoints import load_model, load_weights_file
 from mkdext.models.own import adapt
 from mkdext.models.registry import MODEL_NAMES, create_model
 from mkdext.models.user_code import is_own, make_own
+from mkdext.models.weights.files import load_model, load_weights_file
 
 BUILTIN = "builtin"
 TEACHER_NAMES = (BUILTIN, *MODEL_NAMES)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext.models.blocks import MeanShiftedNetwork, channel_weights, check_sizes, conv3x3
-from mkdext.models.weight_shapes import count_numbers, is_conv, out_channels, upsampler_scale
+from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 _ITERATIONS = 5
 _LARGEST_SIDE = 1000

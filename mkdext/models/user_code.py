@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from mkdext._near_names import did_you_mean
+from mkdext._system.near_names import did_you_mean
 
 _PREFIX = "_mkdext_user_"
 _LONGEST = 300

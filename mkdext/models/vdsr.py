@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mkdext.data import imresize
 from mkdext.metrics import luma
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3
-from mkdext.models.weight_shapes import count_numbers, is_conv, out_channels
+from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels
 
 _WHITE, _BLACK = 235, 16  # levels of Y
 _NOISE, _NEAR_ZERO = 0.2, 0.05  # of new weights, beside those of He et al., "Delving Deep", 2015

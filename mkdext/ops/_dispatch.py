@@ -10,10 +10,10 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
-from mkdext import _cuda, _extension
+from mkdext._system import cuda, extension
 
 if torch.version.cuda:  # loaded before a compiler traces the question
-    _cuda.status()
+    cuda.status()
 
 
 def has_kernel(tensor: Tensor) -> bool:
@@ -25,8 +25,8 @@ def has_kernel(tensor: Tensor) -> bool:
     # A compiler can trace neither a lock nor a warning nor a look at the device.
     compiling = torch.compiler.is_compiling()
     if tensor.device.type == "cuda":
-        return _cuda.is_loaded() if compiling else _cuda.available(tensor.device)
-    return tensor.device.type == "cpu" and _extension.available(warn=not compiling)
+        return cuda.is_loaded() if compiling else cuda.available(tensor.device)
+    return tensor.device.type == "cpu" and extension.available(warn=not compiling)
 
 
 def is_autocast(tensor: Tensor) -> bool:
@@ -83,7 +83,7 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 
 def register_fake(operator: str) -> Callable[[_Function], _Function]:
     """Register a function that only makes the result's shape; nothing without the extension."""
-    if _extension.status().state != "loaded":
+    if extension.status().state != "loaded":
         return lambda function: function
     register: Callable[[_Function], _Function] = torch.library.register_fake(f"mkdext::{operator}")
     return register

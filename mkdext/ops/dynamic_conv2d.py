@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mkdext import _cuda, _extension
+from mkdext._system import cuda, extension
 from mkdext.ops import reference
 from mkdext.ops._checks import check_map, check_size, check_tensor, dtype_name
 from mkdext.ops._dispatch import (
@@ -140,9 +140,9 @@ def dynamic_conv2d_algorithms(input: Tensor, weight: Tensor) -> dict[str, str]:
         taken = _resolved(used, "auto")
         if taken == "auto":
             single = used.dtype == torch.float32
-            taken = _cuda.float32_algorithm(input.device) if single else "direct"
+            taken = cuda.float32_algorithm(input.device) if single else "direct"
         return dict.fromkeys(_PRIMITIVES, taken)
-    chosen: dict[str, str] = _extension.module().dynamic_conv2d_algorithms(**_case(input, weight))
+    chosen: dict[str, str] = extension.module().dynamic_conv2d_algorithms(**_case(input, weight))
     return {primitive: chosen[primitive] for primitive in _PRIMITIVES}
 
 
@@ -151,7 +151,7 @@ def _resolved(input: Tensor, algorithm: str) -> str:
     single = input.device.type == "cuda" and input.dtype == torch.float32
     if algorithm != "auto" or not single or torch.compiler.is_compiling():
         return algorithm
-    return "tf32" if _cuda.allows_tf32() else "auto"
+    return "tf32" if cuda.allows_tf32() else "auto"
 
 
 def _case(input: Tensor, weight: Tensor) -> dict[str, int]:
@@ -206,7 +206,7 @@ def _runnable(input: Tensor, weight: Tensor) -> list[str]:
     if input.device.type == "cuda":
         single = to_product_dtype(input).dtype == torch.float32
         return ["auto", "direct", *(["tf32", "tf32x3"] if single else [])]
-    names: list[str] = _extension.module().dynamic_conv2d_runnable(**_case(input, weight))
+    names: list[str] = extension.module().dynamic_conv2d_runnable(**_case(input, weight))
     return names
 
 

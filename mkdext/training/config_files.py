@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mkdext._near_names import did_you_mean
-from mkdext._options import WrongKind, as_kind, flag_of, kinds_of
-from mkdext._reading import read_yaml
+from mkdext._system.field_types import WrongKind, as_kind, flag_of, kinds_of
+from mkdext._system.near_names import did_you_mean
+from mkdext._system.reading import read_yaml
 from mkdext.models.user_code import absolute
 from mkdext.training.options import BUILTIN_DEMO, SharedOptions, TrainOptions
 from mkdext.training.run_directory import HISTORY, RunDirectory

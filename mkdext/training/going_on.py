@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mkdext._options import flag_of
-from mkdext._reading import entry
+from mkdext._system.field_types import flag_of
+from mkdext._system.reading import entry
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.options import SharedOptions
 from mkdext.training.run_directory import Changes, RunDirectory, flat, in_words

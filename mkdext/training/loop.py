@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from mkdext._memory import PeakMemory
-from mkdext._terminal import Terminal
+from mkdext._system.memory import PeakMemory
+from mkdext._system.terminal import Terminal
 from mkdext.models.user_code import in_words
 from mkdext.training.config_files import config_of
 from mkdext.training.going_on import require_same_run

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from mkdext._terminal import Terminal
+from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode, modes_kept

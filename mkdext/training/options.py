@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mkdext._near_names import did_you_mean
-from mkdext._options import check_types, flag_of
-from mkdext.distill import MKDOptions, method_class, method_names
+from mkdext._system.field_types import check_types, flag_of
+from mkdext._system.near_names import did_you_mean
+from mkdext.methods import MKDOptions, method_class, method_names
 
 if TYPE_CHECKING:
     from typing_extensions import Self

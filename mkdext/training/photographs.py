@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mkdext._files import check_apart
+from mkdext._system.files import check_apart
 from mkdext.data import (
     BadImage,
     ImagePairs,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from mkdext._device import checked_device
-from mkdext.distill import MKD, DistillationMethod, method_class
+from mkdext._system.device import checked_device
+from mkdext.methods import MKD, DistillationMethod, method_class
 from mkdext.models import (
     WHOLE,
     SRNetwork,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mkdext._terminal import Terminal
+from mkdext._system.terminal import Terminal
 from mkdext.data import PatchSampler
-from mkdext.distill.pisr import PrivilegedEncoder, privileged_loss
+from mkdext.methods.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.own import copy_with_tensors, layout
 from mkdext.training.loop import Done, Loop
 from mkdext.training.options import TrainOptions

@@ -15,8 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mkdext._terminal import Terminal, Words, progress_bar
-from mkdext._terminal import track as shown_track
+from mkdext._system.terminal import Terminal, Words, progress_bar
+from mkdext._system.terminal import track as shown_track
 
 _PLAIN_SECONDS = 30.0
 

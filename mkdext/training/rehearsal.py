@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mkdext._command import is_out_of_memory
+from mkdext._system.errors import is_out_of_memory
 from mkdext.models import check_comes_back
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.models.user_code import in_words

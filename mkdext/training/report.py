@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext._figures import figure_file, label
-from mkdext._files import atomic_write, write_json
-from mkdext._terminal import Terminal, text_table
+from mkdext._system.figures import figure_file, label
+from mkdext._system.files import atomic_write, write_json
+from mkdext._system.terminal import Terminal, text_table
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.validation import Scores, exact_note
 

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from torch import nn
 
-from mkdext._command import CommandFailed
-from mkdext._files import as_json, check_writable, locked, write_text
-from mkdext._reading import entry, parse_json, read_bytes, read_json, read_yaml
+from mkdext._system.errors import WorkFailed
+from mkdext._system.files import as_json, check_writable, locked, write_text
+from mkdext._system.reading import entry, parse_json, read_bytes, read_json, read_yaml
 from mkdext.models import save_model
 from mkdext.training.saved_state import SavedState, write_state
 
@@ -281,14 +281,14 @@ class RunDirectory:
         """Append one record, which must have a `step`.
 
         Raises:
-            CommandFailed: The folder is gone.
+            WorkFailed: The folder is gone.
             OSError: The file cannot be written; it is named.
         """
         try:
             with self.metrics.open("a") as file:
                 file.write(as_json(record) + "\n")
         except FileNotFoundError:
-            raise CommandFailed(f"{self.root} is gone; somebody has deleted or moved it") from None
+            raise WorkFailed(f"{self.root} is gone; somebody has deleted or moved it") from None
         except OSError as error:
             error.filename = str(self.metrics)
             raise

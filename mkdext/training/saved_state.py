@@ -14,9 +14,9 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mkdext._command import is_out_of_memory
-from mkdext._files import atomic_write
-from mkdext._reading import entry, require_file
+from mkdext._system.errors import is_out_of_memory
+from mkdext._system.files import atomic_write
+from mkdext._system.reading import entry, require_file
 
 _Kind = TypeVar("_Kind")
 

@@ -7,14 +7,14 @@ import threading
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from mkdext._command import CommandStopped
+from mkdext._system.errors import WorkStopped
 
 # A terminal that is closed sends SIGHUP, where there are terminals.
 _OF_TERMINAL = getattr(signal, "SIGHUP", None)
 _STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
-class TrainingStopped(CommandStopped):
+class TrainingStopped(WorkStopped):
     """The training was asked to stop; its checkpoint is written."""
 
     def __init__(self, signal_number: int, after: str, out: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mkdext._command import CommandFailed
-from mkdext.distill import DistillationMethod
+from mkdext._system.errors import WorkFailed
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
+from mkdext.methods import DistillationMethod
 from mkdext.models import forward_with_features
 from mkdext.models.stand_ins import call_with
 from mkdext.training.gradient_watch import GradientWatch
@@ -324,7 +324,7 @@ class _Caller(nn.Module):
         return function()
 
 
-class TrainingFailed(CommandFailed):
+class TrainingFailed(WorkFailed):
     """Going on would lead nowhere."""
 
 

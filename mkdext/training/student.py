@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mkdext._terminal import Terminal
-from mkdext._terminal import track as shown_track
+from mkdext._system.terminal import Terminal
+from mkdext._system.terminal import track as shown_track
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, layout, unwrapped

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mkdext._files import locked, write_json
-from mkdext._reading import entry, read_json, require_file
+from mkdext._system.files import locked, write_json
+from mkdext._system.reading import entry, read_json, require_file
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import MapShape, check_points, resized
 from mkdext.models.own import layout, unwrapped

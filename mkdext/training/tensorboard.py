@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mkdext._streams import printable
+from mkdext._system.streams import printable
 
 Write = Callable[[Mapping[str, Any]], None]
 

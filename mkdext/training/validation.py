@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from mkdext._command import is_out_of_memory
+from mkdext._system.errors import is_out_of_memory
 from mkdext.data import ImagePairs, imresize
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
 from mkdext.models.user_code import in_words

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 import mkdext.comparison.processes as processes
 from mkdext import train
-from mkdext._files import locked
+from mkdext._system.files import locked
 from mkdext.compare import main, parse
 from mkdext.comparison import crops
 from mkdext.comparison.cells import as_folder

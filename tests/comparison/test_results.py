@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mkdext._terminal import Terminal
+from mkdext._system.terminal import Terminal
 from mkdext.comparison.published import SETS, published
 from mkdext.comparison.report import write_report
 from mkdext.comparison.results import Spread, difference, read_results, rows, spread

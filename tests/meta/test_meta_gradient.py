@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mkdext.distill import MKD, MKDOptions
 from mkdext.meta import InnerAdam, InnerSGD, gradient_of, meta_gradient
+from mkdext.methods import MKD, MKDOptions
 
 OPTIMIZERS = {
     "sgd": InnerSGD(lr=0.05),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mkdext.distill import MKD, MKDOptions
+from mkdext.methods import MKD, MKDOptions
 from mkdext.models import check_points, create_model, default_points, load_model, resolve_teacher
 from mkdext.training import TrainOptions
 from mkdext.training.steps import Distillation, TrainingStep

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mkdext.data import imresize
 from mkdext.models import VDSR, LumaVDSR, VDSRConfig, create_model, load_model, load_weights
-from mkdext.models.pickled_modules import read_pickled_modules
+from mkdext.models.weights.pickled_modules import read_pickled_modules
 from tests.models.textbook import conv, with_random_weights
 
 TINY = VDSRConfig(features=4, blocks=2)

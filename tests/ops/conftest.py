@@ -12,16 +12,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mkdext import _extension
+from mkdext._system import extension
 
 
 @pytest.fixture(autouse=True, scope="session")
 def operators() -> None:
-    status = _extension.status()
-    if status.state == "missing" and not _extension.is_required():
+    status = extension.status()
+    if status.state == "missing" and not extension.is_required():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", _extension.ExtensionWarning)
-            _extension.available()
+            warnings.simplefilter("ignore", extension.ExtensionWarning)
+            extension.available()
         return
     assert status.state == "loaded", f"{status.reason}: {status.fix}"
 

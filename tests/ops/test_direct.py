@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from mkdext import _extension
+from mkdext._system import extension
 from mkdext.ops import dynamic_conv2d, reference
 
 pytestmark = pytest.mark.usefixtures("library")
@@ -122,7 +122,7 @@ def test_the_weight_gradient_of_a_map_of_one_long_row_is_right():
 
 @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_of_this_processor_passes(instruction_set):
-    features = _extension.module().cpu_features()
+    features = extension.module().cpu_features()
     if instruction_set not in features or instruction_set == features[-1]:
         pytest.skip(f"{instruction_set} is missing here or what the other tests run on")
     environment = {**os.environ, "MKDEXT_INSTRUCTION_SET": instruction_set}

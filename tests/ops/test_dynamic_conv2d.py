@@ -18,7 +18,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mkdext import _extension
+from mkdext._system import extension
 from mkdext.ops import dynamic_conv2d, dynamic_conv2d_algorithms, reference
 
 # B, Ci, Co, H, W, k
@@ -41,10 +41,10 @@ DTYPES = (torch.float32, torch.float64)
 
 def _runnable(shape, dtype=torch.float32):
     """List the algorithms to force; without compiled kernels there is nothing to choose."""
-    if _extension.status().state != "loaded":
+    if extension.status().state != "loaded":
         return ["auto"]
     is_float32 = dtype != torch.float64
-    names = _extension.module().dynamic_conv2d_runnable(*shape, is_float32=is_float32)
+    names = extension.module().dynamic_conv2d_runnable(*shape, is_float32=is_float32)
     return [name for name in names if name != "auto"]
 
 
@@ -658,15 +658,15 @@ def _run_with(instruction_set, *arguments):
 
 
 def _other_instruction_sets():
-    if _extension.status().state != "loaded":
+    if extension.status().state != "loaded":
         return []
-    module = _extension.module()
+    module = extension.module()
     return [name for name in module.cpu_features() if name != module.instruction_set()]
 
 
 @pytest.mark.usefixtures("library")
 def test_the_instruction_set_is_the_one_asked_for_or_the_best():
-    module = _extension.module()
+    module = extension.module()
     wanted = os.environ.get("MKDEXT_INSTRUCTION_SET") or module.cpu_features()[-1]
     assert module.instruction_set() == wanted
 
@@ -696,7 +696,7 @@ def test_every_other_instruction_set_of_this_processor_is_right(instruction_set)
 @pytest.mark.usefixtures("library")
 def test_an_unknown_instruction_set_is_refused_by_name():
     result = _run_with(
-        "mmx", "-c", "from mkdext import _extension as e; e.module().instruction_set()"
+        "mmx", "-c", "from mkdext._system import extension as e; e.module().instruction_set()"
     )
     assert result.returncode != 0
     assert "MKDEXT_INSTRUCTION_SET must be one of" in result.stderr

@@ -12,7 +12,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from mkdext import _cuda, _extension
+from mkdext._system import cuda, extension
 from mkdext.ops import dynamic_conv2d, dynamic_conv2d_algorithms, reference, texture_kernels
 from tests.ops.cuda_checks import random_tensors
 
@@ -44,10 +44,10 @@ TOLERANCES = {
 
 @pytest.fixture(autouse=True, scope="module")
 def cuda_operators() -> None:
-    status = _cuda.status()
-    if status.state == "missing" and not _extension.is_required():
+    status = cuda.status()
+    if status.state == "missing" and not extension.is_required():
         pytest.skip(f"{status.reason}: {status.fix}")
-    assert _cuda.available(CUDA), f"{status.reason}: {status.fix}"
+    assert cuda.available(CUDA), f"{status.reason}: {status.fix}"
 
 
 def _tensors(shape, dtype=torch.float32):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mkdext import train
-from mkdext.datafree import __main__ as datafree
+from mkdext import datafree, train
 from mkdext.training import run_directory
 from mkdext.training.run_directory import Checkpoint, RunDirectory
 

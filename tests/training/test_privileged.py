@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from mkdext.distill.pisr import privileged_loss
+from mkdext.methods.pisr import privileged_loss
 from mkdext.models import adapt, builtin_teacher, features_at
 from mkdext.train import main, parse
 from mkdext.training import NonFiniteError, TrainOptions, distill

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mkdext.datafree.__main__ import main as datafree
+from mkdext.datafree import main as datafree
 from mkdext.train import main
 from mkdext.training.saved_state import SavedState, write_state
 

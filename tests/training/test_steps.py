@@ -8,9 +8,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from mkdext.distill import DistillationMethod, MKDOptions, method_names
-from mkdext.distill.registry import _METHODS
 from mkdext.meta import InnerAdam
+from mkdext.methods import DistillationMethod, MKDOptions, method_names
+from mkdext.methods.registry import _METHODS
 from mkdext.models import builtin_teacher, create_model, forward_with_features
 from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError, steps
 from mkdext.training.plan import Networks, make_step, prepare

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext.data import imresize
-from mkdext.datafree.__main__ import main as datafree
+from mkdext.datafree import main as datafree
 from mkdext.models import builtin_teacher
 from mkdext.train import main
 from mkdext.training.teacher_check import require_strong_teacher

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mkdext.distill import MKD, MKDOptions
+from mkdext.methods import MKD, MKDOptions
 from mkdext.models import create_model, default_points
 from mkdext.training import TrainOptions
 from mkdext.training.readings import Readings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from mkdext._streams import printable
+from mkdext._system.streams import printable
 
 _LONGEST_REASON = 200
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mkdext._device import sent
-from mkdext.datafree import (
+from mkdext._system.device import sent
+from mkdext.models import check_points, features_at, forward_with_features
+from mkdext.models.own import evaluation_mode
+from mkdext.synthesis import (
     FeatureStatistics,
     Generator,
     InstanceDiscriminator,
@@ -26,10 +28,8 @@ from mkdext.datafree import (
     procedural_images,
     reconstruction_loss,
 )
-from mkdext.datafree.contrastive import discrimination_loss, pooled
-from mkdext.datafree.generator import LATENT
-from mkdext.models import check_points, features_at, forward_with_features
-from mkdext.models.own import evaluation_mode
+from mkdext.synthesis.contrastive import discrimination_loss, pooled
+from mkdext.synthesis.generator import LATENT
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.randomness import Draw, random_for
 from mkdext.training.saved_state import SavedState

@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from mkdext._options import check_types
-from mkdext.datafree import Criterion
-from mkdext.datafree.losses import LossWeights
-from mkdext.distill import MKDOptions
+from mkdext._system.field_types import check_types
+from mkdext.methods import MKDOptions
+from mkdext.synthesis import Criterion
+from mkdext.synthesis.losses import LossWeights
 from mkdext.training.options import (
     MetaOptions,
     MethodName,

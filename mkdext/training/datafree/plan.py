@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from mkdext._device import checked_device
+from mkdext._system.device import checked_device
 from mkdext.models import default_points, resolve_student, resolve_teacher, select_points
 from mkdext.models.own import placed, set_training_mode
 from mkdext.models.trial import check_has_parameters, check_passes_gradient

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext._figures import figure_file, label
-from mkdext._files import atomic_write
+from mkdext._system.figures import figure_file, label
+from mkdext._system.files import atomic_write
 from mkdext.training.report import draw_scores
 from mkdext.training.run_directory import RunDirectory
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mkdext.datafree import carry_over, part_counts, with_parts
-from mkdext.datafree.growth import name_in
 from mkdext.models import SRNetwork, forward_with_features
+from mkdext.synthesis import carry_over, part_counts, with_parts
+from mkdext.synthesis.growth import name_in
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.randomness import Draw, seed_of
 from mkdext.training.datafree.scales import at_scales

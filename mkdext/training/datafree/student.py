@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mkdext._terminal import Terminal
-from mkdext.datafree import procedural_images
+from mkdext._system.terminal import Terminal
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.synthesis import procedural_images
 from mkdext.training.config_files import changed_flags
 from mkdext.training.datafree.image_maker import CollapseError, require_different
 from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates

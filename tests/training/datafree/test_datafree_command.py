@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mkdext.datafree.__main__ import main, parse
+from mkdext.datafree import main, parse
 from mkdext.models import create_model, load_model
 from mkdext.training.datafree import student
 from mkdext.training.datafree.plan import prepare

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mkdext.datafree.__main__ import parse
-from mkdext.datafree.losses import LossWeights
+from mkdext.datafree import parse
+from mkdext.synthesis.losses import LossWeights
 from mkdext.training import MetaOptions
 from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.datafree.student import origin

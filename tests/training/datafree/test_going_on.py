@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mkdext.datafree.__main__ import main, parse
+from mkdext.datafree import main, parse
 from mkdext.models import read_metadata
 from mkdext.training.datafree.plan import prepare
 from mkdext.training.datafree.student import load_checkpoint

@@ -7,11 +7,11 @@ import torch
 from rich.console import Console
 
 from mkdext.data import imresize
-from mkdext.datafree import global_views, local_views, procedural_images
-from mkdext.datafree.contrastive import discrimination_loss, pooled
-from mkdext.datafree.generator import LATENT
-from mkdext.datafree.losses import LossWeights
 from mkdext.models import features_at
+from mkdext.synthesis import global_views, local_views, procedural_images
+from mkdext.synthesis.contrastive import discrimination_loss, pooled
+from mkdext.synthesis.generator import LATENT
+from mkdext.synthesis.losses import LossWeights
 from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.datafree.image_maker import (
     CollapseError,

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from mkdext.datafree.growth import name_in
+from mkdext.synthesis.growth import name_in
 from mkdext.training import MetaOptions
 from mkdext.training.datafree import DataFreeOptions
 from mkdext.training.datafree.plan import prepare

@@ -1,0 +1,1 @@
+"""How a command talks: flags, configuration files, exit statuses."""

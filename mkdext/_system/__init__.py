@@ -1,0 +1,1 @@
+"""What the machine gives: memory, devices, files, terminals, compiled libraries."""

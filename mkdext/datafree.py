@@ -1,0 +1,131 @@
+"""``python -m mkdext.datafree``: distil a super-resolution network without photographs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from mkdext._cli.flags import parse_flags
+from mkdext._cli.status import exit_status
+from mkdext._system.allocator import keep_freed_memory
+from mkdext._system.terminal import Terminal, text_table
+from mkdext.training.config_files import naming_the_file, value_of, with_config
+from mkdext.training.datafree import DataFreeOptions, train_without_data
+from mkdext.training.datafree.options import with_usual_rates
+from mkdext.training.datafree.plan import prepare
+from mkdext.training.datafree.student import check_teachers, photographs
+from mkdext.training.going_on import checked_run
+from mkdext.training.plan import count_parameters
+from mkdext.training.run_directory import in_words
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFreeCommand(DataFreeOptions):
+    """Distil a super-resolution network without one photograph to train on.
+
+    A teacher and random numbers are all it takes: images are made by rules and by a generator that
+    learns where the student fails. Without flags this is a training of minutes from the built-in
+    teacher. Photographs only serve to measure the student.
+    """
+
+    config: Path | None = None
+    """YAML file of options, such as the config.yaml of another run; flags given count more. A
+    network that it names by file.py:factory is code, which is run, by --dry-run too: look into a
+    file that comes from others."""
+    resume: bool = False
+    """Go on with the run in --out, with its options. Some may be others from here on: with more
+    --iterations also a finished run of one stage goes on, on the cosine of that length; --lr,
+    --lr-min, --generator.lr, --device, how often what is done, and where photographs and files were
+    moved to."""
+    dry_run: bool = False
+    """Show the resolved options, sizes and the memory that a step needs, and stop."""
+
+    def options(self) -> DataFreeOptions:
+        """What is trained, without how the command was called."""
+        names = [field.name for field in dataclasses.fields(DataFreeOptions)]
+        return DataFreeOptions(**{name: getattr(self, name) for name in names})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Flags; none: those of the process.
+
+    Returns:
+        The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
+        the signal for one that was stopped.
+    """
+    console = Terminal()
+
+    def run() -> None:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        options = command.options()
+        if command.dry_run:
+            show_plan(options, console, command.resume)
+            return
+        keep_freed_memory()
+        train_without_data(options, console, command.resume)
+
+    memory = "lower --batch-size, --patch-size or --contrastive.bank-bytes"
+    return exit_status("mkdext.datafree", run, memory=memory)
+
+
+def parse(arguments: Sequence[str]) -> DataFreeCommand:
+    """Options from flags, over those of a configuration file, over the defaults.
+
+    Raises:
+        ValueError: A configuration file is not usable, or a number is out of range.
+        SystemExit: A flag is unknown or malformed, or help was asked for.
+    """
+    given = with_config(arguments, DataFreeOptions())
+    default = with_usual_rates(DataFreeCommand(), value_of("--optimizer", given))
+    with naming_the_file(arguments, given):
+        command: DataFreeCommand = parse_flags(
+            DataFreeCommand, given, default=default, prog="python -m mkdext.datafree"
+        )
+    return command
+
+
+def show_plan(options: DataFreeOptions, console: Terminal, resume: bool = False) -> None:
+    """Print what a training would do."""
+    run = checked_run(options, resume)
+    run.require_files()
+    options = run.options
+    sets = photographs(options, console)
+    plan = prepare(options)
+    console.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
+    table = text_table("sizes", "", "parameters")
+    for index, parts in enumerate(plan.schedule.parts):
+        stage = plan.begin_stage(index)
+        name = f"student {options.student}"
+        if len(plan.schedule.parts) > 1:
+            name += f", {parts} parts, from step {stage.first}"
+        table.add_row(name, f"{count_parameters(stage.student):,}")
+    table.add_row("teacher", f"{count_parameters(next(iter(plan.networks.teachers.values()))):,}")
+    for scale, maker in plan.makers.items():
+        if maker.generator:
+            table.add_row(f"generator x{scale}", f"{count_parameters(maker.generator):,}")
+        if maker.discriminator:
+            table.add_row(f"discriminator x{scale}", f"{count_parameters(maker.discriminator):,}")
+    console.show(table)
+    for scale, maker in plan.makers.items():
+        if maker.discriminator:
+            console.say(
+                f"memory bank x{scale}: {maker.bank.capacity} images of {4 * maker.bank.width} "
+                f"bytes, {maker.bank.nbytes:,} bytes"
+            )
+    memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
+    console.say(f"memory of a step: {memory}")
+    check_teachers(plan, sets)
+    if run.changes:
+        console.say(f"from here on: {in_words(run.changes)}")
+    console.say(f"would write to {options.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

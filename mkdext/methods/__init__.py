@@ -1,0 +1,23 @@
+"""Distillation methods, one file each; a file in this folder is a method to choose from."""
+
+import importlib
+import pkgutil
+
+from mkdext.methods.base import Descent, DistillationMethod, MetaDefaults
+from mkdext.methods.mkd import MKD, KRNet, MKDOptions
+from mkdext.methods.registry import method_class, method_names, register
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
+
+__all__ = [
+    "MKD",
+    "Descent",
+    "DistillationMethod",
+    "KRNet",
+    "MKDOptions",
+    "MetaDefaults",
+    "method_class",
+    "method_names",
+    "register",
+]

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import tyro
+
+from mkdext._cli.flags import parse_flags
+from mkdext.train import TrainCommand
+
+STUDENTS = "edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t, han-s, han-t, vdsr or vdsr-half"
+
+
+def help_of(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        parse_flags(TrainCommand, ["--help"], prog="train")
+    return capsys.readouterr().out
+
+
+def test_the_lines_of_a_help_text_break_where_the_terminal_ends(capsys, monkeypatch):
+    assert STUDENTS in help_of(capsys, monkeypatch, 400)
+    words = help_of(capsys, monkeypatch, 100).replace("│", " ").split()
+    assert STUDENTS in " ".join(words)
+
+
+def test_tyro_is_left_as_it_was(capsys, monkeypatch):
+    original = tyro._strings.remove_single_line_breaks
+    help_of(capsys, monkeypatch, 100)
+    assert tyro._strings.remove_single_line_breaks is original
+
+
+def test_another_tyro_without_that_function_parses_all_the_same(monkeypatch):
+    monkeypatch.delattr(tyro, "_strings")
+    assert parse_flags(TrainCommand, ["--seed", "3"], prog="train").seed == 3
+
+
+def test_escape_sequences_of_an_argument_do_not_reach_the_terminal(capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(TrainCommand, ["--optimizer", "\x1b[31m[red]x"], prog="train")
+    shown = capsys.readouterr().err
+    assert "?[31m[red]x" in shown and "\x1b" not in shown
+    assert str(parse_flags(TrainCommand, ["--out", "\x1b[31m"], prog="train").out) == "\x1b[31m"
