@@ -18,6 +18,7 @@ from torch import Tensor
 import mkdext
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
+from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import is_out_of_memory
 from mkdext._system.figures import figure_file, label
 from mkdext._system.files import check_replaceable, check_writable, write_csv, write_json
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 if results cannot be written.
     """
-    console = Terminal()
+    console = CommandTerminal()
 
     def run() -> None:
         command = parse_flags(AttributionCommand, arguments, prog="python -m mkdext.attribution")

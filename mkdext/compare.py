@@ -13,9 +13,9 @@ import tyro
 
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
+from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import WorkFailed
 from mkdext._system.reading import parse_yaml
-from mkdext._system.terminal import Terminal
 from mkdext.comparison import Comparison, run_cells, write_report
 from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, before any work; 1 if a training
         failed, with all others done; 128 plus the signal if it was stopped.
     """
-    console = Terminal()
+    console = CommandTerminal()
 
     def run() -> None:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mkdext._cli.status import exit_status
-from mkdext._system.terminal import Terminal, text_table
+from mkdext._cli.terminal import CommandTerminal
+from mkdext._system.terminal import text_table
 from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.blocks import MeanShift
 from mkdext.models.user_code import in_words, is_own
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{counted.paper_flops / 1e9:,.2f} G",
                 f"{counted.macs / 1e9:,.2f} G",
             )
-        console = Terminal()
+        console = CommandTerminal()
         console.show(table)
         console.print(_NOTES)
 

@@ -11,6 +11,7 @@ import yaml
 
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
+from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.allocator import keep_freed_memory
 from mkdext._system.terminal import Terminal, text_table
 from mkdext.training.config_files import naming_the_file, value_of, with_config
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
         the signal for one that was stopped.
     """
-    console = Terminal()
+    console = CommandTerminal()
 
     def run() -> None:
         command = parse(sys.argv[1:] if arguments is None else arguments)

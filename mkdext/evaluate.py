@@ -19,6 +19,7 @@ from torch import Tensor
 import mkdext
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
+from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import WorkFailed
 from mkdext._system.files import (
     check_apart,
@@ -177,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked; 1 if photographs could not be
         measured, with all others done, or if results cannot be written.
     """
-    console = Terminal()
+    console = CommandTerminal()
 
     def run() -> None:
         command = parse_flags(EvaluateCommand, arguments, prog="python -m mkdext.evaluate")

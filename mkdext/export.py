@@ -15,6 +15,7 @@ from typing import Any
 
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
+from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.alone import Failed, run_alone
 from mkdext._system.errors import WorkFailed, WorkStopped
 from mkdext._system.files import atomic_write, check_replaceable
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 if the file cannot be written or
         no exporter gives what it should, 130 for Ctrl-C.
     """
-    console = Terminal()
+    console = CommandTerminal()
 
     def run() -> None:
         command = parse_flags(ExportCommand, arguments, prog="python -m mkdext.export")

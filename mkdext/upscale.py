@@ -18,6 +18,7 @@ import tyro
 
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
+from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import WorkFailed
 from mkdext._system.files import atomic_write, check_replaceable, check_writable
 from mkdext._system.terminal import Terminal, progress_bar
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, before any work; 1 if pictures turned
         out to be unusable, with all others done, or if no more results can be written.
     """
-    console = Terminal()
+    console = CommandTerminal()
 
     def run() -> None:
         command = parse_flags(UpscaleCommand, arguments, prog="python -m mkdext.upscale")

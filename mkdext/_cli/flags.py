@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from mkdext._cli.wording import in_flags
 from mkdext._system.streams import printable
 
 
@@ -27,15 +28,13 @@ def parse_flags(command: Any, arguments: Sequence[str] | None, **settings: Any) 
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    said = io.StringIO()
     with _filled_help():
-        if all(printable(text) == text for text in given):
-            return tyro.cli(command, args=given, **settings)
-        said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
                 return tyro.cli(command, args=given, **settings)
         finally:
-            print(printable(said.getvalue()), end="", file=sys.stderr)
+            print(printable(in_flags(said.getvalue())), end="", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import errno
 import sys
 from collections.abc import Callable
 
+from mkdext._cli.wording import in_flags
 from mkdext._system.errors import (
     WorkFailed,
     WorkStopped,
@@ -37,7 +38,7 @@ def exit_status(
 
     def failed(error: object, status: int) -> int:
         encoding = sys.stderr.encoding or "utf-8"
-        print(printable(f"{name}: {error}", encoding), file=sys.stderr)
+        print(printable(f"{name}: {in_flags(str(error))}", encoding), file=sys.stderr)
         return status
 
     replace_unencodable()

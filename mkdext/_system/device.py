@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def checked_device(name: str) -> torch.device:
-    """Return the device of a `--device` flag.
+    """Return the device of a `device` flag.
 
     Raises:
         ValueError: It is no CPU or CUDA device, or is not there.
@@ -15,13 +15,13 @@ def checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+        raise ValueError(f"`device` must be cpu, cuda or cuda:N, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+        raise ValueError(f"`device` must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"--device {name} is not there ({torch.cuda.device_count()} CUDA devices); "
-            "use --device cpu"
+            f"`device` {name} is not there ({torch.cuda.device_count()} CUDA devices); "
+            "use `device` cpu"
         )
     return device
 

@@ -30,10 +30,10 @@ def check_types(options: Any, prefix: str = "") -> None:
 
     Args:
         options: The dataclass, for its `__post_init__`.
-        prefix: What comes before the names of its fields in flags, such as "meta.".
+        prefix: What comes before the names of its fields, such as "meta.".
 
     Raises:
-        TypeError: A field is of another type; its flag is named.
+        TypeError: A field is of another type; it is named.
         ValueError: A field is none of the names that it can be.
 
     Example:
@@ -47,27 +47,16 @@ def check_types(options: Any, prefix: str = "") -> None:
         >>> Options(3)
         Traceback (most recent call last):
         ...
-        TypeError: --folders must be a list of paths, got 3
+        TypeError: `folders` must be a list of paths, got 3
     """
     for name, kind in kinds_of(type(options)).items():  # type: ignore[arg-type]
         value = getattr(options, name)
         try:
             right = as_kind(value, kind)
         except WrongKind as error:
-            flag = flag_of(prefix + name)
-            raise error.error(f"{flag} must be {error.must_be}, got {value!r}") from None
+            raise error.error(f"`{prefix}{name}` must be {error.must_be}, got {value!r}") from None
         if right is not value:
             object.__setattr__(options, name, right)
-
-
-def flag_of(name: str) -> str:
-    """The flag of a field.
-
-    Example:
-        >>> flag_of("meta.inner_lr")
-        '--meta.inner-lr'
-    """
-    return "--" + name.replace("_", "-")
 
 
 @functools.cache

@@ -150,7 +150,7 @@ def locked(folder: Path, flag: str, work: str) -> Iterator[None]:
 
     Args:
         folder: It need not be there yet.
-        flag: What names it, as in "--out".
+        flag: What names it, as in "`out`".
         work: What locks it, as in "training".
 
     Raises:
@@ -173,7 +173,7 @@ def locked(folder: Path, flag: str, work: str) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that files can be written to the folder that `--out` names, without writing anything.
+    """Check that files can be written to the folder that `out` names, without writing anything.
 
     Args:
         folder: It need not be there yet.
@@ -183,19 +183,19 @@ def check_writable(folder: Path) -> None:
     """
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
-        raise ValueError(f"--out {folder} cannot be written: {existing} is not a directory")
+        raise ValueError(f"`out` {folder} cannot be written: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {folder} cannot be written: no permission in {existing}")
+        raise ValueError(f"`out` {folder} cannot be written: no permission in {existing}")
 
 
 def check_apart(out: Path, photographs: Path) -> None:
-    """Check that what `--out` names does not lie in a folder of photographs.
+    """Check that what `out` names does not lie in a folder of photographs.
 
     Raises:
         ValueError: It does: the pictures written there would count as photographs ever after.
     """
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(photographs)):
         raise ValueError(
-            f"--out {out} lies in {photographs}, among whose photographs its pictures would count; "
-            "give another --out"
+            f"`out` {out} lies in {photographs}, among whose photographs its pictures would count; "
+            "give another `out`"
         )

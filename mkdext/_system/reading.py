@@ -114,7 +114,7 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
             too large by its aliases, or has a name twice.
 
     Example:
-        >>> parse_yaml("lr: 1.0e-4", "--config a.yaml")
+        >>> parse_yaml("lr: 1.0e-4", "`config` a.yaml")
         {'lr': 0.0001}
     """
     try:

@@ -118,14 +118,14 @@ class Comparison:
         for method, options in self.method_options.items():
             if method not in self.methods:
                 raise ValueError(
-                    f"--method-options {method}: {method} is not compared, --methods are "
+                    f"`method_options` {method}: {method} is not compared, `methods` are "
                     f"{', '.join(self.methods)}"
                 )
             for name in options:
                 if name in (*_OF_A_CELL, *_EQUAL_FOR_ALL):
                     flag = name.replace("_", "-")
                     raise ValueError(
-                        f"--method-options {method}: {flag} must be the same for all methods"
+                        f"`method_options` {method}: {flag} must be the same for all methods"
                     )
 
     @property
@@ -167,7 +167,7 @@ class Comparison:
             options = dataclasses.replace(options, student_points=(), teacher_points=())
         own = self.method_options.get(method, {})
         if own:
-            name = f"--method-options {method}"
+            name = f"`method_options` {method}"
             flags = flags_of(own, options, name)
             options = parse_flags(TrainOptions, flags, default=options, prog=name)
         if options.teacher_cache is not None:
@@ -198,7 +198,7 @@ class Comparison:
         cells = self.cells()
         folders = {as_folder(student): student for student in self.students}
         if len(folders) < len(self.students):
-            raise ValueError(f"--students would share folders: {', '.join(self.students)}")
+            raise ValueError(f"`students` would share folders: {', '.join(self.students)}")
         for cell in cells:
             try:
                 cell.check()
@@ -228,8 +228,8 @@ class Comparison:
         if self.base.device == "cpu" and available and together > available:
             raise ValueError(
                 f"{min(jobs, len(pending))} trainings at once need about {together / 1e9:.1f} GB "
-                f"of memory, {available / 1e9:.1f} GB are available: lower --jobs, --batch-size or "
-                "--patch-size"
+                f"of memory, {available / 1e9:.1f} GB are available: lower `jobs`, `batch_size` or "
+                "`patch_size`"
             )
         training_photographs(self.base, track(console))
         return cells
@@ -242,7 +242,7 @@ class Comparison:
             ValueError: The folder cannot be written, or another comparison is at work there.
         """
         run = RunDirectory(self.base.out)
-        with locked(run.root, "--out", "comparison"):
+        with locked(run.root, "`out`", "comparison"):
             if not run.config.exists():
                 write_text(run.config, yaml.safe_dump(self.settings, sort_keys=False))
             yield

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
+from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.terminal import Terminal, progress_bar
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.duplicates import Duplicate, find_duplicates
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 for what cannot be done as asked, 1 for a check that found something
         wrong or a failure on the way, 130 for Ctrl-C.
     """
-    console = Terminal()
+    console = CommandTerminal()
 
     def run() -> int:
         command: PrepareCommand | CheckCommand | ListCommand = parse_flags(

@@ -43,7 +43,7 @@ def fitted(lr: Tensor, hr: Tensor, scale: int, crop: bool = False) -> tuple[Tens
         differences = [abs(a * scale - b) for a, b in zip(given, hr.shape[1:], strict=True)]
         is_near = max(differences) < max(_MOST_CUT, scale)
         if not (crop and is_near):
-            hint = "; --crop cuts both to what they share" if is_near else ""
+            hint = "; `crop` cuts both to what they share" if is_near else ""
             raise BadImageError(
                 f"must be {needed[1]}x{needed[0]} pixels in low resolution, has "
                 f"{given[1]}x{given[0]}{hint}"

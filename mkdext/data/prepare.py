@@ -117,7 +117,7 @@ def prepare_store(
         if bad and bad_images == "refuse":
             raise ValueError(
                 f"{bad_images_message(bad)}\nrepair or remove them and the same command goes on, "
-                "or leave them out by --bad-images skip"
+                "or leave them out by `bad_images` skip"
             )
         if not known:
             raise ValueError(f"{source} holds no usable photograph:\n{bad_images_message(bad)}")
@@ -151,7 +151,7 @@ class _Decoded(NamedTuple):
 
 
 def _find_sources(folder: Path, scale: int, lr: Path | None) -> list[_Source]:
-    paths = find_high_resolution(folder, lr, "--lr")
+    paths = find_high_resolution(folder, lr, "`lr`")
     names = [path.relative_to(folder) for path in paths]
     low: Sequence[Path | None] = [None] * len(paths)
     if lr is not None:
@@ -200,22 +200,22 @@ def _opened(out: Path, scale: int) -> Iterator[tuple[BinaryIO, BinaryIO, list[En
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be made: {error.strerror}") from None
+        raise ValueError(f"`out` {out} cannot be made: {error.strerror}") from None
     if not (out / JOURNAL).exists() and any(out.iterdir()):
-        raise ValueError(f"--out {out} holds other files; give an empty or new folder")
+        raise ValueError(f"`out` {out} holds other files; give an empty or new folder")
     for name in (JOURNAL, PIXELS):
         if os.path.lexists(out / name):
-            require_file(out / name, f"--out {out}: {name}")
+            require_file(out / name, f"`out` {out}: {name}")
     with (out / JOURNAL).open("a+b") as journal, (out / PIXELS).open("ab") as pixels:
         try:
             # The system lets go of the lock however the process ends.
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"--out {out} is in use by another process") from None
+            raise ValueError(f"`out` {out} is in use by another process") from None
         if (out / INDEX).exists():
             (out / JOURNAL).unlink(missing_ok=True)
             raise ValueError(
-                f"--out {out} was finished meanwhile by another process; the same command checks it"
+                f"`out` {out} was finished meanwhile by another process; the same command checks it"
             )
         done = _read_journal(out, journal, scale)
         pixels.truncate(done[-1].end(scale) if done else 0)
@@ -234,8 +234,8 @@ def _read_journal(out: Path, journal: BinaryIO, scale: int) -> list[Entry]:
     begun = check_header(out, _parsed(first))
     if begun != scale:
         raise ValueError(
-            f"--out {out} holds an unfinished store for scale {begun}, not {scale}: go on with "
-            f"--scale {begun}, or delete it"
+            f"`out` {out} holds an unfinished store for scale {begun}, not {scale}: go on with "
+            f"`scale` {begun}, or delete it"
         )
     pixels, done, size = map_pixels(out / PIXELS), [], len(first)
     for line in lines:
@@ -299,15 +299,15 @@ def _compare(out: Path, scale: int, sources: Sequence[_Source], bad_images: str)
     stored_scale, entries = read_index(out)
     if stored_scale != scale:
         raise ValueError(
-            f"--out {out} holds a store for scale {stored_scale}, not {scale}: give another --out"
+            f"`out` {out} holds a store for scale {stored_scale}, not {scale}: give another `out`"
         )
     _check_unchanged(out, entries, sources)
     stored = {entry.name for entry in entries}
     absent = [source.hr for source in sources if source.name not in stored]
     if absent and bad_images == "refuse":
         raise ValueError(
-            f"--out {out} holds a store without {len(absent)} of the photographs, such as "
-            f"{absent[0]}: give another --out, or --bad-images skip"
+            f"`out` {out} holds a store without {len(absent)} of the photographs, such as "
+            f"{absent[0]}: give another `out`, or `bad_images` skip"
         )
     return [BadImage(path, "is not in the store") for path in absent]
 
@@ -319,8 +319,8 @@ def _check_unchanged(out: Path, entries: Sequence[Entry], sources: Sequence[_Sou
         if source is None or source.files() != entry.files:
             state = "is not there" if source is None else "has changed"
             raise ValueError(
-                f"--out {out} holds a store of other photographs ({entry.name} {state}): give "
-                "another --out, or delete it"
+                f"`out` {out} holds a store of other photographs ({entry.name} {state}): give "
+                "another `out`, or delete it"
             )
 
 

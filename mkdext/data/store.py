@@ -139,7 +139,7 @@ def read_store(folder: Path, scale: int | None = None) -> list[StoredPair]:
     if scale not in (None, stored_scale):
         raise ValueError(
             f"store {folder} is for scale {stored_scale}, not {scale}: prepare another with "
-            f"--scale {scale}"
+            f"`scale` {scale}"
         )
     pixels = map_pixels(folder / PIXELS)
     expected = max(entry.end(stored_scale) for entry in entries)

@@ -101,17 +101,17 @@ def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> 
         ValueError: It cannot be used.
     """
     if path is not None:
-        require_file(path, f"--image {path}")
+        require_file(path, f"`image` {path}")
     try:
         image = read_image(path or builtin_photographs("validation")[-1])
     except BadImageError as error:
-        raise ValueError(f"--image {path}: {error}") from None
+        raise ValueError(f"`image` {path}: {error}") from None
     wanted = size or _LARGEST
     height, width = (
         min(side // scale, most) for side, most in zip(image.shape[1:], wanted, strict=True)
     )
     if min(height, width) < 1:
-        raise ValueError(f"--image {path} must have at least {scale} pixels a side")
+        raise ValueError(f"`image` {path} must have at least {scale} pixels a side")
     lr = imresize(image[None, :, : height * scale, : width * scale], 1 / scale) / 255
     if size is None:
         cuts = EXAMPLE, (height - height // 8, width - width // 6), (height, width)
@@ -129,7 +129,7 @@ def _load(
     except ValueError as error:
         if "any size" not in str(error):
             raise
-        hint = "where it takes one size only, give that as --size HEIGHT WIDTH"
+        hint = "where it takes one size only, give that as `size` HEIGHT WIDTH"
         raise ValueError(f"{error}; {hint}") from None
 
 

@@ -117,7 +117,7 @@ def load_network(
     device: str = "cpu",
     size: tuple[int, int] | None = None,
 ) -> Network:
-    """Load what `--weights`, `--scale`, `--model` and `--device` mean.
+    """Load what `weights`, `scale`, `model` and `device` mean.
 
     Args:
         weights: A file that `load_model` understands, or any state dict of the network that `name`
@@ -139,7 +139,7 @@ def load_network(
     place = checked_device(device)
     if name is not None and is_own(name):
         scale = scale or _scale_of(weights, name)
-        model = load_own(name, weights, scale, "--model", size)
+        model = load_own(name, weights, scale, "`model`", size)
     else:
         model = _of_this_package(weights, scale, name)
         scale = model.scale
@@ -181,22 +181,22 @@ def load_networks(
         if network.name in taken:
             network = dataclasses.replace(network, name=str(file.with_suffix("")))
         if network.name in taken:
-            raise ValueError(f"--weights {file} is given twice")
+            raise ValueError(f"`weights` {file} is given twice")
         networks.append(network)
     scales = {network.scale for network in networks}
     if len(scales) > 1:
-        raise ValueError(f"networks must be for one scale, got {sorted(scales)}; give --scale")
+        raise ValueError(f"networks must be for one scale, got {sorted(scales)}; give `scale`")
     return networks
 
 
 def _of_this_package(weights: Path | None, scale: int | None, name: str | None) -> SRNetwork:
     if weights is None:
         if name is not None:
-            raise ValueError(f"--model {name} needs --weights FILE")
+            raise ValueError(f"`model` {name} needs `weights` FILE")
         if scale not in (None, BUILTIN_SCALE):
             raise ValueError(
-                f"the built-in network is for scale {BUILTIN_SCALE} only, got --scale {scale}; "
-                f"give --weights FILE of a network for scale {scale}"
+                f"the built-in network is for scale {BUILTIN_SCALE} only, got `scale` {scale}; "
+                f"give `weights` FILE of a network for scale {scale}"
             )
         model = builtin_teacher()
     else:
@@ -204,7 +204,7 @@ def _of_this_package(weights: Path | None, scale: int | None, name: str | None) 
             model = load_model(weights, scale, name)
         except ValueError as error:
             if scale is None and str(error).endswith("say for which one"):
-                raise ValueError(f"{error}, by --scale") from None
+                raise ValueError(f"{error}, by `scale`") from None
             raise
     assert isinstance(model, SRNetwork)  # The only ones that can be loaded without a factory.
     return model
@@ -213,5 +213,5 @@ def _of_this_package(weights: Path | None, scale: int | None, name: str | None) 
 def _scale_of(weights: Path | None, name: str) -> int:
     metadata = read_metadata(weights) if weights else None
     if metadata is None or metadata.scale is None:
-        raise ValueError(f"--model {name} needs --scale, because no weights file tells it")
+        raise ValueError(f"`model` {name} needs `scale`, because no weights file tells it")
     return metadata.scale

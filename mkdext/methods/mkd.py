@@ -56,10 +56,9 @@ class MKDOptions:
         for name, most in (("grid", 1024), ("kernel_size", 1023), ("hidden", 65536)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--mkd.{flag} must be from 1 to {most}, got {value}")
+                raise ValueError(f"`mkd.{name}` must be from 1 to {most}, got {value}")
         if self.kernel_size % 2 == 0:
-            raise ValueError(f"--mkd.kernel-size must be odd, got {self.kernel_size}")
+            raise ValueError(f"`mkd.kernel_size` must be odd, got {self.kernel_size}")
 
     @classmethod
     def literal(cls, grid: int = 8) -> MKDOptions:

@@ -29,7 +29,7 @@ def builtin_teacher(scale: int = BUILTIN_SCALE) -> nn.Module:
     if scale != BUILTIN_SCALE:
         raise ValueError(
             f"the built-in teacher is for scale {BUILTIN_SCALE} only, got {scale}; "
-            f"give a teacher for scale {scale} with --teacher-weights FILE"
+            f"give a teacher for scale {scale} with `teacher_weights` FILE"
         )
     asset = resources.files("mkdext") / "assets" / _FILE
     if not asset.is_file():

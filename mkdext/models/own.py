@@ -88,7 +88,7 @@ def adapt(
             that are not finite.
 
     Example:
-        >>> adapt(nn.Conv2d(1, 1, 3, padding=1), scale=2, what="--student")(
+        >>> adapt(nn.Conv2d(1, 1, 3, padding=1), scale=2, what="`student`")(
         ...     torch.rand(1, 3, 8, 7)
         ... ).shape
         torch.Size([1, 3, 16, 14])

@@ -20,7 +20,7 @@ _OWN = "or a network of yours, package.module:factory or file.py:factory"
 
 
 def resolve_student(student: str, scale: int) -> nn.Module:
-    """The student that `--student` means, with new weights.
+    """The student that `student` means, with new weights.
 
     Args:
         student: One of `MODEL_NAMES`, or a network of the user: `package.module:factory` or
@@ -38,14 +38,14 @@ def resolve_student(student: str, scale: int) -> nn.Module:
         2
     """
     if is_own(student):
-        return adapt(make_own(student, "--student"), scale, f"--student {student}")
+        return adapt(make_own(student, "`student`"), scale, f"`student` {student}")
     if student not in MODEL_NAMES:
-        raise _unknown("--student", student, MODEL_NAMES)
+        raise _unknown("`student`", student, MODEL_NAMES)
     return create_model(student, scale)
 
 
 def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int) -> nn.Module:
-    """The teacher that `--teacher` and `--teacher-weights` mean.
+    """The teacher that `teacher` and `teacher_weights` mean.
 
     Args:
         teacher: "builtin"; one of `MODEL_NAMES`, that the weights must be of; a network of the
@@ -69,13 +69,13 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
     """
     if teacher is not None and is_own(teacher):
         with torch.random.fork_rng(devices=[]):
-            model = load_own(teacher, weights, scale, "--teacher")
+            model = load_own(teacher, weights, scale, "`teacher`")
         return model.eval().requires_grad_(False)
     if teacher is not None and teacher not in TEACHER_NAMES:
-        raise _unknown("--teacher", teacher, TEACHER_NAMES)
+        raise _unknown("`teacher`", teacher, TEACHER_NAMES)
     if teacher == BUILTIN and weights is not None:
         raise ValueError(
-            f"--teacher {BUILTIN} has its own weights, got --teacher-weights {weights}; "
+            f"`teacher` {BUILTIN} has its own weights, got `teacher_weights` {weights}; "
             "leave one of them out"
         )
     if weights is not None:
@@ -84,7 +84,7 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
         model = builtin_teacher(scale)
     else:
         raise ValueError(
-            f"--teacher {teacher} needs --teacher-weights FILE, because a network with random "
+            f"`teacher` {teacher} needs `teacher_weights` FILE, because a network with random "
             "weights teaches nothing; leave both out for the built-in teacher"
         )
     return model.eval().requires_grad_(False)
@@ -114,7 +114,7 @@ def load_own(
             usable at this scale.
 
     Example:
-        >>> sharpen_nothing = load_own("torch.nn:Identity", None, scale=2, flag="--model")
+        >>> sharpen_nothing = load_own("torch.nn:Identity", None, scale=2, flag="`model`")
         >>> sharpen_nothing(torch.ones(1, 3, 4, 5)).shape
         torch.Size([1, 3, 8, 10])
     """

@@ -63,7 +63,7 @@ def make_own(name: str, flag: str) -> nn.Module:
             arguments, fails, or gives no module.
 
     Example:
-        >>> make_own("torch.nn:Identity", "--student")
+        >>> make_own("torch.nn:Identity", "`student`")
         Identity()
     """
     where, _, attribute = name.rpartition(":")

@@ -28,19 +28,19 @@ def part_counts(student: nn.Module, stages: int) -> list[int]:
         [5, 9, 14, 18]
     """
     if stages < 1:
-        raise ValueError(f"--stages must be at least 1, got {stages}")
+        raise ValueError(f"`stages` must be at least 1, got {stages}")
     if not isinstance(student, SRNetwork):
         if stages == 1:
             return [1]
         raise ValueError(
-            f"--stages {stages}: {type(unwrapped(student)).__name__} is a network of yours, of "
-            "which it is not known how it grows; take --stages 1"
+            f"`stages` {stages}: {type(unwrapped(student)).__name__} is a network of yours, of "
+            "which it is not known how it grows; take `stages` 1"
         )
     parts = len(student.stages())
     if stages > parts:
         raise ValueError(
-            f"--stages {stages}: {type(student).__name__} has {parts} "
-            f"{_size_name(student)}, it can grow in at most as many stages; take --stages {parts}"
+            f"`stages` {stages}: {type(student).__name__} has {parts} "
+            f"{_size_name(student)}, it can grow in at most as many stages; take `stages` {parts}"
         )
     return [math.ceil(stage * parts / stages) for stage in range(1, stages + 1)]
 

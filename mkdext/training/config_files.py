@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mkdext._system.field_types import WrongKind, as_kind, flag_of, kinds_of
+from mkdext._cli.wording import in_flags
+from mkdext._system.field_types import WrongKind, as_kind, kinds_of
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.reading import read_yaml
 from mkdext.models.user_code import absolute
@@ -58,7 +59,7 @@ def naming_the_file(given: Sequence[str], arguments: Sequence[str]) -> Iterator[
             yield
     except (ValueError, SystemExit) as error:
         message = _of_an_option(error)
-        flag = message.split()[0]
+        flag = in_flags(message.split()[0])
         if flag and value_of(flag, given) is None and value_of(flag, arguments) is not None:
             file = value_of("--config", given)
             what = _what(Path(file)) if file else f"{value_of('--out', arguments)}/config.yaml"
@@ -70,10 +71,14 @@ def naming_the_file(given: Sequence[str], arguments: Sequence[str]) -> Iterator[
 def _of_an_option(error: BaseException | None) -> str:
     """What an option's value was refused with, also where tyro has made an exit of it."""
     while error is not None:
-        if isinstance(error, ValueError) and str(error).startswith("--"):
+        if isinstance(error, ValueError) and str(error).startswith("`"):
             return str(error)
         error = error.__context__
     return " "
+
+
+def _flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def read_config(path: Path, options: SharedOptions) -> list[str]:
@@ -216,9 +221,9 @@ def _arguments(
         items = right if isinstance(right, tuple) else (right,)
         if any(isinstance(item, str | Path) and str(item).startswith("-") for item in items):
             raise ValueError(f"{source}: {shown} must not begin with a dash, got {value!r}")
-        flag = flag_of(prefix + name)
+        flag = _flag_of(prefix + name)
         if kinds[name] is bool:
-            yield flag if right else flag_of(f"{prefix}no_{name}")
+            yield flag if right else _flag_of(f"{prefix}no_{name}")
         elif items:
             yield from (flag, *map(str, items))
         elif getattr(options, name):

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mkdext._system.field_types import flag_of
 from mkdext._system.reading import entry
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.options import SharedOptions
@@ -109,8 +108,8 @@ class Run(Generic[Options]):
                     continue
                 raise ValueError(
                     f"{self.directory.config}, line {self.directory.line_of(name)}: {name} names "
-                    f"{file}, which does not exist; if it was moved, go on by --resume --out "
-                    f"{self.directory.root} {flag_of(name)} and where it is now"
+                    f"{file}, which does not exist; if it was moved, go on by `resume` `out` "
+                    f"{self.directory.root} `{name}` and where it is now"
                 )
 
 
@@ -135,18 +134,18 @@ def checked_run(options: Options, resume: bool = False) -> Run[Options]:
     refused = {name: why for name in changes if (why := _refusal(name, changes, options))}
     if resume and refused:
         reasons = (
-            f"{flag_of(name)} cannot change, because {why} ({in_words({name: changes[name]})})"
+            f"`{name}` cannot change, because {why} ({in_words({name: changes[name]})})"
             for name, why in refused.items()
         )
-        raise ValueError(f"--out {directory.root}: {'; '.join(reasons)}; give another --out")
+        raise ValueError(f"`out` {directory.root}: {'; '.join(reasons)}; give another `out`")
     if changes and not resume:
         flags = shlex.join(flags_of(_nested(changes), options, ""))
         hint = (
-            f"; --resume --out {directory.root} {flags} goes on with these" if not refused else ""
+            f"; `resume` `out` {directory.root} {flags} goes on with these" if not refused else ""
         )
         raise ValueError(
-            f"--out {directory.root} holds a run of other options ({in_words(changes)}): give "
-            f"another --out, or the same options to go on{hint}"
+            f"`out` {directory.root} holds a run of other options ({in_words(changes)}): give "
+            f"another `out`, or the same options to go on{hint}"
         )
     return Run(options, directory, config, changes)
 
@@ -221,7 +220,7 @@ def _continued(options: Options, there: Mapping[str, Any], what: str) -> Options
         hints = round(share * steps)
         if hints >= options.iterations:
             raise ValueError(
-                f"--iterations must be more than the {hints} steps on the distillation loss alone, "
+                f"`iterations` must be more than the {hints} steps on the distillation loss alone, "
                 f"got {options.iterations}"
             )
         options = dataclasses.replace(options, hint_share=hints / options.iterations)

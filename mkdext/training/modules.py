@@ -106,7 +106,7 @@ def distill(
             raise TypeError(f"distill: {name} must be a torch.nn.Module, got {kind}")
     if options.privileged:
         raise ValueError(
-            f"distill: --method {options.method} trains a teacher of its own and takes none; call "
+            f"distill: `method` {options.method} trains a teacher of its own and takes none; call "
             "mkdext.training.train with the options alone"
         )
     folders = _folders(images)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mkdext._system.field_types import check_types, flag_of
+from mkdext._system.field_types import check_types
 from mkdext._system.near_names import did_you_mean
 from mkdext.methods import MKDOptions, method_class, method_names
 
@@ -149,15 +149,15 @@ class SharedOptions:
         positive(self, "lr")
         at_least(0, self, "lr_min", "warmup", "kd_weight")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed must be at least 0 and below 2^63, got {self.seed}")
+            raise ValueError(f"`seed` must be at least 0 and below 2^63, got {self.seed}")
         if self.lr_min > self.lr:
-            raise ValueError(f"--lr-min must be at most --lr {self.lr}, got {self.lr_min}")
+            raise ValueError(f"`lr_min` must be at most `lr` {self.lr}, got {self.lr_min}")
         if not 0 <= self.hint_share < 1:
-            raise ValueError(f"--hint-share must be at least 0 and below 1, got {self.hint_share}")
+            raise ValueError(f"`hint_share` must be at least 0 and below 1, got {self.hint_share}")
         known = known_methods()
         if self.method not in known:
             raise ValueError(
-                f"--method must be one of {', '.join(known)}, got {self.method!r}"
+                f"`method` must be one of {', '.join(known)}, got {self.method!r}"
                 f"{did_you_mean(self.method, known)}"
             )
 
@@ -225,10 +225,10 @@ class TrainOptions(SharedOptions):
         super().__post_init__()
         at_least(1, self, "scale", "teacher_cache_crops", "privileged_iterations")
         if not 0 <= self.imitation <= 1:
-            raise ValueError(f"--imitation must be from 0 to 1, got {self.imitation}")
+            raise ValueError(f"`imitation` must be from 0 to 1, got {self.imitation}")
         if self.imitation and self.method == "vanilla":
             raise ValueError(
-                f"--imitation must be 0 with --method vanilla, which has no teacher, got "
+                f"`imitation` must be 0 with `method` vanilla, which has no teacher, got "
                 f"{self.imitation}"
             )
 
@@ -251,9 +251,9 @@ def at_least(least: float, options: object, *names: str, prefix: str = "") -> No
     for name in names:
         value = getattr(options, name)
         if isinstance(value, int) and value >= 2**53:
-            raise ValueError(f"{flag_of(prefix + name)} must be below 2^53, got {value}")
+            raise ValueError(f"`{prefix}{name}` must be below 2^53, got {value}")
         if value is not None and not (value >= least and math.isfinite(value)):
-            raise ValueError(f"{flag_of(prefix + name)} must be at least {least}, got {value}")
+            raise ValueError(f"`{prefix}{name}` must be at least {least}, got {value}")
 
 
 def positive(options: object, *names: str, prefix: str = "") -> None:
@@ -265,7 +265,7 @@ def positive(options: object, *names: str, prefix: str = "") -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{flag_of(prefix + name)} must be positive, got {value}")
+            raise ValueError(f"`{prefix}{name}` must be positive, got {value}")
 
 
 BUILTIN_DEMO = TrainOptions(

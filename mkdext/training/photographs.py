@@ -47,11 +47,11 @@ def training_photographs(
     )
     if bad and options.bad_images == "refuse":
         raise ValueError(
-            f"{bad_images_message(bad)}\nremove them, or leave them out by --bad-images skip; "
-            f"for small ones a smaller --patch-size will do (now {options.patch_size})"
+            f"{bad_images_message(bad)}\nremove them, or leave them out by `bad_images` skip; "
+            f"for small ones a smaller `patch_size` will do (now {options.patch_size})"
         )
     if not len(pairs):
-        raise ValueError(f"--train-dir holds no usable photograph:\n{bad_images_message(bad)}")
+        raise ValueError(f"`train_dir` holds no usable photograph:\n{bad_images_message(bad)}")
     return pairs, bad
 
 
@@ -71,7 +71,7 @@ def validation_photographs(options: TrainOptions, progress: Progress) -> dict[st
         check_apart(options.out, folder)
         name = folder.resolve().name
         if name in sets:
-            raise ValueError(f"--val-dir has two folders called {name!r}; rename one of them")
+            raise ValueError(f"`val_dir` has two folders called {name!r}; rename one of them")
         # SSIM needs a window of 11 pixels inside a border as wide as the scale, in whole cells.
         smallest = math.ceil((2 * options.scale + 11) / options.scale) * options.scale
         sets[name], bad = ImagePairs.checked(

@@ -165,10 +165,10 @@ def require_memory(needed: int | None, options: SharedOptions) -> None:
     on_cpu = torch.device(options.device).type == "cpu"
     if on_cpu and needed and available and needed > available:
         steps = options.meta.steps or 1
-        fewer = f", --meta.steps (now {steps})" if steps > 1 and options.method != "vanilla" else ""
+        fewer = f", `meta.steps` (now {steps})" if steps > 1 and options.method != "vanilla" else ""
         raise ValueError(
             f"a step needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
-            f"available: lower --batch-size or --patch-size{fewer}, or take a smaller --student"
+            f"available: lower `batch_size` or `patch_size`{fewer}, or take a smaller `student`"
         )
 
 
@@ -275,12 +275,12 @@ def choose_points(options: TrainOptions, student: nn.Module, teacher: nn.Module)
     """
     if method_class(options.method).compares == "pictures":
         for flag, patterns in (
-            ("--student-points", options.student_points),
-            ("--teacher-points", options.teacher_points),
+            ("`student_points`", options.student_points),
+            ("`teacher_points`", options.teacher_points),
         ):
             if patterns:
                 raise ValueError(
-                    f"{flag}: --method {options.method} compares the enlarged pictures, leave out "
+                    f"{flag}: `method` {options.method} compares the enlarged pictures, leave out "
                     f"{' '.join(patterns)}"
                 )
         return [WHOLE], [WHOLE]
@@ -290,15 +290,15 @@ def choose_points(options: TrainOptions, student: nn.Module, teacher: nn.Module)
         return points, [f"decoder.{name}" for name in points]
     chosen: dict[str, list[str]] = {}
     for flag, network, patterns in (
-        ("--student-points", student, options.student_points),
-        ("--teacher-points", teacher, options.teacher_points),
+        ("`student_points`", student, options.student_points),
+        ("`teacher_points`", teacher, options.teacher_points),
     ):
         try:
             chosen[flag] = select_points(network, patterns)
         except ValueError as error:
             raise ValueError(f"{flag}: {error}") from None
     count = max(map(len, chosen.values())) or _POINTS
-    for flag, network in (("--student-points", student), ("--teacher-points", teacher)):
+    for flag, network in (("`student_points`", student), ("`teacher_points`", teacher)):
         try:
             chosen[flag] = chosen[flag] or default_points(network, count)
         except ValueError as error:
@@ -306,7 +306,7 @@ def choose_points(options: TrainOptions, student: nn.Module, teacher: nn.Module)
     points, teacher_points = chosen.values()
     if len(points) != len(teacher_points):
         raise ValueError(
-            "--student-points and --teacher-points must be as many, "
+            "`student_points` and `teacher_points` must be as many, "
             f"got {len(points)} ({', '.join(points)}) and {len(teacher_points)} "
             f"({', '.join(teacher_points)})"
         )

@@ -112,7 +112,7 @@ def refuse_teacher_options(options: TrainOptions) -> None:
             flag = "--" + name.replace("_", "-")
             given = " ".join(value) if isinstance(value, tuple) else value
             raise ValueError(
-                f"{flag}: --method {options.method} trains a teacher of its own, {reason}; leave "
+                f"{flag}: `method` {options.method} trains a teacher of its own, {reason}; leave "
                 f"out {flag} {given}"
             )
 
@@ -211,6 +211,6 @@ class _Loop(Loop):
 
     def explained(self, error: TrainingFailed, step: int) -> str:
         return (
-            f"step {step}{self.whose}: {error}. Lower --lr (now {self.step.options.lr:g}) and give "
-            "another --out"
+            f"step {step}{self.whose}: {error}. Lower `lr` (now {self.step.options.lr:g}) and give "
+            "another `out`"
         )

@@ -132,15 +132,15 @@ class RunDirectory:
         if not self.config.exists():
             if any(path.exists() for path in (self.state, self.metrics, self.summary)):
                 raise ValueError(
-                    f"--out {self.root} holds a run without {self.config.name}; give another --out"
+                    f"`out` {self.root} holds a run without {self.config.name}; give another `out`"
                 )
             return {}
         before, now = dict(flat(self.options())), dict(flat(config))
         unknown = next((name for name in before if name not in now), None)
         if unknown is not None:
             raise ValueError(
-                f"--out {self.root}: {self.config.name} has {unknown!r}, which is no option here: "
-                "take the version of mkdext that the run was begun with, or give another --out"
+                f"`out` {self.root}: {self.config.name} has {unknown!r}, which is no option here: "
+                "take the version of mkdext that the run was begun with, or give another `out`"
             )
         were = {name: before[name] if name in before else default(name) for name in now}
         return {name: (were[name], now[name]) for name in now if were[name] != now[name]}
@@ -160,8 +160,8 @@ class RunDirectory:
         changes = self.differences(config, default)
         if changes:
             raise ValueError(
-                f"--out {self.root} holds a run of other options ({in_words(changes)}): "
-                "give another --out, or the same options to go on"
+                f"`out` {self.root} holds a run of other options ({in_words(changes)}): "
+                "give another `out`, or the same options to go on"
             )
 
     def options(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class RunDirectory:
                 raise ValueError(f"{HISTORY!r} must be a list of names and values")
         except ValueError as error:
             raise ValueError(
-                f"--out {self.root}: {self.config.name} is damaged ({error}); give another --out"
+                f"`out` {self.root}: {self.config.name} is damaged ({error}); give another `out`"
             ) from None
         return there, history
 
@@ -234,12 +234,12 @@ class RunDirectory:
             ValueError: The folder or a file in it cannot be written, or another training is at work
                 here.
         """
-        with locked(self.root, "--out", "training"):
+        with locked(self.root, "`out`", "training"):
             for folder in (self.state.parent, self.samples):
                 folder.mkdir(exist_ok=True)
             for path in (self.state.parent, self.samples, self.metrics, self.config):
                 if path.exists() and not os.access(path, os.W_OK):
-                    raise ValueError(f"--out {self.root}: {path.name} cannot be written")
+                    raise ValueError(f"`out` {self.root}: {path.name} cannot be written")
             if not self.config.exists():
                 write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
             yield

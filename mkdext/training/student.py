@@ -89,8 +89,8 @@ def finished(run: Run[Any], console: Terminal) -> Summary | None:
     directory, summary = run.directory, run.directory.read_summary()
     if summary and not run.changes:
         console.say(
-            f"{directory.root} is finished; --resume with more --iterations trains on, another "
-            "--out begins again"
+            f"{directory.root} is finished; `resume` with more `iterations` trains on, another "
+            "`out` begins again"
         )
         return summary
     if directory.summary.exists() and not summary:
@@ -270,10 +270,10 @@ class StudentLoop(Loop):
         kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
         if not isinstance(error, NonFiniteError):
             return f"step {step}: {error}{kept}"
-        rates = f"--lr (now {options.lr:g})"
+        rates = f"`lr` (now {options.lr:g})"
         if self.plan.teacher and options.meta.inner_lr:
-            rates += f" or --meta.inner-lr (now {options.meta.inner_lr:g})"
-        return f"step {step}: {error}{kept}. Lower {rates} and give another --out"
+            rates += f" or `meta.inner_lr` (now {options.meta.inner_lr:g})"
+        return f"step {step}: {error}{kept}. Lower {rates} and give another `out`"
 
 
 def _batch_like(plan: Plan) -> list[torch.Tensor]:

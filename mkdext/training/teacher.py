@@ -87,7 +87,7 @@ class Teacher:
         except Exception as error:  # The compiler's errors have no common type.
             self._maps = before
             raise ValueError(
-                f"--teacher-compile: the teacher cannot be compiled: {in_words(error)}"
+                f"`teacher_compile`: the teacher cannot be compiled: {in_words(error)}"
             ) from error
 
 

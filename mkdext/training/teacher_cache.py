@@ -99,7 +99,7 @@ class TeacherCache:
             OSError: Writing failed; the same call goes on.
         """
         self._require_no_others()
-        with locked(self.folder, "--teacher-cache", "training"):
+        with locked(self.folder, "`teacher_cache`", "training"):
             made_from = self._made_from()
             done = self._complete_rows(made_from)
             crops, batch = self.crops.crops, self.crops.batch_size
@@ -186,7 +186,7 @@ class TeacherCache:
         others = [name for name in names if name != "maps.bin" and not name.startswith(".")]
         if others:
             raise ValueError(
-                f"--teacher-cache {self.folder} holds something else ({others[0]}); "
+                f"`teacher_cache` {self.folder} holds something else ({others[0]}); "
                 "name a new folder"
             )
 
@@ -220,7 +220,7 @@ class TeacherCache:
 
     def _stale(self, reason: str) -> str:
         return (
-            f"--teacher-cache {self.folder} does not fit: {reason}; name another folder, "
+            f"`teacher_cache` {self.folder} does not fit: {reason}; name another folder, "
             "or delete this one to compute it again"
         )
 
@@ -228,8 +228,8 @@ class TeacherCache:
         needed, free = rows * self.row_bytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
-                f"--teacher-cache {self.folder} needs {needed / 1e9:.2f} GB for {rows} crops, "
-                f"{free / 1e9:.2f} GB are free; lower --teacher-cache-crops or --patch-size"
+                f"`teacher_cache` {self.folder} needs {needed / 1e9:.2f} GB for {rows} crops, "
+                f"{free / 1e9:.2f} GB are free; lower `teacher_cache_crops` or `patch_size`"
             )
 
 

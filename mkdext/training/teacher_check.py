@@ -87,7 +87,7 @@ def require_strong_teacher(
         )
     elif is_weak:
         remedy = (
-            "look whether its weights were loaded (--teacher-weights), whether it clamps its "
+            "look whether its weights were loaded (`teacher_weights`), whether it clamps its "
             "result, and for which pictures it was trained; other ranges (0 to 255, -1 to 1) and "
             "the other order of colours were tried and are no better"
         )
@@ -99,7 +99,7 @@ def require_strong_teacher(
     raise ValueError(
         f"the teacher is worse than {'bicubic enlargement' if is_weak else 'it could be'} "
         f"({measured}): {remedy}. To learn from it as it is, for example because it was trained "
-        "for other pictures or by a GAN: --allow-weak-teacher"
+        "for other pictures or by a GAN: `allow_weak_teacher`"
     )
 
 

@@ -89,7 +89,7 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
         raise ValueError(
             f"weights file {path} is of a network of yours"
             f"{f' at x{metadata.scale}' if metadata.scale else ''}; name what makes "
-            f"it: --model {shortened(metadata.factory)} (in a training: --teacher)"
+            f"it: `model` {shortened(metadata.factory)} (in a training: `teacher`)"
         )
     try:
         state, found = _recognised(states, scale, name)
@@ -135,8 +135,8 @@ def _unknown(states: Sequence[StateDict]) -> ValueError:
     names = [name for state in states for name in state.weights]
     return ValueError(
         f"the weights are of no architecture that is known here{nearest_network(names)}; "
-        f"{_contents(states)}; name what makes the network: --model FILE.py:FACTORY (in a "
-        "training: --teacher)"
+        f"{_contents(states)}; name what makes the network: `model` FILE.py:FACTORY (in a "
+        "training: `teacher`)"
     )
 
 

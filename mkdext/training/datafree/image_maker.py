@@ -277,7 +277,7 @@ def make_bank(options: DataFreeOptions, features: int, device: torch.device) -> 
     least, given = options.batch_size * 2 * features * 4, options.contrastive.bank_bytes
     if given < least:
         raise ValueError(
-            f"--contrastive.bank-bytes must be at least {least}, {8 * features} bytes for each of "
+            f"`contrastive.bank_bytes` must be at least {least}, {8 * features} bytes for each of "
             f"the {options.batch_size} images of a batch, got {given}"
         )
     return MemoryBank(2 * features, given, device)

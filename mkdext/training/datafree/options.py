@@ -136,47 +136,47 @@ class DataFreeOptions(SharedOptions):
         super().__post_init__()
         if self.privileged:
             raise ValueError(
-                f"--method {self.method} trains a teacher of its own on high-resolution "
-                "photographs; take another --method, or mkdext.train"
+                f"`method` {self.method} trains a teacher of its own on high-resolution "
+                "photographs; take another `method`, or mkdext.train"
             )
         at_least(1, self, "stages")
         at_least(0, self.weights, "reconstruction", "contrastive", "statistics", prefix="weights.")
         if not self.scale or len(set(self.scale)) < len(self.scale):
-            raise ValueError(f"--scale must name scales, each once, got {self.scale}")
+            raise ValueError(f"`scale` must name scales, each once, got {self.scale}")
         if not 0 < self.procedural_share < 1:
             raise ValueError(
-                f"--procedural-share must be between 0 and 1, got {self.procedural_share}; for all "
-                "or nothing there is --source"
+                f"`procedural_share` must be between 0 and 1, got {self.procedural_share}; for all "
+                "or nothing there is `source`"
             )
         if self.is_contrastive and self.contrastive.bank_every == "stage" and self.stages == 1:
             raise ValueError(
-                "--contrastive.bank-every stage fills the bank when the student grows, which it "
-                "does not in --stages 1; take more stages, or --contrastive.bank-every round"
+                "`contrastive.bank_every` stage fills the bank when the student grows, which it "
+                "does not in `stages` 1; take more stages, or `contrastive.bank_every` round"
             )
         if self.stages > self.iterations:
             raise ValueError(
-                f"--stages must be at most --iterations {self.iterations}, got {self.stages}"
+                f"`stages` must be at most `iterations` {self.iterations}, got {self.stages}"
             )
         unit = self._unit()
         least = math.ceil(8 * max(self.scale) / min(self.scale) / unit) * unit
         if self.patch_size % unit or (self.has_generator and self.patch_size < least):
             raise ValueError(
-                f"--patch-size must be a multiple of {unit}, {least} or more with a generator, for "
-                f"--scale {' '.join(map(str, self.scale))}, got {self.patch_size}"
+                f"`patch_size` must be a multiple of {unit}, {least} or more with a generator, for "
+                f"`scale` {' '.join(map(str, self.scale))}, got {self.patch_size}"
             )
         if self.optimizer == "sgd" and self.meta.inner_optimizer == "adam":
             raise ValueError(
-                "--meta.inner-optimizer adam begins with the student's own moments, which "
-                "--optimizer sgd has not; take --meta.inner-optimizer sgd"
+                "`meta.inner_optimizer` adam begins with the student's own moments, which "
+                "`optimizer` sgd has not; take `meta.inner_optimizer` sgd"
             )
         if self.trains_generator and self.batch_size < 2:
             raise ValueError(
-                "--batch-size must be at least 2, or there is nothing to tell an image apart from; "
-                "or take --source procedural or --generator.every 0"
+                "`batch_size` must be at least 2, or there is nothing to tell an image apart from; "
+                "or take `source` procedural or `generator.every` 0"
             )
         if self.source == "mixed" and not 0 < self.procedural_count < self.batch_size:
             raise ValueError(
-                f"--procedural-share {self.procedural_share} of --batch-size {self.batch_size} is "
+                f"`procedural_share` {self.procedural_share} of `batch_size` {self.batch_size} is "
                 f"{self.procedural_count} procedural and "
                 f"{self.batch_size - self.procedural_count} generated images; there must be at "
                 "least one of each"

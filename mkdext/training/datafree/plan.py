@@ -59,9 +59,9 @@ def prepare(options: DataFreeOptions) -> Plan:
         student = resolve_student(options.student, scale)
     set_training_mode(student)
     check_has_parameters(student)
-    at_scales(student, options.scale, "--student")
+    at_scales(student, options.scale, "`student`")
     teacher = resolve_teacher(options.teacher, options.teacher_weights, scale)
-    teachers = at_scales(teacher, options.scale, "--teacher")
+    teachers = at_scales(teacher, options.scale, "`teacher`")
     schedule = Schedule.of(options, student)
     points = None
     if options.method != "vanilla":
@@ -69,7 +69,7 @@ def prepare(options: DataFreeOptions) -> Plan:
     if options.trains_generator:
         for whose, network in (("student", student), ("teacher", teacher)):
             if is_own(network):
-                trained = "a generator (not with --source procedural or --generator.every 0)"
+                trained = "a generator (not with `source` procedural or `generator.every` 0)"
                 check_passes_gradient(network, whose, trained)
     networks = ByScale(student, teachers, points)
     require_memory_for_banks(options)
@@ -91,7 +91,7 @@ def require_memory_for_banks(options: DataFreeOptions) -> None:
     on_cpu = torch.device(options.device).type == "cpu"
     if options.is_contrastive and on_cpu and available and needed > available:
         raise ValueError(
-            f"--contrastive.bank-bytes {options.contrastive.bank_bytes} needs {needed / 1e9:.1f} "
+            f"`contrastive.bank_bytes` {options.contrastive.bank_bytes} needs {needed / 1e9:.1f} "
             f"GB of memory for all scales, {available / 1e9:.1f} GB are available: lower it"
         )
 
@@ -125,7 +125,7 @@ def view_points(options: DataFreeOptions, teacher: nn.Module) -> list[str]:
         return chosen or default_points(teacher, _VIEW_POINTS)
     except ValueError as error:
         raise ValueError(
-            f"--teacher-points: {error}; or do without: --weights.contrastive 0"
+            f"`teacher_points`: {error}; or do without: `weights.contrastive` 0"
         ) from None
 
 

@@ -22,7 +22,7 @@ def at_scales(network: nn.Module, scales: Sequence[int], flag: str) -> dict[int,
 
     Example:
         >>> from mkdext.models import create_model
-        >>> networks = at_scales(create_model("vdsr-half", scale=2), [2, 3], "--student")
+        >>> networks = at_scales(create_model("vdsr-half", scale=2), [2, 3], "`student`")
         >>> networks[3].scale, networks[3].luma is networks[2].luma
         (3, True)
     """
@@ -35,7 +35,7 @@ def at_scales(network: nn.Module, scales: Sequence[int], flag: str) -> dict[int,
             networks[scale] = AdaptedNetwork(network.network, scale, network.channels, True)
         else:
             raise ValueError(
-                f"--scale {' '.join(map(str, scales))}: the weights of {flag} "
+                f"`scale` {' '.join(map(str, scales))}: the weights of {flag} "
                 f"{type(network).__name__} serve for one scale; name one, or take a network that "
                 "sharpens images enlarged before, such as vdsr"
             )

@@ -164,7 +164,7 @@ def begin_stage(
     chosen = {scale: options.for_scale(scale, end - first) for scale in options.scale}
     if points is None:
         chosen = {scale: dataclasses.replace(o, method="vanilla") for scale, o in chosen.items()}
-    students = at_scales(student, options.scale, "--student")
+    students = at_scales(student, options.scale, "`student`")
     scale = options.scale[0]
     pair = Networks(students[scale], networks.teachers[scale] if points else None)
     sgd = options.optimizer == "sgd"

@@ -296,14 +296,14 @@ class DataFreeLoop(Loop):
         kept = f"; {run.root} keeps the last checkpoint" if run.state.exists() else ""
         if not isinstance(error, NonFiniteError | CollapseError):
             return f"step {step}: {error}{kept}"
-        rate = f"--generator.lr (now {options.generator.lr:g})"
+        rate = f"`generator.lr` (now {options.generator.lr:g})"
         if isinstance(error, CollapseError):
-            weight = f"--weights.contrastive (now {options.weights.contrastive:g})"
-            advice = f"Lower {rate}, raise {weight}, or take --source procedural"
+            weight = f"`weights.contrastive` (now {options.weights.contrastive:g})"
+            advice = f"Lower {rate}, raise {weight}, or take `source` procedural"
         else:
-            advice = f"Lower --lr (now {options.lr:g})"
+            advice = f"Lower `lr` (now {options.lr:g})"
             advice += f" or {rate}" if options.trains_generator else ""
-        return f"step {step}: {error}{kept}. {advice}, and give another --out"
+        return f"step {step}: {error}{kept}. {advice}, and give another `out`"
 
 
 def scores_of(stage: Stage, sets: Mapping[str, ToMeasure]) -> dict[str, Scores]:
