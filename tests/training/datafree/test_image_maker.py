@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from mkdext._system.saved_state import SavedState
 from mkdext.data import imresize
 from mkdext.models import features_at
 from mkdext.synthesis import global_views, local_views, procedural_images
@@ -24,7 +25,6 @@ from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.student import DataFreeLoop
 from mkdext.training.loop import Done
 from mkdext.training.run_directory import RunDirectory
-from mkdext.training.saved_state import SavedState
 
 
 @pytest.fixture
