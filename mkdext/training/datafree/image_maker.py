@@ -31,8 +31,8 @@ from mkdext.synthesis import (
 )
 from mkdext.synthesis.contrastive import discrimination_loss, pooled
 from mkdext.synthesis.generator import LATENT
+from mkdext.synthesis.randomness import Draw, random_for
 from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.randomness import Draw, random_for
 from mkdext.training.schedule import cosine
 from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
 
