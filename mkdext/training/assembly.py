@@ -9,28 +9,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mkdext._system.device import checked_device
 from mkdext.methods import MKD, DistillationMethod, method_class
 from mkdext.models import (
-    SRNetwork,
     WHOLE,
+    SRNetwork,
     check_points,
     default_points,
-    resolve_student,
-    resolve_teacher,
     select_points,
 )
-from mkdext.models.own import copy_with_tensors, layout, placed, set_training_mode
-from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.models.own import layout, placed
 from mkdext.synthesis import carry_over, part_counts, with_parts
 from mkdext.synthesis.growth import name_in
-from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.randomness import Draw, seed_of
+from mkdext.synthesis.randomness import Draw, seed_of
+from mkdext.training.datafree.options import DataFreeOptions, Options
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.image_maker import ImageMaker
-from mkdext.training.memory import LiveBytes, available_bytes
 from mkdext.training.options import TrainOptions
 from mkdext.training.sources import Made
 from mkdext.training.stages import (
@@ -42,13 +37,12 @@ from mkdext.training.stages import (
     StudentStage,
     schedules_of_part,
 )
-from mkdext.training.step import Batch, Distillation, StepOptions, TrainingStep
+from mkdext.training.step import Distillation, StepOptions, TrainingStep
 from mkdext.training.teacher import Teacher
-
-Options = TrainOptions | DataFreeOptions
 
 _POINTS = 4  # as in MKD's experiments; the discriminator sees as many
 _DFSR_GRADIENT = 0.4  # norm to which the code of DFSR cuts the gradient of its SGD
+
 
 class Networks(NamedTuple):
     """Who learns from whom."""
@@ -86,11 +80,6 @@ class Training:
         return self.networks.teachers
 
     @property
-    def student_layout(self) -> torch.memory_format:
-        """The layout of pictures that the student takes."""
-        return layout(self.networks.student)
-
-    @property
     def by_network(self) -> dict[str, list[Stage]]:
         """The stages of each network that is trained, by its name."""
         stages: dict[str, list[Stage]] = {}
@@ -120,12 +109,13 @@ def assemble(options: Options, networks: Networks, device: torch.device) -> Trai
         with seeded(options.seed, device):
             network = privileged = PrivilegedNetwork(student, scale).to(device)
         privileged.to(memory_format=layout(student))  # type: ignore[call-overload]
-        steps = options.privileged_iterations or options.iterations
-        before = [PrivilegedStage(options, steps, privileged, student)]
+        count = options.privileged_iterations or options.iterations
+        before = [PrivilegedStage(options, count, privileged, student)]
     elif network is not None:
         network = placed(network, device)
     points = choose_points(options, student, network) if network is not None else None
-    steps = make_steps(options, {scale: student}, {scale: network} if network else {}, points, device, kind)
+    teachers = {} if network is None else {scale: network}
+    steps = make_steps(options, {scale: student}, teachers, points, device, kind)
     part = Part(0, 1, 1, 0, options.iterations, lambda before: steps)
     return Training(
         options, networks, [*before, *_stages_of(options, part, points)], steps[scale].teacher, None
@@ -176,6 +166,7 @@ class Growth:
         self.device = device
         self.points = points
         if self._grows and points:
+            assert isinstance(networks.student, SRNetwork)  # Others have one stage.
             with torch.device("meta"):
                 grown = with_parts(networks.student, parts)
             self.points = _points_of_parts(grown, networks.student, points)
@@ -279,9 +270,7 @@ def _optimizer(options: Options, trained: Iterable[nn.Parameter]) -> torch.optim
 def _step_options(options: Options) -> StepOptions:
     if isinstance(options, DataFreeOptions):
         largest = _DFSR_GRADIENT if options.optimizer == "sgd" else math.inf
-        return StepOptions(
-            options.meta, criterion=options.criterion, largest_gradient=largest
-        )
+        return StepOptions(options.meta, criterion=options.criterion, largest_gradient=largest)
     return StepOptions(options.meta, options.imitation, getattr(torch, options.student_dtype))
 
 
@@ -340,7 +329,7 @@ def choose_points(options: Options, student: nn.Module, teacher: nn.Module) -> P
     return points, teacher_points
 
 
-def _points_of_parts(student: nn.Module, whole: nn.Module, points: Points) -> Points | None:
+def _points_of_parts(student: SRNetwork, whole: SRNetwork, points: Points) -> Points | None:
     """Those of the distillation points that a student has already; none if it has none."""
     named = [(name_in(student, whole, own), other) for own, other in zip(*points, strict=True)]
     there = [(own, other) for own, other in named if own is not None]

@@ -1,49 +1,84 @@
-"""What a training does only later, tried before its first step, so that no step is lost by it."""
+"""What is tried before the first step of a training, so that no step is lost by it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
-from mkdext.models import check_comes_back
-from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext._system.memory import LiveBytes, available_bytes
+from mkdext._system.saved_state import SavedState, serialized
+from mkdext.models import SRNetwork, check_comes_back
+from mkdext.models.own import copy_with_tensors, evaluation_mode, unwrapped
 from mkdext.models.user_code import in_words
-from mkdext.training.saved_state import SavedState, serialized
-from mkdext.training.validation import picture
+from mkdext.training.assembly import Networks, Training, assemble
+from mkdext.training.datafree.options import DataFreeOptions, Options
+from mkdext.training.sources import ValidationSet
+from mkdext.training.step import Batch
+from mkdext.training.validation import picture, require_strong_teacher
+
+_INNER_STEPS = 5  # that a dry computation takes at most
+_DRY_SAMPLES = 2
 
 Pair = tuple[Tensor, Tensor]
-"""A photograph `(lr, hr)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`."""
+"""A photograph `(low, high)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`."""
 
 
 def rehearse(
-    student: nn.Module,
-    state: Mapping[str, Any],
-    origin: Mapping[str, Any],
-    pairs: Iterable[Pair],
+    training: Training, sets: Mapping[str, ValidationSet], origin: Mapping[str, Any]
 ) -> None:
-    """Save a student and read it again, in memory, and let it enlarge some photographs.
+    """Save a student and read it again, in memory, and let networks enlarge some photographs.
 
-    It is left as it was.
+    They are left as they were.
 
     Args:
-        student: As it will be saved.
-        state: What a checkpoint will hold, the student's weights under `student`.
+        training: All that was prepared.
+        sets: What the student will be measured on.
         origin: What its weights file will tell of it.
-        pairs: Some of those to measure on.
 
     Raises:
         ValueError: Something of it fails.
     """
+    stage = training.student_stages[0]
+    if not stage.steps:
+        stage.begin(None)
+    student, scale = stage.network, training.options.scales[0]
+    own = [measured.pairs for measured in sets.values() if measured.scale == scale]
+    shown = [pair for pairs in own for pair in first_and_smallest(pairs)]
     try:
         check_comes_back(unwrapped(student), origin)
-        kept = SavedState.of(serialized(state), "its checkpoint", "look at its state dict")
+        kept = SavedState.of(
+            serialized(stage.state_dict()), "its checkpoint", "look at its state dict"
+        )
         kept.load_module("student", student)
     except (Exception, SystemExit) as error:  # Whatever code of others may raise.
         raise _failed(student, "student", "saved and read again", error) from error
-    try_on(student, "student", pairs)
+    try_on(student, "student", shown)
+    for network in training.teachers.values():
+        seen = shown[1::2]
+        teacher = training.teacher
+        if teacher:
+            seen = [(teacher.source(low, high), high) for low, high in seen]
+        try_on(network, teacher.name.replace("_", " ") if teacher else "teacher", seen)
+        break  # Those of other scales are the same network.
+
+
+def check_teachers(training: Training, sets: Mapping[str, ValidationSet]) -> None:
+    """Check that the teacher, if one is given, is worth learning from at every scale.
+
+    Raises:
+        ValueError: It is worse than bicubic enlargement, and that is not allowed.
+    """
+    options = training.options
+    if options.privileged or options.allow_weak_teacher:
+        return
+    for scale, teacher in training.teachers.items():
+        own = {name: own.pairs for name, own in sets.items() if own.scale == scale}
+        require_strong_teacher(teacher, scale, own)
 
 
 def try_on(network: nn.Module, whose: str, pairs: Iterable[Pair]) -> None:
@@ -53,13 +88,13 @@ def try_on(network: nn.Module, whose: str, pairs: Iterable[Pair]) -> None:
         ValueError: It fails on one, or makes another size of it; `whose` begins the sentence.
     """
     with evaluation_mode(network):
-        for lr, hr in pairs:
+        for low, high in pairs:
             try:
-                made, needed = list(picture(network, lr).shape), list(hr.shape)
+                made, needed = list(picture(network, low).shape), list(high.shape)
                 if made != needed:
                     raise ValueError(f"it makes {made} of it, not {needed}")
             except (Exception, SystemExit) as error:
-                what = f"measured on a photograph of {lr.shape[2]}x{lr.shape[1]}"
+                what = f"measured on a photograph of {low.shape[2]}x{low.shape[1]}"
                 raise _failed(network, whose, what, error) from error
 
 
@@ -76,9 +111,6 @@ def _failed(network: nn.Module, whose: str, what: str, error: BaseException) -> 
     return ValueError(f"{whose} {name} cannot be {what}: {in_words(error)}")
 
 
-#MEM
-_INNER_STEPS = 5  # that a dry computation takes at most
-_DRY_SAMPLES = 2
 def estimate_memory(options: Options, networks: Networks) -> int | None:
     """Bytes that networks, optimizers, memory banks and one step take up, by a dry computation.
 
@@ -141,11 +173,11 @@ def _dry_bytes(options: Options, networks: Networks) -> int | None:
             batch = Batch(image, None if training.made else picture, scale=scale)
             for stage in stages:
                 stage.take(0, batch)
-            if training.made and options.trains_generator:
+            if training.made and training.made.options.trains_generator:
                 student = training.student_stages[0].network
                 training.made.makers[scale].improve(0, student)
     except Exception as error:
-        if any(map(_is_users, [networks.student, *networks.teachers.values()])):
+        if any(map(is_users, [networks.student, *networks.teachers.values()])):
             return None
         if not isinstance(error, RuntimeError):
             raise
@@ -171,7 +203,7 @@ def require_memory(needed: int | None, options: Options) -> None:
         )
 
 
-def _require_memory_for_banks(options: Options) -> None:
+def require_memory_for_banks(options: Options) -> None:
     """Check that the memory banks alone fit into memory, where it is known what there is.
 
     Raises:
@@ -193,7 +225,6 @@ def _on_meta(network: nn.Module) -> nn.Module:
     return copy_with_tensors(network, lambda tensor: tensor.to("meta"))
 
 
-def _is_users(network: nn.Module) -> bool:
+def is_users(network: nn.Module) -> bool:
+    """Whether a network is none of this package."""
     return not isinstance(network, SRNetwork)
-
-

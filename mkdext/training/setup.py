@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mkdext._system.device import checked_device
-from mkdext.methods import MKD, DistillationMethod, method_class
-from mkdext.models import (
-    SRNetwork,
-    WHOLE,
-    check_points,
-    default_points,
-    resolve_student,
-    resolve_teacher,
-    select_points,
-)
-from mkdext.models.own import copy_with_tensors, layout, placed, set_training_mode
+from mkdext._system.terminal import Terminal, track
+from mkdext.data import ImagePairs, PatchSampler
+from mkdext.models import resolve_student, resolve_teacher
+from mkdext.models.own import evaluation_mode, layout, set_training_mode
 from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
-from mkdext.synthesis import carry_over, part_counts, with_parts
-from mkdext.synthesis.growth import name_in
-from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.randomness import Draw, seed_of
-from mkdext.training.datafree.scales import at_scales
-from mkdext.training.image_maker import ImageMaker
-from mkdext.training.memory import LiveBytes, available_bytes
-from mkdext.training.options import TrainOptions
-from mkdext.training.sources import Made
-from mkdext.training.stages import (
-    Part,
-    PrivilegedNetwork,
-    PrivilegedStage,
-    PrivilegedTeacher,
-    Stage,
-    StudentStage,
-    schedules_of_part,
+from mkdext.training.assembly import Networks, Training, assemble, seeded
+from mkdext.training.checks import (
+    estimate_memory,
+    is_users,
+    require_memory,
+    require_memory_for_banks,
 )
-from mkdext.training.step import Batch, Distillation, StepOptions, TrainingStep
-from mkdext.training.teacher import Teacher
+from mkdext.training.datafree.options import DataFreeOptions, Options
+from mkdext.training.datafree.scales import at_scales
+from mkdext.training.options import TrainOptions
+from mkdext.training.run.live import reading_bar
+from mkdext.training.sources import CachedCrops, Photographs, Source, training_photographs
+from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 
 _NO_TEACHER = {
     "teacher": "made of an encoder and the student's network",
@@ -69,7 +51,7 @@ def prepare(options: Options, networks: Networks | None = None) -> Training:
     set_training_mode(networks.student)
     check_has_parameters(networks.student)
     _check_gradients(options, networks)
-    _require_memory_for_banks(options)
+    require_memory_for_banks(options)
     memory = estimate_memory(options, networks)
     require_memory(memory, options)
     training = dataclasses.replace(assemble(options, networks, device), memory=memory)
@@ -118,7 +100,7 @@ def _check_gradients(options: Options, networks: Networks) -> None:
         checked["student"] = networks.student
         checked["teacher"] = networks.teachers[options.scales[0]]
     for whose, network in checked.items():
-        if _is_users(network):
+        if is_users(network):
             check_passes_gradient(network, whose, learns)
 
 
@@ -130,7 +112,7 @@ def _try_step(training: Training) -> None:
     """
     student = training.networks.student
     frozen = not all(parameter.requires_grad for parameter in student.parameters())
-    if not (_is_users(student) or frozen):
+    if not (is_users(student) or frozen):
         return
     stage = training.student_stages[0]
     stage.begin(None)
@@ -139,8 +121,38 @@ def _try_step(training: Training) -> None:
     check_trains(stage.network, points, stage.step.takes_meta_gradient, (side, side))
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of trained parameters of a network."""
-    return sum(p.numel() for p in model.parameters())
+def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Terminal) -> Source:
+    """What cuts patches of photographs, with the teacher's maps where these are kept.
 
+    Args:
+        training: What was prepared.
+        pairs: The photographs; none: those that the options name.
+        terminal: Where progress is shown.
 
+    Raises:
+        ValueError: Photographs or the folder of the teacher's maps are not usable.
+    """
+    options, teacher = training.options, training.teacher
+    assert isinstance(options, TrainOptions)
+    device, like = torch.device(options.device), layout(training.networks.student)
+    if pairs is None:
+        pairs, bad = training_photographs(options, reading_bar(terminal))
+        for image in bad:
+            terminal.say(f"left out: {image}")
+    if teacher and options.teacher_compile:
+        terminal.say("compiling the teacher")
+        sides = options.patch_size, options.patch_size * options.scale
+        shapes = [(options.batch_size, 3, side, side) for side in sides]
+        with evaluation_mode(teacher.network):
+            zeros = (torch.zeros(shape, device=device) for shape in shapes)
+            teacher.compile(*(batch.to(memory_format=like) for batch in zeros))
+    sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
+    if options.teacher_cache is None:
+        return Photographs(PatchSampler(pairs, *sizes), device, like)
+    crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
+    if teacher is None or options.privileged:
+        # Nothing can be kept, but trainings that are compared must see the same patches.
+        return Photographs(crops, device, like)
+    cache = TeacherCache(options.teacher_cache, teacher, crops, device)
+    cache.fill(lambda batches: track(batches, "the teacher's feature maps", terminal))
+    return CachedCrops(crops, cache, like)

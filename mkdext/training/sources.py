@@ -1,4 +1,4 @@
-"""Where batches come from: photographs, crops whose teacher's maps are kept, images that are made."""
+"""Where batches come from: photographs, crops with the teacher's maps, images that are made."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.files import check_apart
-from mkdext._system.terminal import Terminal, track
+from mkdext._system.saved_state import SavedState
 from mkdext.data import (
+    BUILTIN_NAME,
     BadImage,
     ImagePairs,
     PatchSampler,
@@ -24,23 +25,18 @@ from mkdext.data import (
     find_photographs,
 )
 from mkdext.metrics import to_uint8
-from mkdext.models.own import evaluation_mode
 from mkdext.synthesis import procedural_images
-from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.synthesis.randomness import Draw, drawn, random_for
+from mkdext.training.datafree.options import DataFreeOptions, Options
 from mkdext.training.image_maker import ImageMaker, require_different
-from mkdext.training.options import SharedOptions, TrainOptions
-from mkdext._system.saved_state import SavedState
+from mkdext.training.options import TrainOptions
 from mkdext.training.step import Batch
-from mkdext.training.run.live import reading_bar
-from mkdext.training.teacher import Teacher
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.validation import picture
 
 Progress = Callable[[str], Callable[[Iterable[Path]], Iterable[Path]]]
 """Given a title, wraps an iteration over files to show how far it has come."""
 
-BUILTIN_NAME = "built-in"
 HELD_OUT = "made images"
 """Name of the images on which a student is compared with its teacher meanwhile."""
 
@@ -75,9 +71,11 @@ class Source(ABC):
         Raises:
             TrainingFailed: Going on would lead nowhere.
         """
+        return
 
     def end_part(self) -> None:
         """Called when the student is about to grow."""
+        return
 
     def state_dict(self) -> dict[str, Any]:
         """What `load` needs, to be kept in a checkpoint."""
@@ -89,6 +87,7 @@ class Source(ABC):
         Raises:
             ValueError: It is of something else.
         """
+        return
 
 
 class Photographs(Source):
@@ -112,9 +111,7 @@ class Photographs(Source):
 class CachedCrops(Source):
     """A fixed set of crops, with the teacher's maps of them."""
 
-    def __init__(
-        self, crops: FixedCrops, cache: TeacherCache, layout: torch.memory_format
-    ) -> None:
+    def __init__(self, crops: FixedCrops, cache: TeacherCache, layout: torch.memory_format) -> None:
         """Take the crops, the cache that is filled with their maps, and the layout of pictures."""
         self.crops = crops
         self.cache = cache
@@ -181,49 +178,6 @@ class Made(Source):
             maker.load(state.part("makers").part(scale))
 
 
-def open_photographs(
-    options: TrainOptions,
-    layout: torch.memory_format,
-    teacher: Teacher | None,
-    pairs: ImagePairs | None,
-    terminal: Terminal,
-) -> Source:
-    """What cuts patches of photographs, with the teacher's maps where these are kept.
-
-    Args:
-        options: Resolved ones.
-        layout: Of pictures, as the student takes them.
-        teacher: Who teaches, if anyone does.
-        pairs: The photographs; none: those that the options name.
-        terminal: Where progress is shown.
-
-    Raises:
-        ValueError: Photographs or the folder of the teacher's maps are not usable.
-    """
-    if pairs is None:
-        pairs, bad = training_photographs(options, reading_bar(terminal))
-        for image in bad:
-            terminal.say(f"left out: {image}")
-    device = torch.device(options.device)
-    if teacher and options.teacher_compile:
-        terminal.say("compiling the teacher")
-        sides = options.patch_size, options.patch_size * options.scale
-        shapes = [(options.batch_size, 3, side, side) for side in sides]
-        with evaluation_mode(teacher.network):
-            zeros = (torch.zeros(shape, device=device) for shape in shapes)
-            teacher.compile(*(batch.to(memory_format=layout) for batch in zeros))
-    sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
-    if options.teacher_cache is None:
-        return Photographs(PatchSampler(pairs, *sizes), device, layout)
-    crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
-    if teacher is None or options.privileged:
-        # Nothing can be kept, but trainings that are compared must see the same patches.
-        return Photographs(crops, device, layout)
-    cache = TeacherCache(options.teacher_cache, teacher, crops, device)
-    cache.fill(lambda batches: track(batches, "the teacher's feature maps", terminal))
-    return CachedCrops(crops, cache, layout)
-
-
 class ValidationSet(NamedTuple):
     """Pictures to measure a student on."""
 
@@ -264,7 +218,7 @@ def training_photographs(
     return pairs, bad
 
 
-def validation_sets(options: SharedOptions, progress: Progress) -> dict[str, ValidationSet]:
+def validation_sets(options: Options, progress: Progress) -> dict[str, ValidationSet]:
     """Check the photographs to measure on, by the name of their folder or store.
 
     Of several scales the names end with the scale.
@@ -295,12 +249,12 @@ def held_out_sets(
     return sets
 
 
-def _named(name: str, scale: int, options: SharedOptions) -> str:
+def _named(name: str, scale: int, options: Options) -> str:
     return name if len(options.scales) == 1 else f"{name} x{scale}"
 
 
 def _photographs_of_scale(
-    options: SharedOptions, scale: int, progress: Progress
+    options: Options, scale: int, progress: Progress
 ) -> dict[str, ImagePairs]:
     if not options.val_dir:
         return {BUILTIN_NAME: ImagePairs(builtin_photographs("validation"), scale)}

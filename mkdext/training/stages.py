@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mkdext._system.saved_state import SavedState
 from mkdext.methods.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.gradient_watch import silence_in_words
 from mkdext.models.own import copy_with_tensors
+from mkdext.training.datafree.options import DataFreeOptions, Options
 from mkdext.training.image_maker import CollapseError
-from mkdext.training.options import SharedOptions
-from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import Schedule
 from mkdext.training.step import (
     Batch,
@@ -80,6 +80,7 @@ class Stage(ABC):
 
     def end(self) -> None:
         """Called after the last step."""
+        return
 
     @abstractmethod
     def take(self, step: int, batch: Batch) -> Values:
@@ -147,7 +148,7 @@ class StudentStage(Stage):
 
     shown = ("reconstruction", "distillation", "adversarial", "image_diversity", "lr")
 
-    def __init__(self, options: SharedOptions, part: Part, schedule: Schedule) -> None:
+    def __init__(self, options: Options, part: Part, schedule: Schedule) -> None:
         """Take the options, which part of the student's growth it belongs to, and its steps."""
         self.options = options
         self.part = part
@@ -230,25 +231,23 @@ class StudentStage(Stage):
     def advice(self, error: TrainingFailed) -> str:
         """Name the learning rates, or what a generator is trained with."""
         options = self.options
-        generator = getattr(options, "generator", None)
-        if isinstance(error, CollapseError):
+        made = options if isinstance(options, DataFreeOptions) else None
+        if made and isinstance(error, CollapseError):
             return (
-                f"Lower `generator.lr` (now {generator.lr:g}), raise `weights.contrastive` (now "
-                f"{options.weights.contrastive:g}), or take `source` procedural"
+                f"Lower `generator.lr` (now {made.generator.lr:g}), raise `weights.contrastive` "
+                f"(now {made.weights.contrastive:g}), or take `source` procedural"
             )
         if not isinstance(error, NonFiniteError):
             return ""
         rates = f"`lr` (now {options.lr:g})"
-        if generator and options.trains_generator:
-            rates += f" or `generator.lr` (now {generator.lr:g})"
+        if made and made.trains_generator:
+            rates += f" or `generator.lr` (now {made.generator.lr:g})"
         elif self.step.distillation and options.meta.inner_lr:
             rates += f" or `meta.inner_lr` (now {options.meta.inner_lr:g})"
         return f"Lower {rates}"
 
 
-def schedules_of_part(
-    options: SharedOptions, first: int, end: int, distils: bool
-) -> list[Schedule]:
+def schedules_of_part(options: Options, first: int, end: int, distils: bool) -> list[Schedule]:
     """The schedules of a student's steps while it does not grow.
 
     Args:
@@ -313,7 +312,7 @@ class PrivilegedStage(Stage):
     shown = ("privileged_reconstruction", "privileged_imitation", "lr")
 
     def __init__(
-        self, options: SharedOptions, steps: int, network: PrivilegedNetwork, student: nn.Module
+        self, options: Options, steps: int, network: PrivilegedNetwork, student: nn.Module
     ) -> None:
         """Take resolved options, the number of steps, what is trained, and who begins from it."""
         self.options = options

@@ -15,9 +15,9 @@ from mkdext._system.errors import WorkFailed
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.methods import DistillationMethod
 from mkdext.models import features_at, forward_with_features
+from mkdext.models.gradient_watch import GradientWatch
 from mkdext.models.own import evaluation_mode
 from mkdext.models.stand_ins import call_with
-from mkdext.models.gradient_watch import GradientWatch
 from mkdext.training.options import MetaOptions
 from mkdext.training.schedule import Phase
 from mkdext.training.teacher import Teacher, computing_in
@@ -69,7 +69,7 @@ class Distillation(NamedTuple):
 class StepOptions:
     """How a step is computed."""
 
-    meta: MetaOptions = MetaOptions()
+    meta: MetaOptions = dataclasses.field(default_factory=MetaOptions)
     """The meta-gradient; resolved ones."""
     imitation: float = 0.0
     """Share of the reconstruction loss that is taken against the teacher's picture."""
@@ -90,7 +90,7 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         teacher: Teacher | None = None,
         distillation: Distillation | None = None,
-        options: StepOptions = StepOptions(),
+        options: StepOptions | None = None,
     ) -> None:
         """Take what is trained.
 
@@ -99,13 +99,13 @@ class TrainingStep:
             optimizer: Of the student's parameters and the method's adapters.
             teacher: Who teaches; none: no one.
             distillation: What is compared beside the pictures; none: nothing.
-            options: How.
+            options: How; none: by the defaults.
         """
         self.student = student
         self.optimizer = optimizer
         self.teacher = teacher
         self.distillation = distillation
-        self.options = options
+        self.options = options or StepOptions()
         self.watch = GradientWatch(student)
 
     @property

@@ -20,13 +20,14 @@ from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.models.user_code import in_words as error_in_words
-from mkdext.training.assembly import Options, Training
+from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers, rehearse
 from mkdext.training.config_files import config_of
+from mkdext.training.datafree.options import Options
 from mkdext.training.going_on import Done, Run, checked_run
 from mkdext.training.origin import origin
 from mkdext.training.run.directory import RunDirectory, TrainingStopped, flat
-from mkdext.training.run.live import Readings, TrainingProgress, tensorboard, track
+from mkdext.training.run.live import Readings, TrainingProgress, reading_bar, tensorboard
 from mkdext.training.run.report import (
     Summary,
     conclude,
@@ -35,12 +36,11 @@ from mkdext.training.run.report import (
     scores_in_words,
     tell_changes,
 )
-from mkdext.training.setup import prepare
+from mkdext.training.setup import open_photographs, prepare
 from mkdext.training.sources import (
     Source,
     ValidationSet,
     held_out_sets,
-    open_photographs,
     validation_sets,
 )
 from mkdext.training.stages import Stage
@@ -50,6 +50,7 @@ from mkdext.training.validation import measure, names_of
 Callback = Callable[[int, Mapping[str, float], nn.Module], bool | None]
 """Sees the number of steps done, the last known values by name, and the student after each of its
 steps; true ends the training there."""
+
 
 @one_at_a_time
 def train(
@@ -112,22 +113,23 @@ def carry_out(
         callback: Called after each step of the student.
     """
     made, options, directory = training.made, training.options, run.directory
-    sets = validation_sets(options, track(terminal)) if options.val_dir or not made else {}
+    sets = validation_sets(options, reading_bar(terminal)) if options.val_dir or not made else {}
     is_new = not directory.state.exists()
     if is_new:
         check_teachers(training, sets)
     if made:
-        sets |= held_out_sets(options, training.teachers)
+        sets |= held_out_sets(made.options, training.teachers)
     if is_new:
         rehearse(training, sets, origin(options, 0))
-    source = made or open_photographs(training.options, training.student_layout, training.teacher, pairs, terminal)
+    source = made or open_photographs(training, pairs, terminal)
     seconds: dict[str, float] = {}
+    networks = training.by_network.items()
     with run.opened():
-        begun = {name: _begun(directory, stages, options) for name, stages in training.by_network.items()}
+        begun = {name: _begun(directory, stages, options) for name, stages in networks}
         _, student_done = begun["student"]
         tell_changes(run, training.student_stages, student_done.step, terminal)
         directory.keep_metrics_until(student_done.step)
-        for name, stages in training.by_network.items():
+        for name, stages in networks:
             trainer = Trainer(training, stages, source, directory, sets, terminal, callback)
             done = trainer.run(*begun[name])
             seconds[name] = done.seconds
@@ -231,9 +233,7 @@ class Trainer:
             self.source.load(state)
         self.directory.keep_metrics_until(done.step, self.stage.counter)
         if done.step < self.total:
-            self.terminal.say(
-                f"going on after step {done.step} of {self.total}{self.stage.whose}"
-            )
+            self.terminal.say(f"going on after step {done.step} of {self.total}{self.stage.whose}")
 
     def _enter(self, stage: Stage) -> None:
         """Begin a stage after the one before."""
@@ -245,9 +245,7 @@ class Trainer:
             self.source.end_part()
             self.terminal.say(said)
 
-    def _take(
-        self, step: int, batches: Iterator[Batch], stop: StopSignals
-    ) -> tuple[Done, bool]:
+    def _take(self, step: int, batches: Iterator[Batch], stop: StopSignals) -> tuple[Done, bool]:
         """Take one step, and do all that is due after it.
 
         Returns:

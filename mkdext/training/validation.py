@@ -1,19 +1,22 @@
-"""Measuring a network on photographs."""
+"""Measuring networks on photographs: a student meanwhile, and a teacher before a training."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import NotRequired, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
-from mkdext.data import ImagePairs, imresize
+from mkdext.data import ImagePairs, builtin_photographs, imresize
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
+from mkdext.models import SRNetwork
+from mkdext.models.own import evaluation_mode
 from mkdext.models.user_code import in_words
-from mkdext.training.steps import NonFiniteError, TrainingFailed
+from mkdext.training.step import NonFiniteError, TrainingFailed
 
 Upscaler = Callable[[Tensor], Tensor]
 """Maps `[1, 3, h, w]` in [0, 1] to `[1, 3, scale*h, scale*w]`."""
@@ -42,7 +45,7 @@ def measure(
 
     Args:
         upscale: A network or `bicubic`.
-        pairs: `(lr, hr)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`.
+        pairs: `(low, high)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`.
         scale: Enlargement factor.
         names: Of the photographs; none: their numbers from 0.
 
@@ -51,18 +54,18 @@ def measure(
         TrainingFailed: It fails on one, or makes another size of it.
     """
     psnr, ssim, exact = [], [], []
-    for number, (lr, hr) in enumerate(pairs):
+    for number, (low, high) in enumerate(pairs):
         name = names[number] if names else f"picture {number}"
         try:
-            sr = picture(upscale, lr)
-            psnr.append(psnr_y(sr, hr, scale))
-            ssim.append(ssim_y(sr, hr, scale))
+            sr = picture(upscale, low)
+            psnr.append(psnr_y(sr, high, scale))
+            ssim.append(ssim_y(sr, high, scale))
         except NonFiniteError as error:
             raise NonFiniteError(f"{name}: {error}") from None
         except (Exception, SystemExit) as error:  # Whatever code of others may raise.
             if is_out_of_memory(error):
                 raise
-            size = f"{lr.shape[2]}x{lr.shape[1]} pixels"
+            size = f"{low.shape[2]}x{low.shape[1]} pixels"
             raise TrainingFailed(
                 f"{name} of {size} in low resolution: {in_words(error)}"
             ) from error
@@ -85,12 +88,12 @@ def exact_note(way: str, names: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def picture(upscale: Upscaler, lr: Tensor) -> Tensor:
+def picture(upscale: Upscaler, low: Tensor) -> Tensor:
     """Enlarge one photograph.
 
     Args:
         upscale: A network or `bicubic`.
-        lr: uint8 `[3, h, w]`.
+        low: uint8 `[3, h, w]`.
 
     Returns:
         uint8 `[3, scale*h, scale*w]`.
@@ -98,36 +101,17 @@ def picture(upscale: Upscaler, lr: Tensor) -> Tensor:
     Raises:
         NonFiniteError: What it makes is not finite.
     """
-    like = next(upscale.parameters(), lr) if isinstance(upscale, nn.Module) else lr
-    sr = upscale(lr.to(like.device)[None].float() / 255)[0]
+    like = next(upscale.parameters(), low) if isinstance(upscale, nn.Module) else low
+    sr = upscale(low.to(like.device)[None].float() / 255)[0]
     if not bool(sr.isfinite().all()):
-        raise NonFiniteError(f"the enlarged picture of {lr.shape[2]}x{lr.shape[1]} is not finite")
+        raise NonFiniteError(f"the enlarged picture of {low.shape[2]}x{low.shape[1]} is not finite")
     return to_uint8(sr).cpu()
 
 
 def bicubic(scale: int) -> Upscaler:
     """MATLAB's bicubic enlargement, the least a network must beat."""
-    return lambda lr: imresize(lr, scale)
+    return lambda low: imresize(low, scale)
 
-
-#TEACHER
-"""Whether a teacher is worth learning from, measured on a few photographs before a training."""
-
-from __future__ import annotations
-
-import contextlib
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
-
-import torch
-from torch import Tensor, nn
-
-from mkdext.data import ImagePairs, builtin_photographs
-from mkdext.metrics import psnr_y
-from mkdext.models import SRNetwork
-from mkdext.models.own import evaluation_mode
-from mkdext.training.validation import Upscaler, bicubic, picture
 
 _SIDE = 48  # of a cutting, in low-resolution pixels
 _COUNT = 3  # photographs of a set that are looked at
@@ -146,7 +130,7 @@ _OTHER_COLOURS: Mapping[str, Callable[[Upscaler], Upscaler]] = {
 """What a network may have been trained for instead: red, green and blue from 0 to 1."""
 
 Crops = Sequence[tuple[Tensor, Tensor]]
-"""Cuttings `(lr, hr)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`."""
+"""Cuttings `(low, high)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`."""
 
 
 class Strength(NamedTuple):
@@ -169,7 +153,7 @@ def require_strong_teacher(
     Args:
         teacher: Maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
         scale: Enlargement factor.
-        sets: Pairs `(lr, hr)` to measure on by name, uint8.
+        sets: Pairs `(low, high)` to measure on by name, uint8.
 
     Raises:
         ValueError: It does not, or a network of the user's does clearly better when it is given
@@ -228,19 +212,19 @@ def _informative(pairs: Sequence[tuple[Tensor, Tensor]], scale: int) -> Crops:
     return crops
 
 
-def _middle(lr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    height, width = (min(side, _SIDE) for side in lr.shape[1:])
-    top, left = (lr.shape[1] - height) // 2, (lr.shape[2] - width) // 2
+def _middle(low: Tensor, high: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    height, width = (min(side, _SIDE) for side in low.shape[1:])
+    top, left = (low.shape[1] - height) // 2, (low.shape[2] - width) // 2
     rows, columns = slice(top * scale, (top + height) * scale), slice(left, left + width)
     return (
-        lr[:, top : top + height, columns],
-        hr[:, rows, left * scale : (left + width) * scale],
+        low[:, top : top + height, columns],
+        high[:, rows, left * scale : (left + width) * scale],
     )
 
 
 def _psnr(upscale: Upscaler, crops: Crops, scale: int) -> float:
     """Of all cuttings together, so that one that is met exactly does not count for all."""
-    return _pooled(psnr_y(picture(upscale, lr), hr, scale) for lr, hr in crops)
+    return _pooled(psnr_y(picture(upscale, low), high, scale) for low, high in crops)
 
 
 def _pooled(values: Iterable[float]) -> float:
@@ -251,7 +235,7 @@ def _pooled(values: Iterable[float]) -> float:
 
 def _on_device_of(teacher: nn.Module) -> Upscaler:
     like = next(teacher.parameters(), torch.empty(0))
-    return lambda lr: teacher(lr.to(like.device))
+    return lambda low: teacher(low.to(like.device))
 
 
 def _best_colours(teacher: nn.Module, crops: Crops, scale: int) -> tuple[str, float]:
