@@ -125,18 +125,18 @@ def carry_out(
     seconds: dict[str, float] = {}
     networks = training.by_network.items()
     with run.opened():
-        begun = {name: _begun(directory, stages, options) for name, stages in networks}
-        _, student_done = begun["student"]
+        states = {name: begun(directory, stages, options) for name, stages in networks}
+        _, student_done = states["student"]
         tell_changes(run, training.student_stages, student_done.step, terminal)
         directory.keep_metrics_until(student_done.step)
         for name, stages in networks:
             trainer = Trainer(training, stages, source, directory, sets, terminal, callback)
-            done = trainer.run(*begun[name])
+            done = trainer.run(*states[name])
             seconds[name] = done.seconds
         return conclude(training, directory, sets, done.step, seconds, terminal)
 
 
-def _begun(
+def begun(
     directory: RunDirectory, stages: Sequence[Stage], options: Options
 ) -> tuple[SavedState | None, Done]:
     """What the checkpoint of a network holds, and how far it has come."""
