@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from mkdext.synthesis.growth import name_in
-from mkdext.training import MetaOptions
+from mkdext.training import DataFreeOptions, MetaOptions
 from mkdext.training.assembly import Training
-from mkdext.training.datafree import DataFreeOptions
 from mkdext.training.setup import prepare
 from mkdext.training.stages import StudentStage
 from mkdext.training.step import Batch
