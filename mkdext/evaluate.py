@@ -52,9 +52,8 @@ from mkdext.inference import (
 )
 from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.inference.failures import noted
-from mkdext.metrics import mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.metrics import exact_note, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 from mkdext.models import VDSR
-from mkdext.training.validation import exact_note
 
 Protocol = Literal["8bit", "float"]
 

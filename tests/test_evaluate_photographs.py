@@ -39,7 +39,7 @@ def test_a_version_that_is_rounded_up_is_measured_on_with_crop(folder: Path) -> 
     padded = torch.nn.functional.pad(hr, (0, 1, 0, 2))
     given = imresize(padded, 1 / 4)
     save(folder.parent / "low" / "ax4.png", given)
-    with pytest.raises(BadImageError, match=r"ax4\.png must be 10x12 pixels .* --crop cuts both"):
+    with pytest.raises(BadImageError, match=r"ax4\.png must be 10x12 pixels .* `crop` cuts both"):
         read_levels(photograph(folder, folder.parent / "low"), 4)
     lr, cut = read_levels(photograph(folder, folder.parent / "low", crop=True), 4)
     assert lr is not None
