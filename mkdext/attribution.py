@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-import mkdext
+from mkdext import __version__
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
@@ -351,7 +351,7 @@ def save(
     height, width = scene.hr.shape[1:]
     window = scene.window
     report: dict[str, Any] = {
-        "version": mkdext.__version__,
+        "version": __version__,
         "image": str(scene.path),
         "scale": scale,
         "steps": command.steps,

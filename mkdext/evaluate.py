@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
-import mkdext
+from mkdext import __version__
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
@@ -495,7 +495,7 @@ def save_scores(
     write_csv(command.out / "scores.csv", [dataclasses.asdict(score) for score in scores])
     scale = networks[0].scale
     report: dict[str, Any] = {
-        "version": mkdext.__version__,
+        "version": __version__,
         "scale": scale,
         "protocol": protocol,
         "border": scale if command.border is None else command.border,
