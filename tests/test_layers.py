@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,9 @@ def imported_by(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def imports() -> Iterator[Import]:
+@functools.cache
+def imports() -> list[Import]:
+    found = []
     for path in sorted(ROOT.rglob("*.py")):
         file = path.relative_to(ROOT)
         package = package_of(".".join(["mkdext", *file.with_suffix("").parts]))
@@ -72,7 +75,8 @@ def imports() -> Iterator[Import]:
             if name.split(".")[0] == "mkdext" and name != "mkdext.__version__":
                 imported = package_of(name)
                 if imported != package or imported == "commands":
-                    yield Import(file.as_posix(), package, imported)
+                    found.append(Import(file.as_posix(), package, imported))
+    return found
 
 
 def test_the_top_level_has_the_commands_and_nothing_else():
