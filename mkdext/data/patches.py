@@ -30,10 +30,10 @@ class ImagePairs(Sequence[Pair]):
     """Photographs with their low-resolution versions: of a store, or made of image files.
 
     Item `i` is `(low, high)`: uint8 `[3, h, w]` and `[3, scale*h, scale*w]`. For files `low` is
-    made by MATLAB's bicubic on 8-bit levels; decoded pairs stay in memory until it is used up, and what
-    does not fit is decoded each time. Of stored photographs only the patches asked for are read,
-    but for the first one of each, before which all of it is compared with its checksum. Several
-    threads may share one object.
+    made by MATLAB's bicubic on 8-bit levels; decoded pairs stay in memory until it is used up, and
+    what does not fit is decoded each time. Of stored photographs only the patches asked for are
+    read, but for the first one of each, before which all of it is compared with its checksum.
+    Several threads may share one object.
 
     Example:
         >>> from mkdext.data import builtin_photographs
