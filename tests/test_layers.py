@@ -28,8 +28,9 @@ LAYERS = (
 RANKS = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
 
 TO_BE_MENDED = {
-    # Both make options of flags.
+    # They make options of flags.
     ("comparison/cells.py", "_cli"),
+    ("comparison/child.py", "commands"),
     ("training/config_files.py", "_cli"),
 }
 

@@ -98,21 +98,21 @@ class Comparison:
             ValueError: A list is empty, has something twice or holds an unknown method, or there
                 are options of a method that is not compared, or that must be equal for all.
         """
-        for argument in ("students", "methods", "seeds"):
-            if isinstance(getattr(self, argument), str):
-                raise TypeError(f"`{argument}` must be a list, got {getattr(self, argument)!r}")
-            values = list(getattr(self, argument))
+        for flag in ("students", "methods", "seeds"):
+            if isinstance(getattr(self, flag), str):
+                raise TypeError(f"`{flag}` must be a list, got {getattr(self, flag)!r}")
+            values = list(getattr(self, flag))
             if not values:
-                raise ValueError(f"`{argument}` must name at least one")
+                raise ValueError(f"`{flag}` must name at least one")
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
-                raise ValueError(f"`{argument}` has {twice} twice")
+                raise ValueError(f"`{flag}` has {twice} twice")
         known = known_methods()
-        for argument, names in (("methods", self.methods), ("method_options", self.method_options)):
+        for flag, names in (("methods", self.methods), ("method_options", self.method_options)):
             for name in names:
                 if name not in known:
                     raise ValueError(
-                        f"`{argument}`: {name} is unknown, there are {', '.join(known)}"
+                        f"`{flag}`: {name} is unknown, there are {', '.join(known)}"
                         f"{did_you_mean(name, known)}"
                     )
         for method, options in self.method_options.items():

@@ -109,7 +109,7 @@ class _Process:
             write_text(run.config, config)
         self._log = run.root / "output.log"
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        command = ["mkdext._system.child", str(os.getpid()), "mkdext.train"]
+        command = ["mkdext.comparison.child", str(os.getpid())]
         command += ["--config", str(run.config), "--out", str(run.root)]
         with self._log.open("a") as log:
             self.popen = subprocess.Popen(

@@ -44,12 +44,11 @@ class InProcess:
     stdin = None
 
     def __init__(self, command, *, stdin, stdout, stderr, env) -> None:
-        assert command[1:3] == ["-m", "mkdext._system.child"]
-        assert command[4] == "mkdext.train"
+        assert command[1:3] == ["-m", "mkdext.comparison.child"]
         assert env["OMP_NUM_THREADS"] == "1"
         self.commands.append(command)
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
-            self.returncode = train.main(command[5:])
+            self.returncode = train.main(command[4:])
 
     def poll(self) -> int:
         return self.returncode
