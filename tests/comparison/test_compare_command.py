@@ -225,6 +225,7 @@ def test_a_cell_that_fails_is_named_and_stops_no_other(flags, trained, tmp_path,
     assert json.loads((out / "comparison.json").read_text())["methods"][0]["method"] == "vanilla"
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_checkpoints_its_trainings(flags, tmp_path, capsys):
     out = tmp_path / "out"
     metrics = run(out, "vanilla", 0) / "metrics.jsonl"
@@ -243,6 +244,7 @@ def test_a_stopped_comparison_checkpoints_its_trainings(flags, tmp_path, capsys)
     assert f"stopped after step {step}; the same command goes on" in log
 
 
+@pytest.mark.slow
 def test_a_training_ends_with_a_comparison_that_is_killed(flags, tmp_path):
     out = tmp_path / "out"
     cell = run(out, "vanilla", 0)

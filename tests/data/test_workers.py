@@ -46,6 +46,7 @@ def test_processes_end_with_the_loop_that_takes_their_results() -> None:
     assert _until(lambda: not _children(os.getpid()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("when", ["while they start", "while they work"])
 def test_no_process_outlives_a_parent_that_is_killed(when: str) -> None:

@@ -95,6 +95,7 @@ def test_a_finished_run_is_left_alone(reference, flags, capsys):
     assert weights(reference) == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, flags, tmp_path):
     run = tmp_path / "killed"
     randomness = random.Random(0)
@@ -122,6 +123,7 @@ def lines_of_losses(run: Path) -> int:
     return metrics.read_text().count('"reconstruction"') if metrics.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_says_how_to_go_on_and_does(number, reference, flags, tmp_path):
     run = tmp_path / "stopped"
