@@ -23,7 +23,6 @@ from mkdext.export import check_packages, main
 from mkdext.exporting import GRAPH, TRACE
 from mkdext.exporting import attempt as attempts
 from mkdext.exporting.attempt import EXPORT_KEY, attempt
-from mkdext.exporting.exportable import exportable
 from mkdext.exporting.onnx_file import compare, exporters, write_onnx
 from mkdext.inference import Network, load_network
 from mkdext.models import (
@@ -214,7 +213,7 @@ def test_vdsr_for_export_enlarges_as_matlab_does_to_the_edge(scale: int) -> None
     model = VDSR(VDSRConfig(features=8, blocks=1), scale).eval()
     lr = torch.rand(1, 3, 7, 9)
     with torch.no_grad():
-        torch.testing.assert_close(exportable(model)(lr), model(lr), atol=2e-6, rtol=0)
+        torch.testing.assert_close(model.for_export()(lr), model(lr), atol=2e-6, rtol=0)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from mkdext.models.user_code import absolute
+from mkdext._system.plugins import absolute
 from mkdext.training.config_files import changed_flags
 from mkdext.training.options import BUILTIN_DEMO, TrainOptions
 from mkdext.training.photographs import BUILTIN_NAME

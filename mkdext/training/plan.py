@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -21,8 +21,8 @@ from mkdext.models import (
     resolve_teacher,
     select_points,
 )
-from mkdext.models.own import copy_with_tensors, layout, placed, set_training_mode
-from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.models.handling import copy_with_tensors, layout, placed, set_training_mode
+from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
 from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
 from mkdext.training.options import SharedOptions, TrainOptions
 from mkdext.training.privileged import (
@@ -34,6 +34,7 @@ from mkdext.training.privileged import (
 from mkdext.training.steps import Distillation, TrainingStep
 from mkdext.training.teacher import Teacher
 
+_Network = TypeVar("_Network", bound=nn.Module)
 _POINTS = 4  # as in MKD's experiments
 
 
@@ -177,7 +178,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def on_meta(network: nn.Module) -> nn.Module:
+def on_meta(network: _Network) -> _Network:
     """A copy of a network whose tensors have shapes but no memory."""
     return copy_with_tensors(network, lambda tensor: tensor.to("meta"))
 

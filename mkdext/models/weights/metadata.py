@@ -10,9 +10,9 @@ from torch import nn
 
 import mkdext
 from mkdext._system.files import as_json
+from mkdext._system.plugins import is_reference
 from mkdext._system.reading import entry, parse_json
 from mkdext.models.registry import is_as_made
-from mkdext.models.user_code import is_own
 
 METADATA_KEY = "mkdext"
 """Name of the object in the file's metadata."""
@@ -57,7 +57,7 @@ class WeightsMetadata:
     def factory(self) -> str | None:
         """What made the user's network that the weights are of; none if that is not known."""
         student = self.origin.get("student")
-        is_users = self.architecture is None and isinstance(student, str) and is_own(student)
+        is_users = self.architecture is None and isinstance(student, str) and is_reference(student)
         return student if is_users else None
 
     @classmethod

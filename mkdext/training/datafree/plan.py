@@ -8,12 +8,17 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
-from mkdext.models import default_points, resolve_student, resolve_teacher, select_points
-from mkdext.models.own import placed, set_training_mode
-from mkdext.models.trial import check_has_parameters, check_passes_gradient
+from mkdext.models import (
+    at_scales,
+    default_points,
+    resolve_student,
+    resolve_teacher,
+    select_points,
+)
+from mkdext.models.handling import placed, set_training_mode
+from mkdext.models.user.trial import check_has_parameters, check_passes_gradient
 from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
 from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
 from mkdext.training.plan import (
