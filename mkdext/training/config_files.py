@@ -169,8 +169,9 @@ def config_of(options: SharedOptions) -> dict[str, Any]:
 
     config: dict[str, Any] = plain(dataclasses.asdict(options))
     del config["out"]
-    for name in ("student", "teacher"):
-        config[name] = config[name] and absolute(config[name])
+    for name in ("student", "teacher", "method", "loss"):
+        if config.get(name):
+            config[name] = absolute(config[name])
     return config
 
 

@@ -33,6 +33,7 @@ def origin(options: TrainOptions, steps: int, history: Sequence[Any] = ()) -> di
     return {
         "command": shlex.join(["python", "-m", "mkdext.train", *changed_flags(options, base)]),
         "student": absolute(options.student),
+        **({"student_options": [*options.student_options]} if options.student_options else {}),
         "scale": options.scale,
         "method": options.method,
         "teacher": None if options.method == "vanilla" else str(teacher),

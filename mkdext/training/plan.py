@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
-from mkdext.methods import MKD, DistillationMethod, method_class
+from mkdext._system.plugins import is_reference, named_options
+from mkdext.methods import make_method, method_class, try_method
 from mkdext.models import (
     WHOLE,
     SRNetwork,
@@ -23,6 +24,7 @@ from mkdext.models import (
 )
 from mkdext.models.handling import copy_with_tensors, layout, placed, set_training_mode
 from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.training.losses import make_loss
 from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
 from mkdext.training.options import SharedOptions, TrainOptions
 from mkdext.training.privileged import (
@@ -112,12 +114,19 @@ def make_networks(options: TrainOptions) -> Networks:
         ValueError: A name or weights are not usable.
     """
     with seeded(options.seed, torch.device("cpu")):
-        student = resolve_student(options.student, options.scale)
+        of_student = named_options(options.student_options, "`student_options`")
+        student = resolve_student(options.student, options.scale, of_student)
+    if options.method == "vanilla" and options.method_options:
+        raise ValueError(
+            f"`method_options` {' '.join(options.method_options)}: `method` vanilla has none; "
+            "leave them out"
+        )
     if options.privileged:
         refuse_teacher_options(options)
     if options.method == "vanilla" or options.privileged:
         return Networks(student, None)
-    teacher = resolve_teacher(options.teacher, options.teacher_weights, options.scale)
+    of_teacher = named_options(options.teacher_options, "`teacher_options`")
+    teacher = resolve_teacher(options.teacher, options.teacher_weights, options.scale, of_teacher)
     return Networks(student, teacher)
 
 
@@ -224,7 +233,7 @@ def make_step(
     Raises:
         ValueError: The networks do not go together.
     """
-    student = placed(networks.student, device)
+    student, loss = placed(networks.student, device), make_loss(options.loss)
     network, kind, side = networks.teacher, Teacher, options.patch_size
     if options.privileged:
         with seeded(options.seed, device):
@@ -235,13 +244,14 @@ def make_step(
         network = placed(network, device)
     if network is None:
         optimizer = make_optimizer(student.parameters(), options.lr)
-        return TrainingStep(options, student, optimizer, None)
+        return TrainingStep(options, student, optimizer, None, loss)
     student_points, teacher_points = points or choose_points(options, student, network)
     maps = check_points(student, student_points, options.patch_size)
     teacher_maps = check_points(network, teacher_points, side)
     with seeded(options.seed, device):
         channels = [m.channels for m in maps], [m.channels for m in teacher_maps]
-        method = _make_method(options, *channels).to(device)
+        given = named_options(options.method_options, "`method_options`")
+        method = make_method(options.method, *channels, [options.mkd], given).to(device)
     meta = {
         "published": method.meta_parameters(),
         "plain": [],
@@ -250,22 +260,16 @@ def make_step(
     decay = options.meta.weight_decay
     meta_optimizer = torch.optim.Adam(meta, options.meta.lr, weight_decay=decay) if meta else None
     sizes = [(m.height, m.width) for m in maps]
+    if is_reference(options.method) and device.type != "meta":
+        fitted = [(t.channels, *size) for t, size in zip(teacher_maps, sizes, strict=True)]
+        try_method(method, maps, fitted, bool(meta), f"`method` {options.method}")
     if options.imitation:
         picture = options.patch_size * options.scale
         teacher_points, sizes = [*teacher_points, WHOLE], [*sizes, (picture, picture)]
     teacher = kind(network, teacher_points, sizes, getattr(torch, options.teacher_dtype))
     distillation = Distillation(teacher, student_points, method, meta_optimizer)
     trained = (*student.parameters(), *distillation.adapters.values())
-    return TrainingStep(options, student, make_optimizer(trained, options.lr), distillation)
-
-
-def _make_method(
-    options: TrainOptions, student_channels: list[int], teacher_channels: list[int]
-) -> DistillationMethod:
-    method = method_class(options.method)
-    if issubclass(method, MKD):
-        return method(student_channels, teacher_channels, options.mkd)
-    return method(student_channels, teacher_channels)
+    return TrainingStep(options, student, make_optimizer(trained, options.lr), distillation, loss)
 
 
 def choose_points(options: TrainOptions, student: nn.Module, teacher: nn.Module) -> Points:

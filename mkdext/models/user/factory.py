@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from mkdext._system.plugins import check_options, in_words, loaded
+from mkdext._system.plugins import check_options, in_words, loaded, named_options
 from mkdext.models.blocks import SuperResolver
 from mkdext.models.user.adapted import adapt
-from mkdext.models.weights.files import load_weights_file
+from mkdext.models.weights.files import load_weights_file, read_metadata
 
 
 def make_own(name: str, flag: str, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -68,7 +68,8 @@ def load_own(
         scale: Enlargement factor.
         flag: The option that `name` was given to, for error messages.
         size: Height and width of the only pictures that it must take; none: any.
-        options: Arguments of the factory by name.
+        options: Arguments of the factory by name; none: those that the file says a factory of the
+            same name was given.
 
     Returns:
         A network that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
@@ -83,7 +84,7 @@ def load_own(
         >>> sharpen_nothing(torch.ones(1, 3, 4, 5)).shape
         torch.Size([1, 3, 8, 10])
     """
-    network = make_own(name, flag, options)
+    network = make_own(name, flag, options or _recorded(name, weights))
     if weights is not None:
         try:
             load_weights_file(network, weights)
@@ -92,3 +93,13 @@ def load_own(
             adapt(network, scale, f"{flag} {name}", size)
             load_weights_file(network, weights)
     return adapt(network, scale, f"{flag} {name}", size)
+
+
+def _recorded(name: str, weights: str | Path | None) -> dict[str, Any]:
+    """The options that a factory was given where the weights were trained."""
+    metadata = read_metadata(weights) if weights is not None else None
+    if metadata is None or metadata.factory is None:
+        return {}
+    if metadata.factory.rpartition(":")[2] != name.rpartition(":")[2]:
+        return {}
+    return named_options(metadata.factory_options, f"weights file {weights}: its student_options")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -59,6 +59,13 @@ class WeightsMetadata:
         student = self.origin.get("student")
         is_users = self.architecture is None and isinstance(student, str) and is_reference(student)
         return student if is_users else None
+
+    @property
+    def factory_options(self) -> Sequence[str]:
+        """What the factory was given, `name=value` each."""
+        given = self.origin.get("student_options", [])
+        is_list = isinstance(given, list) and all(isinstance(text, str) for text in given)
+        return given if is_list else []
 
     @classmethod
     def of(cls, model: nn.Module, origin: Mapping[str, Any]) -> WeightsMetadata:

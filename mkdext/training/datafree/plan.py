@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
+from mkdext._system.plugins import named_options
 from mkdext.models import (
     at_scales,
     default_points,
@@ -61,11 +62,13 @@ def prepare(options: DataFreeOptions) -> Plan:
     device = checked_device(options.device)
     scale = options.scale[0]
     with seeded(options.seed, torch.device("cpu")):
-        student = resolve_student(options.student, scale)
+        of_student = named_options(options.student_options, "`student_options`")
+        student = resolve_student(options.student, scale, of_student)
     set_training_mode(student)
     check_has_parameters(student)
     at_scales(student, options.scale, "`student`")
-    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale)
+    of_teacher = named_options(options.teacher_options, "`teacher_options`")
+    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
     teachers = at_scales(teacher, options.scale, "`teacher`")
     schedule = Schedule.of(options, student)
     points = None
