@@ -29,6 +29,7 @@ from mkdext._system.files import (
     write_csv,
     write_json,
 )
+from mkdext._system.memory import available_bytes
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.data import (
     BadImage,
@@ -52,7 +53,6 @@ from mkdext.inference import (
 from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.inference.failures import noted
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
-from mkdext.training.memory import available_bytes
 from mkdext.training.validation import exact_note
 
 Protocol = Literal["8bit", "float"]

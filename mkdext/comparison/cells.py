@@ -13,13 +13,13 @@ import yaml
 
 from mkdext._cli.flags import parse_flags
 from mkdext._system.files import locked, write_text
+from mkdext._system.memory import available_bytes
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.methods import known_method, method_class
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.going_on import default_of
-from mkdext.training.memory import available_bytes
 from mkdext.training.options import TrainOptions, known_methods
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import prepare

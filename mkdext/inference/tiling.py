@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mkdext.training.memory import LiveBytes
+from mkdext._system.memory import LiveBytes
 
 GLOBAL_OVERLAP = 32
 """Margin, in low-resolution pixels, for networks that look at the whole picture."""

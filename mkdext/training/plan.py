@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
+from mkdext._system.memory import LiveBytes, available_bytes
 from mkdext._system.plugins import is_reference, named_options
 from mkdext.methods import make_method, method_class, try_method
 from mkdext.models import (
@@ -25,7 +26,7 @@ from mkdext.models import (
 from mkdext.models.handling import copy_with_tensors, layout, placed, set_training_mode
 from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
 from mkdext.training.losses import make_loss
-from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
+from mkdext.training.memory import reckons_inner_steps
 from mkdext.training.options import SharedOptions, TrainOptions
 from mkdext.training.privileged import (
     PrivilegedNetwork,

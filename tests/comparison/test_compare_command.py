@@ -253,13 +253,13 @@ def test_a_training_ends_with_a_comparison_that_is_killed(flags, tmp_path):
     )
     while comparison.poll() is None and not (cell / "metrics.jsonl").exists():
         time.sleep(0.02)
-    with pytest.raises(ValueError, match="is in use"), locked(cell, "--out", "training"):
+    with pytest.raises(ValueError, match="is in use"), locked(cell, "`out`", "training"):
         pass
     comparison.kill()
     comparison.communicate()
     ended = time.monotonic()
     while time.monotonic() < ended + 20:
-        with contextlib.suppress(ValueError), locked(cell, "--out", "training"):
+        with contextlib.suppress(ValueError), locked(cell, "`out`", "training"):
             return
         time.sleep(0.02)
     pytest.fail("the training goes on")

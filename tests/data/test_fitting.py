@@ -32,7 +32,7 @@ def test_cropping_keeps_the_whole_cells_that_both_have(
     lr: tuple[int, int], hr: tuple[int, int], scale: int, cells: tuple[int, int]
 ) -> None:
     low, high = images(lr, hr)
-    with pytest.raises(BadImageError, match=r"in low resolution, has .*; --crop cuts both"):
+    with pytest.raises(BadImageError, match=r"in low resolution, has .*; `crop` cuts both"):
         fitted(low, high, scale)
     a, b = fitted(low, high, scale, crop=True)
     assert torch.equal(a, low[:, : cells[0], : cells[1]])

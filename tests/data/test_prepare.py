@@ -176,7 +176,7 @@ def test_a_finished_store_is_only_read_back(folder, tmp_path, stopped_after):
 def test_a_store_of_other_photographs_or_another_scale_is_kept(folder, tmp_path):
     store = prepare_store(folder, tmp_path / "store", scale=2, workers=1).folder
     before = content(store)
-    with pytest.raises(ValueError, match="holds a store for scale 2, not 4: give another --out"):
+    with pytest.raises(ValueError, match="holds a store for scale 2, not 4: give another `out`"):
         prepare_store(folder, store, scale=4, workers=1)
     os.utime(folder / "1.png", ns=(0, 0))
     with pytest.raises(ValueError, match=r"other photographs \(1\.png has changed\)"):
@@ -328,7 +328,7 @@ def test_given_versions_that_are_rounded_up_are_cut_with_crop(folder, low, tmp_p
         with Image.open(path) as image:
             size = (image.width + 1, image.height + 1)
             image.transform(size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, 0)).save(path)
-    with pytest.raises(ValueError, match="--crop cuts both to what they share"):
+    with pytest.raises(ValueError, match="`crop` cuts both to what they share"):
         prepare_store(folder, tmp_path / "refused", scale=2, lr=low, workers=1)
     store = prepare_store(folder, tmp_path / "s", scale=2, lr=low, crop=True, workers=1).folder
     for pair, path, given in zip(

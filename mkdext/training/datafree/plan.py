@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
+from mkdext._system.memory import LiveBytes, available_bytes
 from mkdext._system.plugins import named_options
 from mkdext.models import (
     at_scales,
@@ -21,7 +22,7 @@ from mkdext.models.user.trial import check_has_parameters, check_passes_gradient
 from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
-from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
+from mkdext.training.memory import reckons_inner_steps
 from mkdext.training.plan import (
     choose_points,
     is_own,

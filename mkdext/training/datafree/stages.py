@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mkdext.models import SRNetwork, SuperResolver, at_scales, forward_with_features
 from mkdext.synthesis import carry_over, part_counts
+from mkdext.synthesis.randomness import Draw, seed_of
 from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.randomness import Draw, seed_of
 from mkdext.training.plan import Networks, Points, adam, make_step, seeded
 from mkdext.training.steps import Distillation, TrainingStep
 from mkdext.training.student import method_statistics
