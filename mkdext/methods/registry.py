@@ -152,10 +152,19 @@ def try_method(
             raise ValueError(f"{what} gives {loss.item()} for maps of numbers from -1 to 1")
         if not loss.requires_grad:
             raise ValueError(f"{what} gives a loss that does not depend on the student's maps")
+        own = list(method.parameters())
         try:
-            descent = method.gradient(maps, hints, twice, list(method.parameters()))
-            slopes = [s for s in (*descent.maps, *descent.parameters) if s.requires_grad]
-            if twice and slopes:
+            method.gradient(maps, hints, twice, own)
+            if twice:
+                # Of the square: a function that is differentiable once only is passed by in silence
+                # where what arrives at it is a constant.
+                slopes = torch.autograd.grad(
+                    loss.square(),
+                    (*maps, *own),
+                    create_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
                 torch.autograd.backward(torch.stack([s.square().sum() for s in slopes]).sum())
         except RuntimeError as error:
             often = "twice, which the meta-gradient needs" if twice else "at all"
