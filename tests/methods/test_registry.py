@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+from mkdext import methods
 from mkdext.comparison import Comparison
 from mkdext.methods import (
     MKD,
@@ -199,3 +203,13 @@ def test_a_method_that_gives_no_loss_is_refused_before_the_training(name, twice,
 
 def test_a_method_that_is_differentiated_once_need_be_no_oftener(users):
     try_method(make_method(f"{users}:Once", [3], [4]), [[3, 4, 5]], [[4, 4, 5]], False, "it")
+
+
+def test_the_example_of_the_documentation_is_a_method(tmp_path):
+    text = (Path(methods.__file__).parent / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.py").write_text(example)
+    method = make_method(f"{tmp_path}/mine.py:MeanActivation", [3], [4], given={"power": 1})
+    try_method(method, [[3, 4, 5]], [[4, 4, 5]], False, "it")
+    maps, hints = [torch.ones(2, 3, 4, 4)], [torch.full((2, 4, 4, 4), 3.0)]
+    assert float(method(maps, hints)) == 2.0
