@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from mkdext.training.datafree.student import origin
 
 from mkdext.datafree import parse
 from mkdext.synthesis.losses import LossWeights
 from mkdext.training import MetaOptions
 from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
-from mkdext.training.datafree.student import origin
 
 
 @pytest.mark.parametrize(
