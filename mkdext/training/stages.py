@@ -40,8 +40,9 @@ class Stage(ABC):
     steps together."""
     counter: ClassVar[str] = "step"
     """What counts the steps in the metrics."""
-    learns_with_source: ClassVar[bool] = True
-    """Whether what makes the batches learns from the network."""
+    is_student: ClassVar[bool] = True
+    """Whether it is the network that is wanted: it is measured, and what makes the batches may
+    learn from it."""
     title: ClassVar[str] = "training"
     """What the progress is called."""
     whose: ClassVar[str] = ""
@@ -306,7 +307,7 @@ class PrivilegedStage(Stage):
 
     network_name = "privileged_teacher"
     counter = "privileged_step"
-    learns_with_source = False
+    is_student = False
     title = "privileged teacher"
     whose = " of the privileged teacher"
     shown = ("privileged_reconstruction", "privileged_imitation", "lr")

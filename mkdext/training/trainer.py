@@ -179,9 +179,9 @@ class Trainer:
         self.source = source
         self.directory = directory
         self.history = directory.history
-        self.sets = sets
+        self.sets = sets if self.stage.is_student else {}
         self.terminal = terminal
-        self.callback = callback
+        self.callback = callback if self.stage.is_student else None
 
     def run(self, state: SavedState | None, done: Done) -> Done:
         """Take all steps that are left, stage after stage.
@@ -209,8 +209,10 @@ class Trainer:
                 self.terminal, done.step, self.total, patches, self.stage.title
             ) as self.progress,
         ):
+            if not done.step and self.training.made:
+                save_samples(self.training, self.stage.networks, self.directory, self.sets, 0)
             is_due = done.step and self._is_due(self.options.validate_every, done.step)
-            if is_due and not self.directory.has_validation(done.step):
+            if self.sets and is_due and not self.directory.has_validation(done.step):
                 self._validate(done.step)
             ends = False
             for stage in self.stages[self.stages.index(self.stage) :]:
@@ -226,12 +228,12 @@ class Trainer:
         # A stage begins with its first step: a checkpoint at a border is of the stage before.
         self.stage = next(stage for stage in self.stages if done.step <= stage.schedule.end)
         self.stage.begin(None)
+        self.directory.keep_metrics_until(done.step, self.stage.counter)
         if state is None:
             return
         self.stage.load(state)
-        if self.stage.learns_with_source:
+        if self.stage.is_student:
             self.source.load(state)
-        self.directory.keep_metrics_until(done.step, self.stage.counter)
         if done.step < self.total:
             self.terminal.say(f"going on after step {done.step} of {self.total}{self.stage.whose}")
 
@@ -260,7 +262,7 @@ class Trainer:
         with self._explained(taken):
             batch = next(batches)
             values = self.stage.take(step, batch)
-            if self.stage.learns_with_source:
+            if self.stage.is_student:
                 values |= self.source.improve(step, self.stage.networks)
             stopped = stop.received
             self.readings.add(step, values)
@@ -309,7 +311,7 @@ class Trainer:
         """Write all that `_restore` needs."""
         options = {"options": dict(flat(config_of(self.options)))}
         state = {**done._asdict(), **options, **self.stage.state_dict()}
-        if self.stage.learns_with_source:
+        if self.stage.is_student:
             state |= self.source.state_dict()
         made_by = origin(self.options, done.step, self.history)
         checkpoint = self.directory.checkpoint(self.stage.network_name)

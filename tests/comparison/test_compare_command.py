@@ -294,7 +294,7 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--method-options"], "--method-options takes a method and name=value, got nothing"),
         (["--method-options", "fitnet"], "--method-options fitnet takes name=value, got nothing"),
         (["--method-options", "fitnet", "kd-weight=[1"], r"as in YAML, got 'kd-weight=\[1'"),
-        (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
+        (["--method-options", "fitnet", "batch-size=4"], "--batch-size must be the same for all"),
         (["--method-options", "fitnet", "teacher-cache=c"], "teacher-cache must be the same for a"),
         (["--val-dir", "nowhere"], "nowhere does not exist"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),

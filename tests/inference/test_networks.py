@@ -36,9 +36,9 @@ def test_weights_of_a_users_network_are_loaded_into_what_its_factory_makes(
     network = load_network(file, None if saved_by == "mkdext" else 4, name)
     trained = make_own(name, "`model`")
     load_weights(trained, content)
-    lr = torch.rand(1, 3, 9, 7)
+    low = torch.rand(1, 3, 9, 7)
     with torch.no_grad():
-        assert torch.equal(network(lr), adapt(trained, 4, "a network")(lr))
+        assert torch.equal(network(low), adapt(trained, 4, "a network")(low))
     assert (network.architecture, network.scale, network.name) == ("ESPCN", 4, file.stem)
     assert network.parameters == sum(tensor.numel() for tensor in content.values())
 
@@ -99,6 +99,6 @@ def test_a_networks_own_scale_and_weights_of_its_names_do_not_mislead(tmp_path: 
 
 def test_a_picture_stays_as_it_is_where_a_network_works_in_place() -> None:
     network = Network("clip", nn.ReLU6(inplace=True), 1, torch.device("cpu"))
-    lr = torch.full((1, 3, 8, 8), 9.0)
-    assert network(lr).max() == 6
-    assert lr.min() == 9
+    low = torch.full((1, 3, 8, 8), 9.0)
+    assert network(low).max() == 6
+    assert low.min() == 9

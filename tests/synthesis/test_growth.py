@@ -74,8 +74,8 @@ def test_a_grown_student_computes_the_same_once_its_new_parts_do_nothing(student
             # The source is added after each part.
             small.gamma.zero_()
             large.gamma.zero_()
-    lr = torch.rand(1, 3, 8, 8)
-    torch.testing.assert_close(large(lr), small(lr))
+    low = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(large(low), small(low))
 
 
 def test_new_parts_keep_their_own_weights(student):
@@ -96,8 +96,8 @@ def test_the_whole_student_is_the_last_stage(student):
     last = student.with_parts(4)
     assert last.config == student.config and last.scale == student.scale
     carry_over(student, last)
-    lr = torch.rand(1, 3, 8, 8)
-    assert torch.equal(last(lr), student(lr))
+    low = torch.rand(1, 3, 8, 8)
+    assert torch.equal(last(low), student(low))
 
 
 @pytest.mark.parametrize(

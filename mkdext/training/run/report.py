@@ -19,7 +19,7 @@ from torch.nn import functional
 from mkdext._system.figures import figure_file, label
 from mkdext._system.files import atomic_write, write_json
 from mkdext._system.terminal import Terminal, text_table, track
-from mkdext.metrics import to_uint8
+from mkdext.metrics import exact_note, to_uint8
 from mkdext.models.handling import evaluation_mode
 from mkdext.training.assembly import Training
 from mkdext.training.going_on import Run, rates_in_words
@@ -31,7 +31,6 @@ from mkdext.training.validation import (
     Scores,
     Upscaler,
     bicubic,
-    exact_note,
     measure,
     names_of,
     picture,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mkdext.datafree import main, parse
 from mkdext.models import create_model, load_model
-from mkdext.training.datafree import student
+from mkdext.training.run import report
 from mkdext.training.run.directory import RunDirectory
 from mkdext.training.setup import prepare
 from mkdext.training.step import Batch
@@ -147,16 +147,16 @@ def test_no_photograph_is_opened_before_the_training_is_done(
 ):
     flags = [flag for flag in flags if flag not in ("--val-dir", str(photographs))]
     held_out = [photographs / "smooth.png"]
-    monkeypatch.setattr("mkdext.training.photographs.builtin_photographs", lambda split: held_out)
+    monkeypatch.setattr("mkdext.training.sources.builtin_photographs", lambda split: held_out)
     opened = Opened()
     measured = []
-    photographs_of = student.photographs
+    sets_of = report.validation_sets
 
     def measure(*arguments):
         measured.append(list(opened.paths))
-        return photographs_of(*arguments)
+        return sets_of(*arguments)
 
-    monkeypatch.setattr(student, "photographs", measure)
+    monkeypatch.setattr(report, "validation_sets", measure)
     opened.paths = []
     try:
         assert main([*flags, "--out", str(tmp_path / "run")]) == 0

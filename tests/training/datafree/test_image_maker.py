@@ -14,8 +14,8 @@ from mkdext.synthesis.contrastive import discrimination_loss, pooled
 from mkdext.synthesis.generator import LATENT
 from mkdext.synthesis.losses import LossWeights
 from mkdext.synthesis.randomness import Draw, random_for
+from mkdext.training import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.assembly import Training
-from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.going_on import Done
 from mkdext.training.image_maker import (
     CollapseError,

@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from mkdext.training import MetaOptions
+from mkdext.training import DataFreeOptions, MetaOptions
 from mkdext.training.assembly import Training
-from mkdext.training.datafree import DataFreeOptions
 from mkdext.training.setup import prepare
 from mkdext.training.stages import StudentStage
 from mkdext.training.step import Batch
