@@ -14,12 +14,12 @@ from torch import nn
 
 from mkdext._system.memory import PeakMemory
 from mkdext._system.one_at_a_time import one_at_a_time
+from mkdext._system.plugins import in_words as error_in_words
 from mkdext._system.saved_state import SavedState
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
-from mkdext.models.own import evaluation_mode, unwrapped
-from mkdext.models.user_code import in_words as error_in_words
+from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers, rehearse
 from mkdext.training.config_files import config_of

@@ -20,7 +20,7 @@ from mkdext._system.figures import figure_file, label
 from mkdext._system.files import atomic_write, write_json
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.metrics import exact_note, to_uint8
-from mkdext.models.own import evaluation_mode
+from mkdext.models.handling import evaluation_mode
 from mkdext.training.assembly import Training
 from mkdext.training.going_on import Run, rates_in_words
 from mkdext.training.run.directory import HISTORY, RunDirectory
