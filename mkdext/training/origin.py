@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from mkdext._system.plugins import absolute
 from mkdext.data import BUILTIN_NAME
-from mkdext.models.user_code import absolute
 from mkdext.training.config_files import changed_flags
 from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates
 from mkdext.training.options import BUILTIN_DEMO, TrainOptions
@@ -47,6 +47,7 @@ def origin(
     return {
         "command": shlex.join(["python", "-m", "mkdext.train", *changed_flags(options, base)]),
         "student": absolute(options.student),
+        **({"student_options": [*options.student_options]} if options.student_options else {}),
         "scale": options.scale,
         "method": options.method,
         "teacher": None if options.method == "vanilla" else str(teacher),

@@ -16,7 +16,7 @@ from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_g
 from mkdext.methods import DistillationMethod
 from mkdext.models import features_at, forward_with_features
 from mkdext.models.gradient_watch import GradientWatch
-from mkdext.models.own import evaluation_mode
+from mkdext.models.handling import evaluation_mode
 from mkdext.models.stand_ins import call_with
 from mkdext.training.options import MetaOptions
 from mkdext.training.schedule import Phase
