@@ -285,6 +285,7 @@ def test_what_an_option_is_by_default_follows_from_the_others():
     assert default_of(options, "val_dir") == []
 
 
+@pytest.mark.slow
 def test_a_summary_that_is_damaged_is_written_again(finished, run, capsys):
     for content in ("", "[]", "{"):
         (run / "summary.json").write_text(content)
@@ -298,6 +299,7 @@ def test_a_summary_that_is_damaged_is_written_again(finished, run, capsys):
     assert same(run, finished)
 
 
+@pytest.mark.slow
 def test_networks_given_as_objects_are_trained_longer_from_any_first_weights(options, tmp_path):
     def student(seed: int) -> torch.nn.Module:
         torch.manual_seed(seed)

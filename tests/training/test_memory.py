@@ -30,6 +30,7 @@ def test_every_method_has_an_estimate(method):
     assert estimate(options.resolved()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["unrolled", "replayed"])
 def test_what_many_inner_steps_take_is_reckoned_from_few(mode, monkeypatch):
     def of(steps: int) -> TrainOptions:

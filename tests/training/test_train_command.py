@@ -138,6 +138,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(number, reference, flags, tmp_
     assert weights(run) == weights(reference)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoint(reference, flags, tmp_path):
     run = tmp_path / "full"
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, -1));"

@@ -400,6 +400,7 @@ def test_weights_that_fit_nothing_say_which_network_is_nearest(file: Path) -> No
         load_weights(RCAN(SMALL, 4), read_weights(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
 @pytest.mark.parametrize("shape", [(), (0, 0, 3, 3)])
 def test_a_weight_of_an_impossible_shape_never_gets_further(
