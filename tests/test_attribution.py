@@ -46,6 +46,7 @@ def report(folder: Path) -> dict:
     return json.loads((folder / "attribution.json").read_text())
 
 
+@pytest.mark.slow
 def test_networks_are_shown_beside_bicubic_and_the_built_in_one(
     photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

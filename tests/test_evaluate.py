@@ -130,6 +130,7 @@ def test_a_network_of_the_users_is_measured(
     assert mean["psnr_y"] == pytest.approx(np.mean(expected), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "whole picture", "too little"])
 def test_a_photograph_that_does_not_fit_is_enlarged_in_tiles_and_that_is_told(
     kind: str,

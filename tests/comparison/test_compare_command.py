@@ -191,6 +191,7 @@ def test_a_finished_comparison_only_writes_its_report_again(comparison, flags, t
     assert (out / "comparison.md").read_text() == table
 
 
+@pytest.mark.slow
 def test_a_method_or_a_seed_more_trains_only_what_is_missing(comparison, flags, trained, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(comparison, out)

@@ -352,6 +352,7 @@ def test_bad_input_gets_one_clear_message_before_any_work(case, message, flags, 
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_is_refused(estimated, flags, tmp_path, capsys):
     large = ["--batch-size", "1000000", "--patch-size", "16"]
     for many, advice in (

@@ -117,6 +117,7 @@ def test_every_named_network_is_recognised_from_its_weights(name: str) -> None:
     assert found == (type(model), model.config, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
 @pytest.mark.parametrize("scale", [2, 3])
 def test_every_student_comes_back_from_a_file(file: Path, name: str, scale: int) -> None:
