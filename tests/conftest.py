@@ -85,7 +85,7 @@ def own_network(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     (folder / "espcn_of_a_user.py").write_text(ESPCN)
     name, weights = f"{folder / 'espcn_of_a_user.py'}:ESPCN", folder / "espcn.safetensors"
     torch.manual_seed(0)
-    save_model(weights, make_own(name, "--student"), {"student": name, "scale": 4})
+    save_model(weights, make_own(name, "`student`"), {"student": name, "scale": 4})
     return name, weights
 
 

@@ -299,7 +299,7 @@ def test_a_network_that_takes_one_size_only_is_exported_for_that(
     networks: Path, tmp_path: Path
 ) -> None:
     out, name = tmp_path / "own.onnx", f"{networks}:Windows"
-    with pytest.raises(ValueError, match=r"it must take any size.*--size HEIGHT WIDTH$"):
+    with pytest.raises(ValueError, match=r"it must take any size.*`size` HEIGHT WIDTH$"):
         attempt_in_this_process(out, model=name, scale=2)
     # Larger than the photograph, which is repeated.
     made = attempt_in_this_process(out, model=name, scale=2, size=[8, 400])
@@ -418,7 +418,7 @@ def test_only_a_regular_file_is_replaced_and_only_if_asked_by_a_whole_one(
 def test_a_photograph_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     letter, small = tmp_path / "letter.png", tmp_path / "small.png"
     letter.write_text("dear reader")
-    with pytest.raises(ValueError, match=f"--image {letter}: not an image"):
+    with pytest.raises(ValueError, match=f"`image` {letter}: not an image"):
         attempts.photographs(letter, 2, None)
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png is no regular file"):

@@ -13,13 +13,13 @@ import yaml
 
 from mkdext._cli.flags import parse_flags
 from mkdext._system.files import locked, write_text
+from mkdext._system.memory import available_bytes
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.methods import method_class
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.going_on import default_of
-from mkdext.training.memory import available_bytes
 from mkdext.training.options import TrainOptions, known_methods
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import prepare
@@ -100,19 +100,19 @@ class Comparison:
         """
         for flag in ("students", "methods", "seeds"):
             if isinstance(getattr(self, flag), str):
-                raise TypeError(f"--{flag} must be a list, got {getattr(self, flag)!r}")
+                raise TypeError(f"`{flag}` must be a list, got {getattr(self, flag)!r}")
             values = list(getattr(self, flag))
             if not values:
-                raise ValueError(f"--{flag} must name at least one")
+                raise ValueError(f"`{flag}` must name at least one")
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
-                raise ValueError(f"--{flag} has {twice} twice")
+                raise ValueError(f"`{flag}` has {twice} twice")
         known = known_methods()
-        for flag, names in (("methods", self.methods), ("method-options", self.method_options)):
+        for flag, names in (("methods", self.methods), ("method_options", self.method_options)):
             for name in names:
                 if name not in known:
                     raise ValueError(
-                        f"--{flag}: {name} is unknown, there are {', '.join(known)}"
+                        f"`{flag}`: {name} is unknown, there are {', '.join(known)}"
                         f"{did_you_mean(name, known)}"
                     )
         for method, options in self.method_options.items():
@@ -123,9 +123,8 @@ class Comparison:
                 )
             for name in options:
                 if name in (*_OF_A_CELL, *_EQUAL_FOR_ALL):
-                    flag = name.replace("_", "-")
                     raise ValueError(
-                        f"`method_options` {method}: {flag} must be the same for all methods"
+                        f"`method_options` {method}: `{name}` must be the same for all methods"
                     )
 
     @property

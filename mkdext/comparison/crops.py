@@ -35,7 +35,7 @@ class _Differing(NamedTuple):
     """Between the methods, in the window."""
     window: Window
     name: str
-    hr: Tensor
+    high: Tensor
     pictures: dict[str, tuple[Tensor, float]]
     """uint8 `[3, H, W]` and PSNR-Y in dB of the whole, by way of enlarging."""
 
@@ -83,7 +83,7 @@ def save_crops(out: Path, results: Sequence[Result], console: Terminal) -> list[
                 most = sorted([*most, photograph], key=lambda p: -p.variance)[:_ROWS]
             sheet = ContactSheet(["HR", "bicubic", *networks])
             for photograph in most:
-                sheet.add(photograph.name, photograph.hr, photograph.pictures, photograph.window)
+                sheet.add(photograph.name, photograph.high, photograph.pictures, photograph.window)
             files.append(out / fitting(f"crops_{as_folder(student)}_{name}", ".png"))
             sheet.save(files[-1])
     return files
@@ -111,9 +111,9 @@ def _differing(
     ways: dict[str, Upscaler] = {"bicubic": bicubic(scale), **networks}
     count = min(len(pairs), _PICTURES)
     for index in (number * len(pairs) // count for number in range(count)):
-        lr, hr = pairs[index]
-        made = {way: picture(upscale, lr) for way, upscale in ways.items()}
+        low, high = pairs[index]
+        made = {way: picture(upscale, low) for way, upscale in ways.items()}
         of_methods = torch.stack([made[method] for method in networks]).float()
         window, variance = strongest_window(of_methods.var(dim=0, correction=0).mean(dim=0))
-        scored = {way: (sr, psnr_y(sr, hr, scale)) for way, sr in made.items()}
-        yield _Differing(variance, window, pairs.paths[index].name, hr, scored)
+        scored = {way: (sr, psnr_y(sr, high, scale)) for way, sr in made.items()}
+        yield _Differing(variance, window, pairs.paths[index].name, high, scored)

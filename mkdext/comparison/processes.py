@@ -17,11 +17,11 @@ from rich.progress import BarColumn, TaskProgressColumn, TimeElapsedColumn
 
 from mkdext._system.errors import WorkStopped
 from mkdext._system.files import write_text
+from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
 from mkdext.training.config_files import config_of
 from mkdext.training.run_directory import RunDirectory
-from mkdext.training.signals import StopSignals
 
 _POLL_SECONDS = 1.0
 _PLAIN_SECONDS = 30.0

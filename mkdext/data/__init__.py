@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mkdext.data.builtin import builtin_photographs
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.decoding import BadImageError, Decoded, Levels, decode, profile_fits, read_header
@@ -53,18 +51,3 @@ __all__ = [
     "read_image",
     "read_store",
 ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m mkdext.data`.
-
-    Args:
-        arguments: Name of the command and flags; none: those of the process.
-
-    Returns:
-        The exit status.
-    """
-    # The command line's libraries are not for those who import the package.
-    from mkdext.data.__main__ import main
-
-    return main(arguments)

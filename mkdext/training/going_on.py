@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mkdext._system.reading import entry
+from mkdext._system.saved_state import SavedState
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.options import SharedOptions
 from mkdext.training.run_directory import Changes, RunDirectory, flat, in_words
-from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import Phase
 
 _FREE = frozenset(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from mkdext._system.memory import PeakMemory
+from mkdext._system.saved_state import SavedState
+from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal
 from mkdext.models.user_code import in_words
 from mkdext.training.config_files import config_of
@@ -21,8 +23,7 @@ from mkdext.training.options import SharedOptions
 from mkdext.training.progress import TrainingProgress
 from mkdext.training.readings import Readings
 from mkdext.training.run_directory import RunDirectory, flat
-from mkdext.training.saved_state import SavedState
-from mkdext.training.signals import StopSignals, TrainingStopped
+from mkdext.training.signals import TrainingStopped
 from mkdext.training.steps import NonFiniteError, TrainingFailed
 from mkdext.training.tensorboard import tensorboard
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
+from mkdext._system.memory import LiveBytes, available_bytes
 from mkdext.methods import MKD, DistillationMethod, method_class
 from mkdext.models import (
     WHOLE,
@@ -23,7 +24,7 @@ from mkdext.models import (
 )
 from mkdext.models.own import copy_with_tensors, layout, placed, set_training_mode
 from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
-from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
+from mkdext.training.memory import reckons_inner_steps
 from mkdext.training.options import SharedOptions, TrainOptions
 from mkdext.training.privileged import (
     PrivilegedNetwork,

@@ -109,11 +109,10 @@ def refuse_teacher_options(options: TrainOptions) -> None:
     for name, reason in _REFUSED.items():
         value = getattr(options, name)
         if value:
-            flag = "--" + name.replace("_", "-")
             given = " ".join(value) if isinstance(value, tuple) else value
             raise ValueError(
-                f"{flag}: `method` {options.method} trains a teacher of its own, {reason}; leave "
-                f"out {flag} {given}"
+                f"`{name}`: `method` {options.method} trains a teacher of its own, {reason}; leave "
+                f"out `{name}` {given}"
             )
 
 

@@ -17,8 +17,9 @@ from torch.nn import functional
 from mkdext._system.figures import figure_file, label
 from mkdext._system.files import atomic_write, write_json
 from mkdext._system.terminal import Terminal, text_table
+from mkdext.metrics import exact_note
 from mkdext.training.run_directory import RunDirectory
-from mkdext.training.validation import Scores, exact_note
+from mkdext.training.validation import Scores
 
 STRIP_SIDE = 160
 """Width and height of each picture of a strip, in high-resolution pixels."""

@@ -16,8 +16,8 @@ from torch import nn
 from mkdext._system.errors import WorkFailed
 from mkdext._system.files import as_json, check_writable, locked, write_text
 from mkdext._system.reading import entry, parse_json, read_bytes, read_json, read_yaml
+from mkdext._system.saved_state import SavedState, write_state
 from mkdext.models import save_model
-from mkdext.training.saved_state import SavedState, write_state
 
 HISTORY = "changes"
 """Name in `config.yaml` of what became of the options since the run began: a list of mappings,

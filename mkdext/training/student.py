@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from mkdext._system.saved_state import SavedState
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.data import ImagePairs, PatchSampler
@@ -27,7 +28,6 @@ from mkdext.training.progress import measuring, track
 from mkdext.training.rehearsal import first_and_smallest, rehearse, try_on
 from mkdext.training.report import conclude, save_curves, save_strip
 from mkdext.training.run_directory import HISTORY, RunDirectory
-from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import phase
 from mkdext.training.steps import NonFiniteError, TrainingFailed, TrainingStep
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache

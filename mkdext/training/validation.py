@@ -18,8 +18,6 @@ from mkdext.training.steps import NonFiniteError, TrainingFailed
 Upscaler = Callable[[Tensor], Tensor]
 """Maps `[1, 3, h, w]` in [0, 1] to `[1, 3, scale*h, scale*w]`."""
 
-_NAMED = 10
-
 
 class Scores(TypedDict):
     """Means over the photographs of a set."""
@@ -75,13 +73,6 @@ def measure(
 def names_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[str] | None:
     """Names of photographs, where they have any."""
     return [path.name for path in pairs.paths] if isinstance(pairs, ImagePairs) else None
-
-
-def exact_note(way: str, names: Sequence[str]) -> str:
-    """What to tell of photographs that are met exactly."""
-    listed = ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
-    many = f"{len(names)} photographs" if len(names) > 1 else "1 photograph"
-    return f"{way}: {many} met exactly ({listed}), left out of the mean PSNR"
 
 
 @torch.no_grad()

@@ -253,13 +253,13 @@ def test_a_training_ends_with_a_comparison_that_is_killed(flags, tmp_path):
     )
     while comparison.poll() is None and not (cell / "metrics.jsonl").exists():
         time.sleep(0.02)
-    with pytest.raises(ValueError, match="is in use"), locked(cell, "--out", "training"):
+    with pytest.raises(ValueError, match="is in use"), locked(cell, "`out`", "training"):
         pass
     comparison.kill()
     comparison.communicate()
     ended = time.monotonic()
     while time.monotonic() < ended + 20:
-        with contextlib.suppress(ValueError), locked(cell, "--out", "training"):
+        with contextlib.suppress(ValueError), locked(cell, "`out`", "training"):
             return
         time.sleep(0.02)
     pytest.fail("the training goes on")
@@ -294,7 +294,7 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--method-options"], "--method-options takes a method and name=value, got nothing"),
         (["--method-options", "fitnet"], "--method-options fitnet takes name=value, got nothing"),
         (["--method-options", "fitnet", "kd-weight=[1"], r"as in YAML, got 'kd-weight=\[1'"),
-        (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
+        (["--method-options", "fitnet", "batch-size=4"], "--batch-size must be the same for all"),
         (["--method-options", "fitnet", "teacher-cache=c"], "teacher-cache must be the same for a"),
         (["--val-dir", "nowhere"], "nowhere does not exist"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),

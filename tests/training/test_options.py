@@ -32,13 +32,12 @@ from mkdext.training.config_files import config_of, read_config
     ],
 )
 def test_an_impossible_value_is_refused_by_name(name, value):
-    flag = "--" + name.replace("_", "-")
-    with pytest.raises(ValueError, match=rf"^{flag} must be .*got '?{value}"):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be .*got '?{value}"):
         dataclasses.replace(TrainOptions(), **{name: value})
 
 
 def test_no_inner_step_is_refused():
-    with pytest.raises(ValueError, match=r"^--meta\.steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^`meta\.steps` must be at least 1, got 0"):
         MetaOptions(steps=0)
 
 
@@ -114,8 +113,8 @@ def test_a_number_that_yaml_takes_for_a_text_is_a_number(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lr: -1", "--config FILE: --lr must be positive, got -1.0"),
-        ("meta: {steps: 0}", "--config FILE: --meta.steps must be at least 1, got 0"),
+        ("lr: -1", "--config FILE: `lr` must be positive, got -1.0"),
+        ("meta: {steps: 0}", "--config FILE: `meta.steps` must be at least 1, got 0"),
     ],
 )
 def test_a_number_out_of_range_is_told_with_the_file_that_it_is_in(text, message, tmp_path):

@@ -230,7 +230,7 @@ def test_a_dry_run_shows_the_teachers_training(pisr, tmp_path, capsys):
 
 
 def test_the_teacher_is_trained_as_long_as_the_student_by_default():
-    with pytest.raises(ValueError, match="--privileged-iterations must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`privileged_iterations` must be at least 1, got 0"):
         TrainOptions(privileged_iterations=0)
     assert TrainOptions(method="pisr", iterations=7).resolved().privileged_iterations == 7
     assert TrainOptions(method="mkd", iterations=7).resolved().privileged_iterations is None
@@ -270,7 +270,7 @@ class Rounded(Sharpener):
 
 
 def networks(student: nn.Module) -> Networks:
-    return Networks(adapt(student, 4, "--student"), None)
+    return Networks(adapt(student, 4, "`student`"), None)
 
 
 def test_a_network_of_enlarged_luma_can_be_the_decoder(options):
@@ -296,7 +296,7 @@ def test_a_network_of_enlarged_luma_can_be_the_decoder(options):
     [
         (Detached, ("0", "2"), "student Detached must pass a gradient to its image, .* arrives"),
         (Rounded, ("0", "2"), "student Rounded must pass a gradient .*: no gradient arrives"),
-        (Sharpener, (), "--student-points: network Sharpener declares no distillation points"),
+        (Sharpener, (), "`student_points`: network Sharpener declares no distillation points"),
     ],
 )
 def test_a_network_that_cannot_be_a_decoder_is_refused(student, points, reason, options):
@@ -308,6 +308,6 @@ def test_a_network_that_cannot_be_a_decoder_is_refused(student, points, reason, 
 def test_networks_given_as_objects_are_refused(options):
     images = [np.zeros((40, 40, 3), np.uint8)]
     student = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4))
-    with pytest.raises(ValueError, match=r"distill: --method pisr trains a teacher of its own and"):
+    with pytest.raises(ValueError, match=r"distill: `method` pisr trains a teacher of its own and"):
         distill(student, builtin_teacher(), images, options)
     assert not options.out.exists()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mkdext._system.saved_state import SavedState, write_state
 from mkdext.datafree import main as datafree
 from mkdext.train import main
-from mkdext.training.saved_state import SavedState, write_state
 
 NETS = """
 import torch

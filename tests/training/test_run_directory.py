@@ -64,7 +64,7 @@ def test_numbers_that_are_not_finite_are_no_numbers(run):
 )
 def test_a_damaged_configuration_is_told(content, run):
     run.config.write_text(content)
-    with pytest.raises(ValueError, match=r"config\.yaml is damaged \(.*give another --out"):
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged \(.*give another `out`"):
         run.check({"lr": 1})
 
 

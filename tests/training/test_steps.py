@@ -290,13 +290,13 @@ def test_a_share_of_the_reconstruction_loss_is_taken_against_the_teachers_pictur
 
 
 def test_nobody_can_be_imitated_without_a_teacher():
-    with pytest.raises(ValueError, match=r"--imitation must be 0 with --method vanilla.*got 0\.5"):
+    with pytest.raises(ValueError, match=r"`imitation` must be 0 with `method` vanilla.*got 0\.5"):
         dataclasses.replace(TINY, method="vanilla", imitation=0.5)
 
 
 def test_points_of_a_method_of_pictures_are_refused():
     options = dataclasses.replace(TINY, method="response", student_points=("body.0",))
-    with pytest.raises(ValueError, match=r"--student-points: --method response compares .*body\.0"):
+    with pytest.raises(ValueError, match=r"`student_points`: `method` response compares .*body\.0"):
         prepare(options)
 
 

@@ -75,7 +75,7 @@ def test_a_failure_of_the_compiler_is_told_in_a_sentence(network, lr, monkeypatc
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     teacher = Teacher(network, POINTS, [(8, 8)] * 2)
-    with pytest.raises(ValueError, match=r"^--teacher-compile: .*RuntimeError: no compiler found$"):
+    with pytest.raises(ValueError, match=r"^`teacher_compile`: .*RuntimeError: no compiler found$"):
         teacher.compile(lr, HR)
     assert len(teacher(lr, HR)) == 2
 

@@ -151,7 +151,7 @@ def test_a_cache_of_something_else_is_refused_and_left_as_it_is(
     with pytest.raises(ValueError, match=reason) as refused:
         make(folder, pairs, net, **change).fill()
     message = str(refused.value)
-    assert message.startswith(f"--teacher-cache {folder} does not fit: ")
+    assert message.startswith(f"`teacher_cache` {folder} does not fit: ")
     assert message.endswith("name another folder, or delete this one to compute it again")
     assert before == [(folder / name).read_bytes() for name in ("maps.bin", "cache.json")]
 
@@ -171,7 +171,7 @@ def test_an_edited_index_is_told(change, reason, tmp_path, pairs):
     make(tmp_path, pairs).fill()
     index = tmp_path / "cache.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | change))
-    with pytest.raises(ValueError, match=r"--teacher-cache .* does not fit") as told:
+    with pytest.raises(ValueError, match=r"`teacher_cache` .* does not fit") as told:
         make(tmp_path, pairs).fill()
     assert reason in str(told.value)
 

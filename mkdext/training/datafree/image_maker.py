@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.device import sent
+from mkdext._system.saved_state import SavedState
 from mkdext.models import check_points, features_at, forward_with_features
 from mkdext.models.own import evaluation_mode
 from mkdext.synthesis import (
@@ -30,9 +31,8 @@ from mkdext.synthesis import (
 )
 from mkdext.synthesis.contrastive import discrimination_loss, pooled
 from mkdext.synthesis.generator import LATENT
+from mkdext.synthesis.randomness import Draw, random_for
 from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.randomness import Draw, random_for
-from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import cosine
 from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
 

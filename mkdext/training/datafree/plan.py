@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
+from mkdext._system.memory import LiveBytes, available_bytes
 from mkdext.models import default_points, resolve_student, resolve_teacher, select_points
 from mkdext.models.own import placed, set_training_mode
 from mkdext.models.trial import check_has_parameters, check_passes_gradient
@@ -15,7 +16,7 @@ from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
-from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
+from mkdext.training.memory import reckons_inner_steps
 from mkdext.training.plan import (
     choose_points,
     is_own,

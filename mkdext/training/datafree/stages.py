@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mkdext.models import SRNetwork, forward_with_features
 from mkdext.synthesis import carry_over, part_counts, with_parts
 from mkdext.synthesis.growth import name_in
+from mkdext.synthesis.randomness import Draw, seed_of
 from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.randomness import Draw, seed_of
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.plan import Networks, Points, adam, make_step, seeded
 from mkdext.training.steps import Distillation, TrainingStep

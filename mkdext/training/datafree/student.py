@@ -14,11 +14,11 @@ from mkdext._system.terminal import Terminal
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.synthesis import procedural_images
+from mkdext.synthesis.randomness import Draw, drawn, random_for
 from mkdext.training.config_files import changed_flags
 from mkdext.training.datafree.image_maker import CollapseError, require_different
 from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates
 from mkdext.training.datafree.plan import Plan, prepare
-from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.report import save_sheet, save_summary
 from mkdext.training.datafree.stages import Stage
 from mkdext.training.going_on import Run, checked_run, rates_in_words

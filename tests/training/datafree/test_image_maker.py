@@ -6,12 +6,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from mkdext._system.saved_state import SavedState
 from mkdext.data import imresize
 from mkdext.models import features_at
 from mkdext.synthesis import global_views, local_views, procedural_images
 from mkdext.synthesis.contrastive import discrimination_loss, pooled
 from mkdext.synthesis.generator import LATENT
 from mkdext.synthesis.losses import LossWeights
+from mkdext.synthesis.randomness import Draw, random_for
 from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.datafree.image_maker import (
     CollapseError,
@@ -20,11 +22,9 @@ from mkdext.training.datafree.image_maker import (
     require_different,
 )
 from mkdext.training.datafree.plan import Plan, prepare
-from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.student import DataFreeLoop
 from mkdext.training.loop import Done
 from mkdext.training.run_directory import RunDirectory
-from mkdext.training.saved_state import SavedState
 
 
 @pytest.fixture
@@ -250,14 +250,6 @@ def test_a_collapse_is_measured_against_the_untrained_generator(options):
     diversity = measured(maker.samples(64))["image_diversity"].item()
     assert maker.least_diversity == pytest.approx(diversity / 5)
     assert 0.01 < maker.least_diversity < diversity
-
-
-def test_scales_are_drawn_evenly_and_by_the_seed():
-    scales = (2, 3, 4)
-    sequence = [drawn(scales, 0, Draw.SCALE, step) for step in range(600)]
-    assert all(150 < sequence.count(scale) < 250 for scale in scales)
-    assert sequence == [drawn(scales, 0, Draw.SCALE, step) for step in range(600)]
-    assert sequence != [drawn(scales, 0, Draw.GENERATION_SCALE, step) for step in range(600)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
 
 from mkdext.train import main
 from mkdext.training import TrainOptions, train
 from mkdext.training.plan import Plan, prepare
 from mkdext.training.run_directory import RunDirectory
-from mkdext.training.saved_state import SavedState
 from mkdext.training.student import load_checkpoint
 
 State = dict[str, Any]
@@ -212,25 +210,6 @@ def test_an_edited_checkpoint_is_told_with_what_is_wrong(name, run, plan):
         load_checkpoint(run, plan)
     assert message in str(told.value) and "state.pt" in str(told.value)
     assert "\n" not in str(told.value)
-
-
-class Observer(nn.Module):
-    """Keeps as many numbers as it has seen channels, like those of quantisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("largest", torch.empty(0))
-
-    def _load_from_state_dict(self, state, prefix, *given) -> None:
-        self.largest = torch.empty_like(state[f"{prefix}largest"])
-        super()._load_from_state_dict(state, prefix, *given)
-
-
-def test_a_module_may_decide_about_its_buffers():
-    module = nn.Sequential(nn.Linear(2, 2), Observer())
-    trained = {**module.state_dict(), "1.largest": torch.tensor([1.0, 2.0, 3.0])}
-    SavedState({"student": trained}, "it", "delete it").load_module("student", module)
-    assert module[1].largest.tolist() == [1, 2, 3]
 
 
 def test_a_state_that_is_no_mapping_is_told(run, plan):
