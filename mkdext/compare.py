@@ -57,7 +57,7 @@ class CompareCommand(TrainOptions):
     """How many seeds, counted from --seed."""
     jobs: int | None = None
     """Trainings at once; none: as many as the processor has cores, on a GPU one."""
-    method_options: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    method_options: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # type: ignore[assignment]
     """Options of one method alone: its name and then the options, as in
     --method-options mkd kd-weight=3e-3 meta.every=4; may be given for each method."""
     config: Path | None = None
@@ -80,7 +80,7 @@ class CompareCommand(TrainOptions):
             ValueError: A list is empty or has a name that is unknown or twice, or an option of one
                 method is not usable.
         """
-        names = [field.name for field in dataclasses.fields(TrainOptions)]
+        names = {field.name for field in dataclasses.fields(TrainOptions)} - {"method_options"}
         return Comparison(
             TrainOptions(**{name: getattr(self, name) for name in names}),
             _split(self.students),

@@ -17,7 +17,7 @@ from mkdext._system.memory import available_bytes
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
-from mkdext.methods import method_class
+from mkdext.methods import known_method, method_class
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.going_on import default_of
 from mkdext.training.options import TrainOptions, known_methods
@@ -110,7 +110,7 @@ class Comparison:
         known = known_methods()
         for flag, names in (("methods", self.methods), ("method_options", self.method_options)):
             for name in names:
-                if name not in known:
+                if name != REFERENCE and not known_method(name):
                     raise ValueError(
                         f"`{flag}`: {name} is unknown, there are {', '.join(known)}"
                         f"{did_you_mean(name, known)}"
@@ -148,7 +148,7 @@ class Comparison:
         ]
 
     def _options(self, student: str, method: str, seed: int) -> TrainOptions:
-        where = Path(as_folder(student)) / method / f"seed-{seed}"
+        where = Path(as_folder(student)) / as_folder(method) / f"seed-{seed}"
         options = dataclasses.replace(
             self.base,
             student=student,
@@ -247,11 +247,11 @@ class Comparison:
             yield
 
 
-def as_folder(student: str) -> str:
-    """The name of a student's folder.
+def as_folder(name: str) -> str:
+    """The name of the folder of a student or method.
 
     Example:
         >>> as_folder("nets/small.py:make")
         'nets_small.py_make'
     """
-    return re.sub(r"[^\w.-]+", "_", student)
+    return re.sub(r"[^\w.-]+", "_", name)

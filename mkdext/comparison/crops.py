@@ -18,7 +18,7 @@ from mkdext.data import ImagePairs
 from mkdext.inference.contact_sheet import ContactSheet, strongest_window
 from mkdext.metrics import Window, psnr_y
 from mkdext.models import load_weights, read_weights, resolve_student
-from mkdext.models.own import unwrapped
+from mkdext.models.handling import unwrapped
 from mkdext.training import TrainOptions
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.progress import track

@@ -13,8 +13,8 @@ from typing import Any
 from mkdext._cli.wording import in_flags
 from mkdext._system.field_types import WrongKind, as_kind, kinds_of
 from mkdext._system.near_names import did_you_mean
+from mkdext._system.plugins import absolute
 from mkdext._system.reading import read_yaml
-from mkdext.models.user_code import absolute
 from mkdext.training.options import BUILTIN_DEMO, SharedOptions, TrainOptions
 from mkdext.training.run_directory import HISTORY, RunDirectory
 
@@ -169,8 +169,9 @@ def config_of(options: SharedOptions) -> dict[str, Any]:
 
     config: dict[str, Any] = plain(dataclasses.asdict(options))
     del config["out"]
-    for name in ("student", "teacher"):
-        config[name] = config[name] and absolute(config[name])
+    for name in ("student", "teacher", "method", "loss"):
+        if config.get(name):
+            config[name] = absolute(config[name])
     return config
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mkdext._system.memory import PeakMemory
+from mkdext._system.plugins import in_words
 from mkdext._system.saved_state import SavedState
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal
-from mkdext.models.user_code import in_words
 from mkdext.training.config_files import config_of
 from mkdext.training.going_on import require_same_run
 from mkdext.training.options import SharedOptions

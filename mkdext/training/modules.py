@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
-from mkdext.models.own import evaluation_mode, modes_kept
+from mkdext.models.handling import evaluation_mode, modes_kept
 from mkdext.training.going_on import checked_run
 from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.options import TrainOptions

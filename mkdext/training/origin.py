@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from mkdext.models.user_code import absolute
+from mkdext._system.plugins import absolute
 from mkdext.training.config_files import changed_flags
 from mkdext.training.options import BUILTIN_DEMO, TrainOptions
 from mkdext.training.photographs import BUILTIN_NAME
@@ -33,6 +33,7 @@ def origin(options: TrainOptions, steps: int, history: Sequence[Any] = ()) -> di
     return {
         "command": shlex.join(["python", "-m", "mkdext.train", *changed_flags(options, base)]),
         "student": absolute(options.student),
+        **({"student_options": [*options.student_options]} if options.student_options else {}),
         "scale": options.scale,
         "method": options.method,
         "teacher": None if options.method == "vanilla" else str(teacher),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
 from mkdext._system.memory import LiveBytes, available_bytes
-from mkdext.methods import MKD, DistillationMethod, method_class
+from mkdext._system.plugins import is_reference, named_options
+from mkdext.methods import make_method, method_class, try_method
 from mkdext.models import (
     WHOLE,
     SRNetwork,
@@ -22,8 +23,9 @@ from mkdext.models import (
     resolve_teacher,
     select_points,
 )
-from mkdext.models.own import copy_with_tensors, layout, placed, set_training_mode
-from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.models.handling import copy_with_tensors, layout, placed, set_training_mode
+from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.training.losses import make_loss
 from mkdext.training.memory import reckons_inner_steps
 from mkdext.training.options import SharedOptions, TrainOptions
 from mkdext.training.privileged import (
@@ -35,6 +37,7 @@ from mkdext.training.privileged import (
 from mkdext.training.steps import Distillation, TrainingStep
 from mkdext.training.teacher import Teacher
 
+_Network = TypeVar("_Network", bound=nn.Module)
 _POINTS = 4  # as in MKD's experiments
 
 
@@ -112,12 +115,19 @@ def make_networks(options: TrainOptions) -> Networks:
         ValueError: A name or weights are not usable.
     """
     with seeded(options.seed, torch.device("cpu")):
-        student = resolve_student(options.student, options.scale)
+        of_student = named_options(options.student_options, "`student_options`")
+        student = resolve_student(options.student, options.scale, of_student)
+    if options.method == "vanilla" and options.method_options:
+        raise ValueError(
+            f"`method_options` {' '.join(options.method_options)}: `method` vanilla has none; "
+            "leave them out"
+        )
     if options.privileged:
         refuse_teacher_options(options)
     if options.method == "vanilla" or options.privileged:
         return Networks(student, None)
-    teacher = resolve_teacher(options.teacher, options.teacher_weights, options.scale)
+    of_teacher = named_options(options.teacher_options, "`teacher_options`")
+    teacher = resolve_teacher(options.teacher, options.teacher_weights, options.scale, of_teacher)
     return Networks(student, teacher)
 
 
@@ -178,7 +188,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def on_meta(network: nn.Module) -> nn.Module:
+def on_meta(network: _Network) -> _Network:
     """A copy of a network whose tensors have shapes but no memory."""
     return copy_with_tensors(network, lambda tensor: tensor.to("meta"))
 
@@ -224,7 +234,7 @@ def make_step(
     Raises:
         ValueError: The networks do not go together.
     """
-    student = placed(networks.student, device)
+    student, loss = placed(networks.student, device), make_loss(options.loss)
     network, kind, side = networks.teacher, Teacher, options.patch_size
     if options.privileged:
         with seeded(options.seed, device):
@@ -235,13 +245,14 @@ def make_step(
         network = placed(network, device)
     if network is None:
         optimizer = make_optimizer(student.parameters(), options.lr)
-        return TrainingStep(options, student, optimizer, None)
+        return TrainingStep(options, student, optimizer, None, loss)
     student_points, teacher_points = points or choose_points(options, student, network)
     maps = check_points(student, student_points, options.patch_size)
     teacher_maps = check_points(network, teacher_points, side)
     with seeded(options.seed, device):
         channels = [m.channels for m in maps], [m.channels for m in teacher_maps]
-        method = _make_method(options, *channels).to(device)
+        given = named_options(options.method_options, "`method_options`")
+        method = make_method(options.method, *channels, [options.mkd], given).to(device)
     meta = {
         "published": method.meta_parameters(),
         "plain": [],
@@ -250,22 +261,16 @@ def make_step(
     decay = options.meta.weight_decay
     meta_optimizer = torch.optim.Adam(meta, options.meta.lr, weight_decay=decay) if meta else None
     sizes = [(m.height, m.width) for m in maps]
+    if is_reference(options.method) and device.type != "meta":
+        fitted = [(t.channels, *size) for t, size in zip(teacher_maps, sizes, strict=True)]
+        try_method(method, maps, fitted, bool(meta), f"`method` {options.method}")
     if options.imitation:
         picture = options.patch_size * options.scale
         teacher_points, sizes = [*teacher_points, WHOLE], [*sizes, (picture, picture)]
     teacher = kind(network, teacher_points, sizes, getattr(torch, options.teacher_dtype))
     distillation = Distillation(teacher, student_points, method, meta_optimizer)
     trained = (*student.parameters(), *distillation.adapters.values())
-    return TrainingStep(options, student, make_optimizer(trained, options.lr), distillation)
-
-
-def _make_method(
-    options: TrainOptions, student_channels: list[int], teacher_channels: list[int]
-) -> DistillationMethod:
-    method = method_class(options.method)
-    if issubclass(method, MKD):
-        return method(student_channels, teacher_channels, options.mkd)
-    return method(student_channels, teacher_channels)
+    return TrainingStep(options, student, make_optimizer(trained, options.lr), distillation, loss)
 
 
 def choose_points(options: TrainOptions, student: nn.Module, teacher: nn.Module) -> Points:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mkdext._system.terminal import Terminal
 from mkdext.data import PatchSampler
 from mkdext.methods.pisr import PrivilegedEncoder, privileged_loss
-from mkdext.models.own import copy_with_tensors, layout
+from mkdext.models.handling import copy_with_tensors, layout
 from mkdext.training.loop import Done, Loop
 from mkdext.training.options import TrainOptions
 from mkdext.training.origin import origin

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
+from mkdext._system.plugins import in_words
 from mkdext._system.saved_state import SavedState, serialized
 from mkdext.models import check_comes_back
-from mkdext.models.own import evaluation_mode, unwrapped
-from mkdext.models.user_code import in_words
+from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.training.validation import picture
 
 Pair = tuple[Tensor, Tensor]

@@ -14,7 +14,7 @@ from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
-from mkdext.models.own import evaluation_mode, layout, unwrapped
+from mkdext.models.handling import evaluation_mode, layout, unwrapped
 from mkdext.training.going_on import Run, checked_run, rates_in_words
 from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mkdext._system.plugins import in_words
 from mkdext.models import features_at, resized
-from mkdext.models.own import copy_with_tensors
-from mkdext.models.user_code import in_words
+from mkdext.models.handling import copy_with_tensors
 from mkdext.training.precision import computing_in
 
 

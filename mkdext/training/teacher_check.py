@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mkdext.data import ImagePairs, builtin_photographs
 from mkdext.metrics import psnr_y
 from mkdext.models import SRNetwork
-from mkdext.models.own import evaluation_mode
+from mkdext.models.handling import evaluation_mode
 from mkdext.training.validation import Upscaler, bicubic, picture
 
 _SIDE = 48  # of a cutting, in low-resolution pixels

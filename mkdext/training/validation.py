@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
+from mkdext._system.plugins import in_words
 from mkdext.data import ImagePairs, imresize
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
-from mkdext.models.user_code import in_words
 from mkdext.training.steps import NonFiniteError, TrainingFailed
 
 Upscaler = Callable[[Tensor], Tensor]

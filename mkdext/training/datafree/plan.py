@@ -9,12 +9,18 @@ from torch import nn
 
 from mkdext._system.device import checked_device
 from mkdext._system.memory import LiveBytes, available_bytes
-from mkdext.models import default_points, resolve_student, resolve_teacher, select_points
-from mkdext.models.own import placed, set_training_mode
-from mkdext.models.trial import check_has_parameters, check_passes_gradient
+from mkdext._system.plugins import named_options
+from mkdext.models import (
+    at_scales,
+    default_points,
+    resolve_student,
+    resolve_teacher,
+    select_points,
+)
+from mkdext.models.handling import placed, set_training_mode
+from mkdext.models.user.trial import check_has_parameters, check_passes_gradient
 from mkdext.training.datafree.image_maker import ImageMaker
 from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
 from mkdext.training.memory import reckons_inner_steps
 from mkdext.training.plan import (
@@ -57,11 +63,13 @@ def prepare(options: DataFreeOptions) -> Plan:
     device = checked_device(options.device)
     scale = options.scale[0]
     with seeded(options.seed, torch.device("cpu")):
-        student = resolve_student(options.student, scale)
+        of_student = named_options(options.student_options, "`student_options`")
+        student = resolve_student(options.student, scale, of_student)
     set_training_mode(student)
     check_has_parameters(student)
     at_scales(student, options.scale, "`student`")
-    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale)
+    of_teacher = named_options(options.teacher_options, "`teacher_options`")
+    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
     teachers = at_scales(teacher, options.scale, "`teacher`")
     schedule = Schedule.of(options, student)
     points = None

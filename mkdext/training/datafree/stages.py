@@ -10,12 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mkdext.models import SRNetwork, forward_with_features
-from mkdext.synthesis import carry_over, part_counts, with_parts
-from mkdext.synthesis.growth import name_in
+from mkdext.models import SRNetwork, SuperResolver, at_scales, forward_with_features
+from mkdext.synthesis import carry_over, part_counts
 from mkdext.synthesis.randomness import Draw, seed_of
 from mkdext.training.datafree.options import DataFreeOptions
-from mkdext.training.datafree.scales import at_scales
 from mkdext.training.plan import Networks, Points, adam, make_step, seeded
 from mkdext.training.steps import Distillation, TrainingStep
 from mkdext.training.student import method_statistics
@@ -27,9 +25,9 @@ _DFSR_GRADIENT = 0.4  # norm to which the code of DFSR cuts the gradient of its 
 class ByScale(NamedTuple):
     """Who learns from whom."""
 
-    student: nn.Module
+    student: SuperResolver
     """With all its parts, of the first scale."""
-    teachers: dict[int, nn.Module]
+    teachers: dict[int, SuperResolver]
     points: Points | None
     """What is compared beside the pictures."""
 
@@ -154,7 +152,7 @@ def begin_stage(
     if len(schedule.parts) > 1:
         assert isinstance(student, SRNetwork)  # Others have one stage.
         with seeded(seed_of(options.seed, Draw.NEW_PARTS, index), device):
-            grown = with_parts(student, schedule.parts[index])
+            grown = student.with_parts(schedule.parts[index])
         if before:
             assert isinstance(before.student, SRNetwork)
             carry_over(before.student, grown)
@@ -192,7 +190,7 @@ def dfsr_sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optim
 
 def _points_of_parts(student: SRNetwork, whole: SRNetwork, points: Points) -> Points | None:
     """Those of the distillation points that a student has already; none if it has none."""
-    named = [(name_in(student, whole, own), other) for own, other in zip(*points, strict=True)]
+    named = [(whole.name_in(student, own), other) for own, other in zip(*points, strict=True)]
     there = [(own, other) for own, other in named if own is not None]
     return ([own for own, _ in there], [other for _, other in there]) if there else None
 

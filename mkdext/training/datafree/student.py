@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mkdext._system.terminal import Terminal
 from mkdext.metrics import to_uint8
-from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.synthesis import procedural_images
 from mkdext.synthesis.randomness import Draw, drawn, random_for
 from mkdext.training.config_files import changed_flags

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from mkdext.synthesis.growth import name_in
 from mkdext.training import MetaOptions
 from mkdext.training.datafree import DataFreeOptions
 from mkdext.training.datafree.plan import prepare
@@ -68,7 +67,7 @@ def test_a_stage_begins_with_the_weights_of_the_one_before_and_a_fresh_optimizer
     assert len(grown.student.stages()) == 2 and not grown.step.optimizer.state
     state = grown.student.state_dict()
     for name, weight in stage.student.state_dict().items():
-        assert torch.equal(state[name_in(grown.student, stage.student, name)], weight)
+        assert torch.equal(state[stage.student.name_in(grown.student, name)], weight)
     grown.imitate(2, 2, images())
     assert grown.step.optimizer.param_groups[0]["lr"] == options.lr
 
