@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 
-BLOCK = re.compile(r"^```(\w+)(?: title=\"(.*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"\n]*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PROGRAMS = ("python", "mkdext", "pip", "pytest", "ruff", "mypy", "mkdocs", "pre-commit", "cmake")
 IGNORED = {"cmake", "g++", "which", "rm", "phases", ".ci/run"}

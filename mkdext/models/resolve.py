@@ -117,5 +117,5 @@ def _refuse_options(role: str, name: str, options: Mapping[str, Any] | None) -> 
 
 def _unknown(flag: str, name: str, known: tuple[str, ...]) -> ValueError:
     # A name with a dot is a module or file whose factory was forgotten.
-    hint = did_you_mean(name, known) or ("; which factory of it?" if "." in name else "")
+    hint = did_you_mean(name, known) or ("; name its factory" if "." in name else "")
     return ValueError(f"{flag} {name} is unknown, there are {', '.join(known)}, {_OWN}{hint}")

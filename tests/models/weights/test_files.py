@@ -388,12 +388,12 @@ def test_weights_that_fit_nothing_say_which_network_is_nearest(file: Path) -> No
     }.items():
         torch.save({key: torch.ones(1) for key in keys}, file)
         with pytest.raises(
-            ValueError, match=rf"known here; nearest is {name}, with {len(keys)} of"
+            ValueError, match=rf"mkdext knows; nearest is {name}, with {len(keys)} of"
         ):
             load_model(file)
     torch.save({"conv1.weight": torch.ones(1)}, file)
     with pytest.raises(
-        ValueError, match=r"known here; it holds conv1\.weight; name what .*`model`"
+        ValueError, match=r"mkdext knows; it holds conv1\.weight; name what .*`model`"
     ):
         load_model(file)
     with pytest.raises(ValueError, match=r"another architecture, 0 of 66 names are the same"):

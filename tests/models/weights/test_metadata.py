@@ -77,7 +77,7 @@ def test_weights_of_a_network_of_the_users_own_are_saved_without_architecture(fi
     metadata = read_metadata(file)
     assert metadata is not None and metadata.architecture is None
     load_weights(nn.Conv2d(3, 3, 3), read_weights(file))
-    with pytest.raises(ValueError, match="no architecture that is known here"):
+    with pytest.raises(ValueError, match="no architecture that mkdext knows"):
         load_model(file)
 
 
