@@ -83,7 +83,14 @@ def difference(network: Network, file: Path, *sizes: tuple[int, int]) -> float:
     return compare(file, pictures, [network(lr) for lr in pictures])
 
 
-@pytest.mark.parametrize("model", STUDENTS, ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=[] if isinstance(model, EDSR) else pytest.mark.slow)
+        for model in STUDENTS
+    ],
+    ids=lambda model: type(model).__name__,
+)
 def test_onnx_runtime_gives_what_pytorch_gives_at_any_size(
     model: SRNetwork, tmp_path: Path
 ) -> None:
@@ -316,6 +323,7 @@ def test_a_network_whose_result_is_not_finite_is_named(networks: Path, tmp_path:
         attempt_in_this_process(tmp_path / "x.onnx", model=f"{networks}:Broken", scale=2)
 
 
+@pytest.mark.slow
 def test_where_one_exporter_crashes_the_other_is_tried(
     networks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,6 +399,7 @@ def test_nothing_is_left_of_an_export_that_was_stopped(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
     small = network(EDSR(EDSRConfig(blocks=1, features=8), scale=2))
     with pytest.raises(OSError, match="No such file or directory"):

@@ -18,14 +18,14 @@ from mkdext._system.near_names import did_you_mean
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.methods import known_method, method_class
+from mkdext.training.checks import check_teachers
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.going_on import default_of
 from mkdext.training.options import TrainOptions, known_methods
-from mkdext.training.photographs import training_photographs, validation_photographs
-from mkdext.training.plan import prepare
-from mkdext.training.progress import track
-from mkdext.training.run_directory import RunDirectory
-from mkdext.training.student import check_teacher
+from mkdext.training.run.directory import RunDirectory
+from mkdext.training.run.live import reading_bar
+from mkdext.training.setup import prepare
+from mkdext.training.sources import training_photographs, validation_sets
 
 REFERENCE = "vanilla"
 """The training without a teacher, that all others are compared with."""
@@ -210,19 +210,19 @@ class Comparison:
         kinds: dict[tuple[str, str], list[Cell]] = {}
         for cell in pending:
             kinds.setdefault((cell.options.student, cell.options.method), []).append(cell)
-        sets = validation_photographs(self.base, track(console))
+        sets = validation_sets(self.base, reading_bar(console))
         memory, measured = [], set()
         for (student, method), seeds in shown_track(kinds.items(), "checking", console):
             options = seeds[0].options
             teacher = options.teacher, options.teacher_weights
             try:
-                plan = prepare(options)
-                if plan.teacher is not None and teacher not in measured:
+                training = prepare(options)
+                if training.teachers and teacher not in measured:
                     measured.add(teacher)
-                    check_teacher(plan, sets)
+                    check_teachers(training, sets)
             except ValueError as error:
                 raise ValueError(f"{student}, {method}: {error}") from None
-            memory += [plan.memory or 0] * len(seeds)
+            memory += [training.memory or 0] * len(seeds)
         together, available = sum(sorted(memory)[-jobs:]), available_bytes()
         if self.base.device == "cpu" and available and together > available:
             raise ValueError(
@@ -230,7 +230,7 @@ class Comparison:
                 f"of memory, {available / 1e9:.1f} GB are available: lower `jobs`, `batch_size` or "
                 "`patch_size`"
             )
-        training_photographs(self.base, track(console))
+        training_photographs(self.base, reading_bar(console))
         return cells
 
     @contextlib.contextmanager

@@ -21,7 +21,7 @@ from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
 from mkdext.training.config_files import config_of
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
 
 _POLL_SECONDS = 1.0
 _PLAIN_SECONDS = 30.0

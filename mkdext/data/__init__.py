@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mkdext.data.builtin import builtin_photographs
+from mkdext.data.builtin import BUILTIN_NAME, builtin_photographs
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.decoding import BadImageError, Decoded, Levels, decode, profile_fits, read_header
 from mkdext.data.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
@@ -16,6 +16,7 @@ from mkdext.data.prepare import Prepared, prepare_store
 from mkdext.data.store import StoredPair, find_photographs, is_store, read_store
 
 __all__ = [
+    "BUILTIN_NAME",
     "IMAGE_SUFFIXES",
     "KNOWN_SETS",
     "BadImage",

@@ -16,7 +16,7 @@ from mkdext._system.near_names import did_you_mean
 from mkdext._system.plugins import absolute
 from mkdext._system.reading import read_yaml
 from mkdext.training.options import BUILTIN_DEMO, SharedOptions, TrainOptions
-from mkdext.training.run_directory import HISTORY, RunDirectory
+from mkdext.training.run.directory import HISTORY, RunDirectory
 
 
 def with_config(arguments: Sequence[str], options: SharedOptions) -> list[str]:

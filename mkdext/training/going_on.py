@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from mkdext._system.reading import entry
 from mkdext._system.saved_state import SavedState
 from mkdext.training.config_files import config_of, flags_of
 from mkdext.training.options import SharedOptions
-from mkdext.training.run_directory import Changes, RunDirectory, flat, in_words
+from mkdext.training.run.directory import Changes, RunDirectory, flat, in_words
 from mkdext.training.schedule import Phase
 
 _FREE = frozenset(
@@ -186,6 +187,35 @@ def require_same_run(state: SavedState, options: SharedOptions) -> None:
     refused = {n: change for n, change in changes.items() if _refusal(n, changes, options)}
     if refused:
         raise state.unfit(f"is of another run ({in_words(refused)})")
+
+
+class Done(NamedTuple):
+    """How far the training of a network has come."""
+
+    step: int = 0
+    """Steps done."""
+    seconds: float = 0.0
+    """Time spent on them."""
+    values: Mapping[str, float] = {}
+    """The last value of everything that is logged."""
+
+    @classmethod
+    def of(cls, state: SavedState, options: SharedOptions, iterations: int) -> Done:
+        """What a checkpoint tells that a trainer wrote.
+
+        Raises:
+            ValueError: It is not that of a training with these options and so many steps.
+        """
+        require_same_run(state, options)
+        step, seconds = state.number("step", 1), state.entry("seconds", float)
+        if step > iterations:
+            raise ValueError(
+                f"{state.where} is of step {step}, beyond the {iterations} steps asked for; ask "
+                f"for {step} or more"
+            )
+        if not 0 <= seconds < math.inf:
+            raise state.unfit(f"does not fit ('seconds' is {seconds})")
+        return cls(step, seconds, state.numbers("values"))
 
 
 def rates_in_words(changes: Changes, before: Phase, now: Phase, iterations: int) -> str:

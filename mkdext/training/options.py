@@ -248,6 +248,16 @@ class TrainOptions(SharedOptions):
                 f"{self.imitation}"
             )
 
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """All enlargement factors."""
+        return (self.scale,)
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Width and height of a patch by scale, in low-resolution pixels."""
+        return {self.scale: self.patch_size}
+
     def resolved(self) -> Self:
         """The same options, with the method's own values where none were given."""
         options = super().resolved()

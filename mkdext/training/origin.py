@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from mkdext._system.plugins import absolute
+from mkdext.data import BUILTIN_NAME
 from mkdext.training.config_files import changed_flags
+from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates
 from mkdext.training.options import BUILTIN_DEMO, TrainOptions
-from mkdext.training.photographs import BUILTIN_NAME
-from mkdext.training.run_directory import HISTORY
+from mkdext.training.run.directory import HISTORY
 
 
-def origin(options: TrainOptions, steps: int, history: Sequence[Any] = ()) -> dict[str, Any]:
+def origin(
+    options: TrainOptions | DataFreeOptions, steps: int, history: Sequence[Any] = ()
+) -> dict[str, Any]:
     """What made a student; the same wherever the run directory is.
 
     Args:
@@ -26,8 +29,19 @@ def origin(options: TrainOptions, steps: int, history: Sequence[Any] = ()) -> di
         >>> origin(TrainOptions(train_dir=(Path("DIV2K"),), lr=2e-4), steps=500)["command"]
         'python -m mkdext.train --lr 0.0002 --train-dir DIV2K'
     """
+    made_by = {"steps": steps, **({HISTORY: [*history]} if history else {})}
+    teacher: Any = options.teacher_weights or options.teacher or "builtin"
+    if isinstance(options, DataFreeOptions):
+        usual = with_usual_rates(DataFreeOptions(), options.optimizer)
+        flags = changed_flags(options, usual.resolved())
+        return {
+            "command": shlex.join(["python", "-m", "mkdext.datafree", *flags]),
+            "method": options.method,
+            "teacher": str(teacher),
+            "data": [f"made images ({options.source})"],
+            **made_by,
+        }
     base = TrainOptions() if options.train_dir else BUILTIN_DEMO
-    teacher = options.teacher_weights or options.teacher or "builtin"
     if options.privileged:
         teacher = "trained on high resolution in the same run"
     return {
@@ -38,6 +52,5 @@ def origin(options: TrainOptions, steps: int, history: Sequence[Any] = ()) -> di
         "method": options.method,
         "teacher": None if options.method == "vanilla" else str(teacher),
         "data": [str(folder) for folder in options.train_dir] or [BUILTIN_NAME],
-        "steps": steps,
-        **({HISTORY: [*history]} if history else {}),
+        **made_by,
     }

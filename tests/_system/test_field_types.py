@@ -10,8 +10,13 @@ import pytest
 
 from mkdext.methods import MKDOptions
 from mkdext.synthesis.losses import Criterion, LossWeights
-from mkdext.training import MetaOptions, TrainOptions
-from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
+from mkdext.training import (
+    ContrastiveOptions,
+    DataFreeOptions,
+    GeneratorOptions,
+    MetaOptions,
+    TrainOptions,
+)
 
 
 def test_what_means_the_same_becomes_the_declared_type(tmp_path):

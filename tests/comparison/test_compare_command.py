@@ -30,8 +30,8 @@ from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import read_results
 from mkdext.models import create_model
 from mkdext.training import TrainOptions
-from mkdext.training.photographs import validation_photographs
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
+from mkdext.training.sources import validation_sets
 
 METHODS = ("vanilla", "fitnet")
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,8 +174,8 @@ def test_crops_are_of_the_photographs_where_methods_differ_most(comparison, tmp_
     crops.save_crops(tmp_path, results, Console(quiet=True))
     networks = {result.method: crops._network(result) for result in results if result.seed == 0}
     options = TrainOptions(val_dir=results[0].val_dir)
-    (pairs,) = validation_photographs(options, lambda title: iter).values()
-    found = list(crops._differing(pairs, networks, 4))
+    (measured,) = validation_sets(options, lambda title: iter).values()
+    found = list(crops._differing(measured.pairs, networks, 4))
     assert len(found) == 2 and found[0].variance != found[1].variance
     assert shown == [max(found, key=lambda photograph: photograph.variance).name]
 

@@ -69,6 +69,7 @@ def test_a_store_is_as_large_as_its_pixels(folder, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_store(folder, tmp_path):
     one = prepare_store(folder, tmp_path / "one", scale=2, workers=1).folder
     two = prepare_store(folder, tmp_path / "two", scale=2, workers=2).folder
@@ -112,6 +113,7 @@ def test_what_a_crash_left_half_written_is_written_again(
     assert content(store) == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_command_leaves_no_process_and_is_gone_on_with(tmp_path, number):
     folder, store = tmp_path / "photographs", tmp_path / "store"

@@ -686,6 +686,7 @@ _NUMERIC = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("instruction_set", _other_instruction_sets())
 def test_every_other_instruction_set_of_this_processor_is_right(instruction_set):

@@ -17,9 +17,11 @@ from rich.console import Console
 
 from mkdext.train import main
 from mkdext.training import TrainOptions, train
-from mkdext.training.plan import Plan, prepare
-from mkdext.training.run_directory import RunDirectory
-from mkdext.training.student import load_checkpoint
+from mkdext.training.assembly import Training
+from mkdext.training.going_on import Done
+from mkdext.training.run.directory import RunDirectory
+from mkdext.training.setup import prepare
+from mkdext.training.trainer import begun
 
 State = dict[str, Any]
 
@@ -42,7 +44,7 @@ def finished(options, tmp_path_factory) -> RunDirectory:
 
 
 @pytest.fixture(scope="module")
-def plan(options) -> Plan:
+def plan(options) -> Training:
     return prepare(options)
 
 
@@ -60,13 +62,23 @@ def edit(run: RunDirectory, change: Callable[[State], object]) -> None:
     torch.save(state, run.state)
 
 
+def load_checkpoint(run: RunDirectory, training: Training) -> Done:
+    """What a training does that goes on."""
+    state, done = begun(run, training.student_stages, training.options)
+    (stage,) = training.student_stages
+    stage.begin(None)
+    assert state is not None
+    stage.load(state)
+    return done
+
+
 def test_a_checkpoint_is_read_as_it_was_written(run, plan):
     assert load_checkpoint(run, plan).step == 3
 
 
 def test_no_flipped_bit_is_read_as_another_state(finished, plan, run):
     """Bits that no checksum covers, of names and padding, change nothing that is read."""
-    right = run.checkpoint.load().content
+    right = run.checkpoint().load().content
     content = finished.state.read_bytes()
     places = random.Random(0)
     refused = 0
@@ -76,7 +88,7 @@ def test_no_flipped_bit_is_read_as_another_state(finished, plan, run):
         flipped[place] ^= 1 << places.randrange(8)
         run.state.write_bytes(flipped)
         try:
-            state = run.checkpoint.load().content
+            state = run.checkpoint().load().content
         except ValueError as error:
             refused += 1
             assert "is damaged (" in str(error) and "delete it to begin again" in str(error)
@@ -89,14 +101,14 @@ def test_no_flipped_bit_is_read_as_another_state(finished, plan, run):
 def test_what_is_no_checkpoint_is_told(content, run):
     run.state.write_bytes(content)
     with pytest.raises(ValueError, match=r"state\.pt is damaged \("):
-        run.checkpoint.load()
+        run.checkpoint().load()
 
 
 def test_a_cut_or_packed_checkpoint_is_told(run):
     content = run.state.read_bytes()
     run.state.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="is damaged"):
-        run.checkpoint.load()
+        run.checkpoint().load()
     packed = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as archive,
@@ -106,7 +118,7 @@ def test_a_cut_or_packed_checkpoint_is_told(run):
             other.writestr(name, archive.read(name))
     run.state.write_bytes(packed.getvalue())
     with pytest.raises(ValueError, match="is damaged"):
-        run.checkpoint.load()
+        run.checkpoint().load()
 
 
 def test_a_folder_or_pickled_code_is_told(run, tmp_path):
@@ -116,12 +128,12 @@ def test_a_folder_or_pickled_code_is_told(run, tmp_path):
 
     torch.save({"step": Code()}, run.state)
     with pytest.raises(ValueError, match="is damaged"):
-        run.checkpoint.load()
+        run.checkpoint().load()
     assert not (tmp_path / "executed").exists()
     run.state.unlink()
     run.state.mkdir()
     with pytest.raises(ValueError, match="is a directory"):
-        run.checkpoint.load()
+        run.checkpoint().load()
 
 
 def first(values: dict[Any, Any]) -> Any:

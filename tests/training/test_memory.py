@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mkdext.training import BUILTIN_DEMO, TrainOptions
+from mkdext.training import BUILTIN_DEMO, TrainOptions, checks
+from mkdext.training.checks import estimate_memory
 from mkdext.training.options import MetaOptions, known_methods
-from mkdext.training.plan import estimate_memory, make_networks
+from mkdext.training.setup import make_networks
 
 
 def estimate(options: TrainOptions) -> int:
@@ -30,15 +31,16 @@ def test_every_method_has_an_estimate(method):
 
 
 @pytest.mark.parametrize("mode", ["unrolled", "replayed"])
-def test_what_many_inner_steps_take_is_reckoned_from_few(mode):
+def test_what_many_inner_steps_take_is_reckoned_from_few(mode, monkeypatch):
     def of(steps: int) -> TrainOptions:
         meta = MetaOptions(steps=steps, mode=mode)
         return dataclasses.replace(BUILTIN_DEMO, patch_size=8, meta=meta).resolved()
 
     options = of(8)
-    computed = estimate_memory.__wrapped__(options, make_networks(options))
-    assert estimate(options) == pytest.approx(computed, rel=1e-6)
+    reckoned = estimate(options)
     assert estimate(of(100_000_000)) > 10**11
+    monkeypatch.setattr(checks, "_INNER_STEPS", 8)
+    assert reckoned == pytest.approx(estimate(options), rel=1e-6)
 
 
 def test_impossible_sizes_are_refused():

@@ -10,7 +10,7 @@ from mkdext.data import imresize
 from mkdext.datafree import main as datafree
 from mkdext.models import builtin_teacher
 from mkdext.train import main
-from mkdext.training.teacher_check import require_strong_teacher
+from mkdext.training.validation import require_strong_teacher
 
 WRAPPED = """
 from torch import nn

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from mkdext.training.report import save_curves, score_table
-from mkdext.training.steps import NonFiniteError
-from mkdext.training.tensorboard import _flat
+from mkdext.training.run.live import _flat
+from mkdext.training.run.report import save_curves, score_table
+from mkdext.training.step import NonFiniteError
 from mkdext.training.validation import bicubic, measure, picture
 
 RANDOM = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)

@@ -208,20 +208,15 @@ class DataFreeOptions(SharedOptions):
         """The distance of pictures."""
         return Criterion(self.error, self.reduction)
 
-    def size(self, scale: int) -> int:
-        """Width and height of the images for a scale, in low-resolution pixels."""
-        return self.patch_size * min(self.scale) // scale
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """All enlargement factors."""
+        return self.scale
 
-    def for_scale(self, scale: int, iterations: int) -> TrainOptions:
-        """The options of the student's steps at one scale, in a stage of `iterations` steps."""
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(SharedOptions)}
-        own = {
-            "scale": scale,
-            "patch_size": self.size(scale),
-            "iterations": iterations,
-            "val_dir": self.val_dir,
-        }
-        return TrainOptions(**shared | own)
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Width and height of an image by scale, in low-resolution pixels."""
+        return {scale: self.patch_size * min(self.scale) // scale for scale in self.scale}
 
     def _unit(self) -> int:
         """What the patch size must be a multiple of, so that a generator has its sizes."""
@@ -242,3 +237,7 @@ def with_usual_rates(options: _Options, optimizer: str | None) -> _Options:
         0.1
     """
     return dataclasses.replace(options, lr=0.1, lr_min=1e-4) if optimizer == "sgd" else options
+
+
+Options = TrainOptions | DataFreeOptions
+"""What any training takes."""

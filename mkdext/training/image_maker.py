@@ -34,7 +34,7 @@ from mkdext.synthesis.generator import LATENT
 from mkdext.synthesis.randomness import Draw, random_for
 from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.schedule import cosine
-from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
+from mkdext.training.step import TrainingFailed, apply, gradient_norm, require_finite
 
 _LEAST_CONTRAST = 1 / 255  # below which a student learns nothing
 _LEAST_SHARE = 0.2  # of the diversity that images have before the generator is trained
@@ -70,7 +70,7 @@ class ImageMaker:
             ValueError: The bank is smaller than a batch.
         """
         self.options = options
-        self.size = options.size(scale)
+        self.size = options.sizes[scale]
         self.teacher = teacher
         self.points = list(points)
         self.device = device

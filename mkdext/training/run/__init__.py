@@ -1,0 +1,1 @@
+"""A training's folder, and what a user sees of it."""
