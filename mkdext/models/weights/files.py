@@ -87,7 +87,7 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
     metadata = read_metadata(path)
     if name is None and metadata is not None and metadata.factory is not None:
         raise ValueError(
-            f"weights file {path} is of a network of yours"
+            f"weights file {path} is of your own network"
             f"{f' at x{metadata.scale}' if metadata.scale else ''}; name what makes "
             f"it: `model` {shortened(metadata.factory)} (in a training: `teacher`)"
         )

@@ -378,7 +378,7 @@ def test_weights_of_another_network_of_the_package_say_so(file: Path) -> None:
 def test_weights_that_fit_nothing_say_which_network_is_nearest(file: Path) -> None:
     weights = official_weights(SMALL, 4)
     torch.save({n: w for n, w in weights.items() if not n.startswith("tail.")}, file)
-    with pytest.raises(ValueError, match="here; nearest is RCAN, with 14 of its 18 kinds of weig"):
+    with pytest.raises(ValueError, match="knows; nearest is RCAN, with 14 of its 18 kinds of weig"):
         load_model(file)
     for name, keys in {
         "RDN": ["SFENet1.weight", "RDBs.3.convs.1.conv.0.weight", "RDBs.3.LFF.bias"],
