@@ -12,7 +12,7 @@ import tyro
 from mkdext._system.field_types import check_types
 from mkdext._system.near_names import did_you_mean
 from mkdext.methods import MKDOptions, known_method, method_class, method_names
-from mkdext.training.losses import require_known_loss
+from mkdext.metrics.losses import require_known_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -39,15 +39,15 @@ class AdaptedNetwork(SuperResolver):
         self.enlarged = enlarged
         self.training = network.training
 
-    def forward(self, lr: Tensor) -> Tensor:
-        """Super-resolve `lr`."""
+    def forward(self, low: Tensor) -> Tensor:
+        """Super-resolve `low`."""
         # A copy, because code of others may work in place on what it is given.
-        lr = lr.clone(memory_format=torch.contiguous_format)
+        low = low.clone(memory_format=torch.contiguous_format)
         if self.channels == 3:
-            sr: Tensor = self.network(imresize(lr, self.scale) if self.enlarged else lr)
+            sr: Tensor = self.network(imresize(low, self.scale) if self.enlarged else low)
             return sr
-        large = imresize(lr, self.scale)
-        change = self.network(_y(large if self.enlarged else lr)) - _y(large)
+        large = imresize(low, self.scale)
+        change = self.network(_y(large if self.enlarged else low)) - _y(large)
         # In YCbCr a change of Y alone is the same change of red, green and blue.
         colours: Tensor = large + change * (255 / (_WHITE - _BLACK))
         return colours
