@@ -466,5 +466,5 @@ def test_a_package_that_cannot_be_imported_is_named(
     (tmp_path / "made_for_another_numpy.py").write_text("raise AttributeError('_ARRAY_API')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(attempts, "PACKAGES", ("made_for_another_numpy",))
-    with pytest.raises(ValueError, match=r"numpy is installed and cannot be imported: Attribute"):
+    with pytest.raises(ValueError, match=r"numpy is installed but cannot be imported: Attribute"):
         attempt_in_this_process(tmp_path / "x.onnx")

@@ -47,8 +47,9 @@ def attempt(
         weights: As for `load_network`.
         model: As for `load_network`.
         scale: As for `load_network`.
-        image: Photograph to compare on; none: a built-in one.
-        size: Height and width of the pictures that the file is for, in low resolution; none: any.
+        image: Photograph to compare on; default: a built-in one.
+        size: Height and width of the pictures that the file is for, in low resolution; default:
+            any.
         tried: Exporters that failed.
         tell: Called with what is being done: `LOADING`, the exporter, `COMPARING`.
 
@@ -149,7 +150,7 @@ def _import_packages() -> None:
             importlib.import_module(package)
         except Exception as error:  # Made for another numpy, they raise more than ImportError.
             raise ValueError(
-                f"the package {package} is installed and cannot be imported: {in_one_line(error)}"
+                f"the package {package} is installed but cannot be imported: {in_one_line(error)}"
             ) from None
 
 

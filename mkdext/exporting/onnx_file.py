@@ -61,7 +61,7 @@ def write_onnx(
         network: What to export; its weights may be laid out anew.
         path: File to write.
         exporter: `GRAPH` or `TRACE`.
-        size: Height and width of the pictures that it is for, in low resolution; none: any.
+        size: Height and width of the pictures that it is for, in low resolution; default: any.
         metadata: Texts by their names, kept in the file.
 
     Raises:

@@ -287,7 +287,7 @@ def _no_submodule(model: nn.Module, name: str) -> PointError:
     patterns = {re.sub(r"(?<![^.])\d+(?![^.])", "*", known): None for known in names}
     hint = did_you_mean(name, patterns if "*" in name else names)
     return PointError(
-        f"distillation point {name!r} is no sub-module of {type(model).__name__}"
+        f"distillation point {name!r} is not a sub-module of {type(model).__name__}"
         f"{hint or '; it has ' + (', '.join(names[:8]) + ', ...' if names else 'none')}"
     )
 

@@ -36,7 +36,7 @@ def test_what_the_function_raises_is_raised_here() -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_is_told() -> None:
-    with pytest.raises(ChildProcessError, match="was killed; the same command goes on"):
+    with pytest.raises(ChildProcessError, match="was killed; the same command continues"):
         list(in_processes(os._exit, [3], 1))
 
 

@@ -93,7 +93,7 @@ def adapt(
             images enlarged before, of any size, in [0, 1].
         scale: Enlargement factor.
         what: Names the network in error messages.
-        size: Height and width of the only images that it must take; none: any.
+        size: Height and width of the only images that it must take; default: any.
 
     Returns:
         A map from `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`: `network` itself if it is one of

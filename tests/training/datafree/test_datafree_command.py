@@ -342,7 +342,7 @@ def broken(case: str, folder: Path) -> list[str]:
         ("teacher of another scale", "x4"),
         ("teacher of other channels", "--teacher"),
         ("teacher that rounds", "teacher net must pass a gradient to its image, for a generator"),
-        ("own network that grows", "--stages 2: Conv2d is a network of yours"),
+        ("own network that grows", "--stages 2: Conv2d is your own network"),
         ("missing weights", "nowhere.pt"),
         ("missing validation folder", "nowhere"),
         ("too many stages", "--stages 5: RCAN has 4 groups, it can grow in at most as many"),
