@@ -11,19 +11,18 @@ from typing import Any
 
 import yaml
 
-from mkdext._cli.flags import parse_flags
 from mkdext._system.files import locked, write_text
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.methods import method_class
-from mkdext.training.config_files import config_of, flags_of
-from mkdext.training.going_on import default_of
 from mkdext.training.memory import available_bytes
-from mkdext.training.options import TrainOptions, known_methods
+from mkdext.training.options import ResolvedTraining, TrainOptions, known_methods
+from mkdext.training.options_file import OptionsFile, config_of
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import prepare
 from mkdext.training.progress import track
+from mkdext.training.run.going_on import require_same_options
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.student import check_teacher
 
@@ -42,7 +41,7 @@ _EQUAL_FOR_ALL = (
 class Cell:
     """One training: a student, a method, a seed."""
 
-    options: TrainOptions
+    options: ResolvedTraining
 
     @property
     def run(self) -> RunDirectory:
@@ -52,7 +51,7 @@ class Cell:
     @property
     def teacher_steps(self) -> int:
         """Steps of a method's own teacher, before those of the student."""
-        return (self.options.privileged_iterations or 0) if self.options.privileged else 0
+        return self.options.privileged_iterations if self.options.privileged else 0
 
     @property
     def finished(self) -> bool:
@@ -63,9 +62,9 @@ class Cell:
         """Check that it can begin or go on.
 
         Raises:
-            ValueError: As `RunDirectory.check`.
+            ValueError: As `require_same_options`.
         """
-        self.run.check(config_of(self.options), lambda name: default_of(self.options, name))
+        require_same_options(self.options)
 
     def __str__(self) -> str:
         return f"{self.options.student}, {self.options.method}, seed {self.options.seed}"
@@ -100,19 +99,19 @@ class Comparison:
         """
         for flag in ("students", "methods", "seeds"):
             if isinstance(getattr(self, flag), str):
-                raise TypeError(f"--{flag} must be a list, got {getattr(self, flag)!r}")
+                raise TypeError(f"`{flag}` must be a list, got {getattr(self, flag)!r}")
             values = list(getattr(self, flag))
             if not values:
-                raise ValueError(f"--{flag} must name at least one")
+                raise ValueError(f"`{flag}` must name at least one")
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
-                raise ValueError(f"--{flag} has {twice} twice")
+                raise ValueError(f"`{flag}` has {twice} twice")
         known = known_methods()
-        for flag, names in (("methods", self.methods), ("method-options", self.method_options)):
+        for flag, names in (("methods", self.methods), ("method_options", self.method_options)):
             for name in names:
                 if name not in known:
                     raise ValueError(
-                        f"--{flag}: {name} is unknown, there are {', '.join(known)}"
+                        f"`{flag}`: {name} is unknown, there are {', '.join(known)}"
                         f"{did_you_mean(name, known)}"
                     )
         for method, options in self.method_options.items():
@@ -138,8 +137,7 @@ class Comparison:
         """All trainings, those of the first seed first.
 
         Raises:
-            ValueError: An option of a method is unknown or out of range.
-            SystemExit: An option of a method is malformed.
+            ValueError: An option of a method is unknown, of another type or out of range.
         """
         return [
             Cell(self._options(student, method, seed))
@@ -148,7 +146,7 @@ class Comparison:
             for method in self.methods
         ]
 
-    def _options(self, student: str, method: str, seed: int) -> TrainOptions:
+    def _options(self, student: str, method: str, seed: int) -> ResolvedTraining:
         where = Path(as_folder(student)) / method / f"seed-{seed}"
         options = dataclasses.replace(
             self.base,
@@ -167,9 +165,8 @@ class Comparison:
             options = dataclasses.replace(options, student_points=(), teacher_points=())
         own = self.method_options.get(method, {})
         if own:
-            name = f"`method_options` {method}"
-            flags = flags_of(own, options, name)
-            options = parse_flags(TrainOptions, flags, default=options, prog=name)
+            file = OptionsFile(f"`method_options` {method}", own)
+            options = file.made(file.over(options))
         if options.teacher_cache is not None:
             # Another seed has other crops, another student may want maps of another size.
             what: str = "features" if method == REFERENCE else method_class(method).compares
@@ -194,7 +191,7 @@ class Comparison:
             ValueError: The folder holds a comparison of other settings, or a cell cannot be
                 trained.
         """
-        RunDirectory(self.base.out).check(self.settings, lambda name: default_of(self.base, name))
+        require_same_options(self.base, _OF_A_CELL)
         cells = self.cells()
         folders = {as_folder(student): student for student in self.students}
         if len(folders) < len(self.students):

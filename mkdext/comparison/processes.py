@@ -19,7 +19,7 @@ from mkdext._system.errors import WorkStopped
 from mkdext._system.files import write_text
 from mkdext._system.terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
-from mkdext.training.config_files import config_of
+from mkdext.training.options_file import config_of
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.signals import StopSignals
 
@@ -31,7 +31,7 @@ _TAIL_BYTES = 8192  # of the metrics, which hold a last line of a few hundred
 def run_cells(
     cells: Sequence[Cell], jobs: int, out: Path, console: Terminal, finished: Callable[[], None]
 ) -> dict[str, str]:
-    """Train the cells that are not finished, each as by `python -m mkdext.train`.
+    """Train the cells that are not finished, each in a run of its own.
 
     Args:
         cells: What to train, in order.
@@ -109,8 +109,7 @@ class _Process:
             write_text(run.config, config)
         self._log = run.root / "output.log"
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        command = ["mkdext.comparison.child", str(os.getpid())]
-        command += ["--config", str(run.config), "--out", str(run.root)]
+        command = ["mkdext._cli.cell", str(os.getpid()), str(run.root)]
         with self._log.open("a") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", *command],

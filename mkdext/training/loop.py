@@ -15,11 +15,11 @@ from torch import Tensor
 from mkdext._system.memory import PeakMemory
 from mkdext._system.terminal import Terminal
 from mkdext.models.user_code import in_words
-from mkdext.training.config_files import config_of
-from mkdext.training.going_on import require_same_run
-from mkdext.training.options import SharedOptions
+from mkdext.training.options import ResolvedShared
+from mkdext.training.options_file import config_of
 from mkdext.training.progress import TrainingProgress
 from mkdext.training.readings import Readings
+from mkdext.training.run.going_on import require_same_run
 from mkdext.training.run_directory import RunDirectory, flat
 from mkdext.training.saved_state import SavedState
 from mkdext.training.signals import StopSignals, TrainingStopped
@@ -38,7 +38,7 @@ class Done(NamedTuple):
     """The last value of everything that is logged."""
 
     @classmethod
-    def of(cls, state: SavedState, options: SharedOptions, iterations: int) -> Done:
+    def of(cls, state: SavedState, options: ResolvedShared, iterations: int) -> Done:
         """What a checkpoint tells that `Loop.state` began.
 
         Raises:
@@ -68,7 +68,7 @@ class Loop(ABC):
 
     def __init__(
         self,
-        options: SharedOptions,
+        options: ResolvedShared,
         iterations: int,
         run: RunDirectory,
         done: Done,

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mkdext.training.options import SharedOptions
+from mkdext.training.options import ResolvedShared
 
 _INNER_STEPS = 5
 
@@ -57,7 +57,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
 
-_Options = TypeVar("_Options", bound=SharedOptions)
+_Options = TypeVar("_Options", bound=ResolvedShared)
 _Networks = TypeVar("_Networks")
 _Estimate = Callable[[_Options, _Networks], int | None]
 """Bytes that a step of a training takes; none: not known."""
@@ -73,7 +73,7 @@ def reckons_inner_steps(
 
     @functools.wraps(estimate)
     def of_any_number(options: _Options, networks: _Networks) -> int | None:
-        steps = options.meta.steps or 1
+        steps = options.meta.steps
         if steps <= _INNER_STEPS:
             return estimate(options, networks)
         fewer, more = (

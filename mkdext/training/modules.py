@@ -18,10 +18,10 @@ from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode, modes_kept
-from mkdext.training.going_on import checked_run
 from mkdext.training.one_at_a_time import one_at_a_time
 from mkdext.training.options import TrainOptions
 from mkdext.training.plan import Networks, prepare
+from mkdext.training.run.going_on import checked_run
 from mkdext.training.student import Summary, finished, run_plan
 from mkdext.training.teacher_cache import digest_of
 

@@ -24,7 +24,7 @@ from mkdext.models import (
 from mkdext.models.own import copy_with_tensors, layout, placed, set_training_mode
 from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
 from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
-from mkdext.training.options import SharedOptions, TrainOptions
+from mkdext.training.options import ResolvedShared, ResolvedTraining
 from mkdext.training.privileged import (
     PrivilegedNetwork,
     PrivilegedStep,
@@ -41,7 +41,7 @@ _POINTS = 4  # as in MKD's experiments
 class Plan:
     """A training ready to run: all that the options name was found and fits."""
 
-    options: TrainOptions
+    options: ResolvedTraining
     student: nn.Module
     step: TrainingStep
     memory: int | None
@@ -66,7 +66,7 @@ class Networks(NamedTuple):
     """None: vanilla training, or a method that makes a teacher of its own."""
 
 
-def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
+def prepare(options: ResolvedTraining, networks: Networks | None = None) -> Plan:
     """Make the networks and check that everything fits, before any work is done.
 
     Args:
@@ -77,7 +77,6 @@ def prepare(options: TrainOptions, networks: Networks | None = None) -> Plan:
         ValueError: The options do not go together, networks or weights are not usable, or the
             memory does not suffice.
     """
-    options = options.resolved()
     checked_device(options.device)
     networks = networks or make_networks(options)
     set_training_mode(networks.student)
@@ -104,7 +103,7 @@ def try_step(step: TrainingStep) -> None:
         check_trains(step.student, points, step.takes_meta_gradient, (side, side))
 
 
-def make_networks(options: TrainOptions) -> Networks:
+def make_networks(options: ResolvedTraining) -> Networks:
     """The networks that the options name.
 
     Raises:
@@ -121,7 +120,7 @@ def make_networks(options: TrainOptions) -> Networks:
 
 
 @reckons_inner_steps
-def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
+def estimate_memory(options: ResolvedTraining, networks: Networks) -> int | None:
     """Bytes that networks, optimizers and one step take up together, by a dry computation.
 
     It is done with few samples: PyTorch's own second derivative of a per-sample convolution, which
@@ -155,7 +154,7 @@ def estimate_memory(options: TrainOptions, networks: Networks) -> int | None:
     return held + work * options.batch_size // samples
 
 
-def require_memory(needed: int | None, options: SharedOptions) -> None:
+def require_memory(needed: int | None, options: ResolvedShared) -> None:
     """Check that a step fits into memory, where it is known what it needs and what there is.
 
     Raises:
@@ -164,7 +163,7 @@ def require_memory(needed: int | None, options: SharedOptions) -> None:
     available = available_bytes()
     on_cpu = torch.device(options.device).type == "cpu"
     if on_cpu and needed and available and needed > available:
-        steps = options.meta.steps or 1
+        steps = options.meta.steps
         fewer = f", `meta.steps` (now {steps})" if steps > 1 and options.method != "vanilla" else ""
         raise ValueError(
             f"a step needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
@@ -205,7 +204,7 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer
 
 
 def make_step(
-    options: TrainOptions,
+    options: ResolvedTraining,
     networks: Networks,
     device: torch.device,
     points: Points | None = None,
@@ -259,7 +258,7 @@ def make_step(
 
 
 def _make_method(
-    options: TrainOptions, student_channels: list[int], teacher_channels: list[int]
+    options: ResolvedTraining, student_channels: list[int], teacher_channels: list[int]
 ) -> DistillationMethod:
     method = method_class(options.method)
     if issubclass(method, MKD):
@@ -267,7 +266,7 @@ def _make_method(
     return method(student_channels, teacher_channels)
 
 
-def choose_points(options: TrainOptions, student: nn.Module, teacher: nn.Module) -> Points:
+def choose_points(options: ResolvedTraining, student: nn.Module, teacher: nn.Module) -> Points:
     """The distillation points of both networks, as many of one as of the other.
 
     Raises:

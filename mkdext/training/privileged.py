@@ -14,7 +14,7 @@ from mkdext.data import PatchSampler
 from mkdext.methods.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.own import copy_with_tensors, layout
 from mkdext.training.loop import Done, Loop
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.origin import origin
 from mkdext.training.run_directory import RunDirectory
 from mkdext.training.schedule import cosine
@@ -58,11 +58,11 @@ class PrivilegedTeacher(Teacher):
 class PrivilegedStep:
     """The computation of one step of the teacher's own training."""
 
-    def __init__(self, options: TrainOptions, network: PrivilegedNetwork) -> None:
+    def __init__(self, options: ResolvedTraining, network: PrivilegedNetwork) -> None:
         """Take resolved options and what is trained."""
         self.options = options
         self.network = network
-        self.steps = options.privileged_iterations or options.iterations
+        self.steps = options.privileged_iterations
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, options.lr, betas=(0.9, 0.999))
 
@@ -100,7 +100,7 @@ class PrivilegedStep:
         return values
 
 
-def refuse_teacher_options(options: TrainOptions) -> None:
+def refuse_teacher_options(options: ResolvedTraining) -> None:
     """Check that no option speaks of a teacher that is given.
 
     Raises:
@@ -118,7 +118,7 @@ def refuse_teacher_options(options: TrainOptions) -> None:
 
 
 def train_privileged_teacher(
-    options: TrainOptions,
+    options: ResolvedTraining,
     network: PrivilegedNetwork,
     student: nn.Module,
     run: RunDirectory,

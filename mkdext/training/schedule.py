@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import ResolvedTraining
 
 
 class Phase(NamedTuple):
@@ -19,11 +19,8 @@ class Phase(NamedTuple):
     """Weight of the distillation loss."""
 
 
-def phase(step: int, options: TrainOptions) -> Phase:
-    """Learning rate and weights of one step, from 0 to `iterations - 1`.
-
-    The options are resolved ones.
-    """
+def phase(step: int, options: ResolvedTraining) -> Phase:
+    """Learning rate and weights of one step, from 0 to `iterations - 1`."""
     hints, total = options.hint_steps, options.iterations
     first, last = (0, hints) if step < hints else (hints, total)
     lr = cosine(step - first, last - first, options.lr, options.lr_min, options.warmup)
@@ -31,7 +28,7 @@ def phase(step: int, options: TrainOptions) -> Phase:
         return Phase(lr, reconstruction=0.0, distillation=1.0)
     if options.method == "vanilla" or hints:
         return Phase(lr, reconstruction=1.0, distillation=0.0)
-    weight = options.kd_weight or 0.0
+    weight = options.kd_weight
     return Phase(lr, 1.0, cosine(step, total, weight, 0.0) if options.kd_fade else weight)
 
 

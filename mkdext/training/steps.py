@@ -16,7 +16,7 @@ from mkdext.methods import DistillationMethod
 from mkdext.models import forward_with_features
 from mkdext.models.stand_ins import call_with
 from mkdext.training.gradient_watch import GradientWatch
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.precision import computing_in
 from mkdext.training.schedule import phase
 from mkdext.training.teacher import Teacher
@@ -54,7 +54,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        options: TrainOptions,
+        options: ResolvedTraining,
         student: nn.Module,
         optimizer: torch.optim.Optimizer,
         distillation: Distillation | None,
@@ -71,7 +71,7 @@ class TrainingStep:
             criterion: How far pictures are apart.
             largest_gradient: Norm to which the student's gradient is cut, and that of the adapters.
         """
-        self.options = options.resolved()
+        self.options = options
         self.student = student
         self.optimizer = optimizer
         self.distillation = distillation
@@ -259,7 +259,7 @@ class TrainingStep:
             theta,
             phi,
             optimizer,
-            options.steps or 1,
+            options.steps,
             options.mode,
             gradient_of(reconstruction) if options.closing_step else None,
             state,

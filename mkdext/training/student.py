@@ -14,11 +14,10 @@ from mkdext._system.terminal import track as shown_track
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import features_at
 from mkdext.models.own import evaluation_mode, layout, unwrapped
-from mkdext.training.going_on import Run, checked_run, rates_in_words
 from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop
 from mkdext.training.one_at_a_time import one_at_a_time
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import ResolvedTraining, TrainOptions
 from mkdext.training.origin import origin
 from mkdext.training.photographs import training_photographs, validation_photographs
 from mkdext.training.plan import Plan, count_parameters, prepare
@@ -26,6 +25,7 @@ from mkdext.training.privileged import PrivilegedTeacher, train_privileged_teach
 from mkdext.training.progress import measuring, track
 from mkdext.training.rehearsal import first_and_smallest, rehearse, try_on
 from mkdext.training.report import conclude, save_curves, save_strip
+from mkdext.training.run.going_on import Run, checked_run, rates_in_words
 from mkdext.training.run_directory import HISTORY, RunDirectory
 from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import phase
@@ -49,7 +49,7 @@ def train(options: TrainOptions, console: Console | None = None, resume: bool = 
         console: Where progress is shown; none: the standard output.
         resume: Go on with the run in `options.out`, also a finished one, with options some of which
             may be others from here on, such as `iterations` or `lr`. What that means for the
-            learning rate: `mkdext.training.going_on`.
+            learning rate: `mkdext.training.run.going_on`.
 
     Returns:
         What `summary.json` in the run directory holds: `method`, `scale`, `seed`, `iterations`,
@@ -99,7 +99,7 @@ def finished(run: Run[Any], console: Terminal) -> Summary | None:
 
 
 def run_plan(
-    plan: Plan, run: Run[TrainOptions], pairs: ImagePairs | None, console: Terminal
+    plan: Plan, run: Run[ResolvedTraining], pairs: ImagePairs | None, console: Terminal
 ) -> Summary:
     """Train as planned, or go on with it, on the photographs given.
 
@@ -178,10 +178,10 @@ def state_of(step: TrainingStep) -> dict[str, Any]:
     return state
 
 
-def _tell_changes(run: Run[TrainOptions], step: int, console: Terminal) -> None:
+def _tell_changes(run: Run[ResolvedTraining], step: int, console: Terminal) -> None:
     said = run.change(step)
     if said and 0 < step < run.options.iterations:
-        before, now = phase(step - 1, run.before()), phase(step, run.options)
+        before, now = phase(step - 1, run.before), phase(step, run.options)
         said += rates_in_words(run.changes, before, now, run.options.iterations)
     if said:
         console.say(said)

@@ -36,25 +36,25 @@ def test_what_means_the_same_becomes_the_declared_type(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        (TrainOptions, {"iterations": None}, "--iterations must be an integer, got None"),
-        (TrainOptions, {"seed": 1.5}, "--seed must be an integer, got 1.5"),
-        (TrainOptions, {"lr": "1e-3"}, "--lr must be a number, got '1e-3'"),
-        (TrainOptions, {"batch_size": True}, "--batch-size must be an integer, got True"),
-        (TrainOptions, {"kd_fade": "no"}, "--kd-fade must be true or false, got 'no'"),
-        (TrainOptions, {"kd_weight": "x"}, "--kd-weight must be a number or None, got 'x'"),
-        (TrainOptions, {"train_dir": [3]}, "--train-dir must be a list of paths, got [3]"),
-        (TrainOptions, {"student": 3}, "--student must be a text, got 3"),
-        (TrainOptions, {"out": None}, "--out must be a path, got None"),
-        (TrainOptions, {"mkd": {}}, "--mkd must be of type MKDOptions, got {}"),
-        (MetaOptions, {"every": 1.0}, "--meta.every must be an integer, got 1.0"),
-        (MKDOptions, {"grid": "8"}, "--mkd.grid must be an integer, got '8'"),
-        (LossWeights, {"contrastive": None}, "--weights.contrastive must be a number, got None"),
-        (GeneratorOptions, {"channels": "3"}, "--generator.channels must be one of 1, 3, got '3'"),
-        (ContrastiveOptions, {"bank_bytes": 0.5}, "--contrastive.bank-bytes must be an integer"),
-        (DataFreeOptions, {"scale": (2.0,)}, "--scale must be a list of integers, got (2.0,)"),
+        (TrainOptions, {"iterations": None}, "`iterations` must be an integer, got None"),
+        (TrainOptions, {"seed": 1.5}, "`seed` must be an integer, got 1.5"),
+        (TrainOptions, {"lr": "1e-3"}, "`lr` must be a number, got '1e-3'"),
+        (TrainOptions, {"batch_size": True}, "`batch_size` must be an integer, got True"),
+        (TrainOptions, {"kd_fade": "no"}, "`kd_fade` must be true or false, got 'no'"),
+        (TrainOptions, {"kd_weight": "x"}, "`kd_weight` must be a number or None, got 'x'"),
+        (TrainOptions, {"train_dir": [3]}, "`train_dir` must be a list of paths, got [3]"),
+        (TrainOptions, {"student": 3}, "`student` must be a text, got 3"),
+        (TrainOptions, {"out": None}, "`out` must be a path, got None"),
+        (TrainOptions, {"mkd": {}}, "`mkd` must be of type MKDOptions, got {}"),
+        (MetaOptions, {"every": 1.0}, "`meta.every` must be an integer, got 1.0"),
+        (MKDOptions, {"grid": "8"}, "`mkd.grid` must be an integer, got '8'"),
+        (LossWeights, {"contrastive": None}, "`weights.contrastive` must be a number, got None"),
+        (GeneratorOptions, {"channels": "3"}, "`generator.channels` must be one of 1, 3, got '3'"),
+        (ContrastiveOptions, {"bank_bytes": 0.5}, "`contrastive.bank_bytes` must be an integer"),
+        (DataFreeOptions, {"scale": (2.0,)}, "`scale` must be a list of integers, got (2.0,)"),
     ],
 )
-def test_another_type_is_refused_by_the_name_of_the_flag(kind, given, message):
+def test_another_type_is_refused_by_its_name(kind, given, message):
     with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
         kind(**given)
 
@@ -64,8 +64,8 @@ def test_another_type_is_refused_by_the_name_of_the_flag(kind, given, message):
     [
         (TrainOptions, {"teacher_dtype": "int8"}, "must be one of 'float32', 'bfloat16', got 'i"),
         (MetaOptions, {"inner_optimizer": "rmsprop"}, "one of 'sgd', 'adam' or None, got 'rms"),
-        (GeneratorOptions, {"channels": 2}, "--generator.channels must be one of 1, 3, got 2"),
-        (Criterion, {"error": "l2"}, "--error must be one of 'l1', 'squared', got 'l2'"),
+        (GeneratorOptions, {"channels": 2}, "`generator.channels` must be one of 1, 3, got 2"),
+        (Criterion, {"error": "l2"}, "`error` must be one of 'l1', 'squared', got 'l2'"),
     ],
 )
 def test_a_name_that_is_none_of_the_known_is_refused(kind, given, message):

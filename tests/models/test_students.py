@@ -30,7 +30,7 @@ def test_every_student_takes_a_meta_step_and_its_own(student: str, tmp_path: Pat
     optimizers = [torch.optim.Adam(module.parameters()) for module in (method, model)]
     before = [vector(module) for module in (method, model)]
     step = TrainingStep(
-        TrainOptions(student=student),
+        TrainOptions(student=student).resolved(),
         model,
         optimizers[1],
         Distillation(

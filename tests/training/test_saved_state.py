@@ -45,7 +45,7 @@ def finished(options, tmp_path_factory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def plan(options) -> Plan:
-    return prepare(options)
+    return prepare(options.resolved())
 
 
 @pytest.fixture

@@ -18,23 +18,23 @@ def test_the_rate_rises_then_falls_along_a_cosine():
 
 
 def test_vanilla_training_has_no_distillation():
-    now = phase(3, TrainOptions(method="vanilla", hint_share=0.5))
+    now = phase(3, TrainOptions(method="vanilla", hint_share=0.5).resolved())
     assert (now.reconstruction, now.distillation) == (1.0, 0.0)
 
 
 def test_both_losses_count_together_by_default():
-    now = phase(0, TrainOptions(kd_weight=0.25))
+    now = phase(0, TrainOptions(kd_weight=0.25).resolved())
     assert (now.lr, now.reconstruction, now.distillation) == (1e-4, 1.0, 0.25)
 
 
 def test_a_fading_weight_ends_near_zero():
-    options = TrainOptions(kd_weight=1.0, kd_fade=True, iterations=100)
+    options = TrainOptions(kd_weight=1.0, kd_fade=True, iterations=100).resolved()
     weights = [phase(step, options).distillation for step in (0, 50, 99)]
     assert weights == pytest.approx([1.0, 0.5, 0.0], abs=1e-3)
 
 
 def test_hints_come_first_each_stage_with_its_own_cosine():
-    options = TrainOptions(hint_share=0.25, iterations=400, lr=1.0, lr_min=0.0)
+    options = TrainOptions(hint_share=0.25, iterations=400, lr=1.0, lr_min=0.0).resolved()
     hints, first, last = phase(99, options), phase(100, options), phase(399, options)
     assert (hints.reconstruction, hints.distillation) == (0.0, 1.0)
     assert hints.lr < 0.01

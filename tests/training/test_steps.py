@@ -27,7 +27,7 @@ def patches() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_each_stage_begins_with_fresh_moments():
-    step = prepare(dataclasses.replace(TINY, hint_share=0.5)).step
+    step = prepare(dataclasses.replace(TINY, hint_share=0.5).resolved()).step
     counts = []
     for index in range(4):
         step(index, *patches())
@@ -39,7 +39,7 @@ def test_each_stage_begins_with_fresh_moments():
 @pytest.mark.parametrize("rollback", [True, False])
 def test_the_inner_loop_moves_the_student_only_without_rollback(rollback):
     meta = MetaOptions(rollback=rollback, inner_lr=0.1)
-    step = prepare(dataclasses.replace(TINY, meta=meta)).step
+    step = prepare(dataclasses.replace(TINY, meta=meta).resolved()).step
     before = [p.clone() for p in step.student.parameters()]
     lr, hr = patches()
     hints = step.distillation.teacher(lr, hr)
@@ -50,7 +50,7 @@ def test_the_inner_loop_moves_the_student_only_without_rollback(rollback):
 
 
 def test_a_value_that_is_not_finite_changes_no_parameter():
-    step = prepare(dataclasses.replace(TINY, method="vanilla")).step
+    step = prepare(dataclasses.replace(TINY, method="vanilla").resolved()).step
     before = [p.clone() for p in step.student.parameters()]
     lr, hr = patches()
     with pytest.raises(NonFiniteError, match="reconstruction is nan"):
@@ -61,7 +61,7 @@ def test_a_value_that_is_not_finite_changes_no_parameter():
 def test_in_bfloat16_the_student_is_nearly_the_same_and_the_meta_gradient_exactly():
     results = []
     for dtype in ("float32", "bfloat16"):
-        step = prepare(dataclasses.replace(TINY, student_dtype=dtype)).step
+        step = prepare(dataclasses.replace(TINY, student_dtype=dtype).resolved()).step
         before = [p.clone() for p in step.student.parameters()]
         values = step(0, *patches())
         moved = [p - b for p, b in zip(step.student.parameters(), before, strict=True)]
@@ -85,7 +85,7 @@ def test_features_that_the_inner_loop_begins_from_are_those_of_the_student(steps
     meta = MetaOptions(steps=steps, mode=mode, rollback=rollback, inner_lr=0.1)
     results = []
     for shared in (True, False):
-        step = prepare(dataclasses.replace(TINY, meta=meta)).step
+        step = prepare(dataclasses.replace(TINY, meta=meta).resolved()).step
         if not shared:
             compute = step.meta_step
             step.meta_step = lambda *given, compute=compute, step=step: compute(
@@ -154,7 +154,7 @@ def matched(monkeypatch):
 
 
 def test_adapters_descend_the_weighted_loss_with_the_student(matched):
-    step = prepare(dataclasses.replace(matched, kd_fade=False)).step
+    step = prepare(dataclasses.replace(matched, kd_fade=False).resolved()).step
     assert step.distillation.optimizer is None
     weight = step.distillation.method.match.weight
     student = step.student.head[0].weight
@@ -177,7 +177,7 @@ def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     """The meta-gradient for other parameters is that of the joint step, by finite differences."""
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
     meta = MetaOptions(steps=2, inner_lr=1e-4, keep=0.1)
-    step = prepare(dataclasses.replace(matched, meta=meta)).step
+    step = prepare(dataclasses.replace(matched, meta=meta).resolved()).step
     step.student.double()
     step.distillation.method.double()
     scale = step.distillation.method.scale
@@ -202,7 +202,7 @@ def test_the_meta_objective_holds_the_share_of_the_distillation_loss_that_is_kep
 ):
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
     meta = MetaOptions(inner_lr=1e-12, keep=0.3, lr=5e-3, weight_decay=0.25)
-    step = prepare(dataclasses.replace(matched, meta=meta)).step
+    step = prepare(dataclasses.replace(matched, meta=meta).resolved()).step
     lr, hr = patches()
     sr, maps = forward_with_features(step.student, step.distillation.student_points, lr)
     hints = step.distillation.teacher(lr, hr)
@@ -218,7 +218,7 @@ def test_the_meta_objective_holds_the_share_of_the_distillation_loss_that_is_kep
 def test_a_step_on_the_reconstruction_loss_may_close_the_inner_loop(closing, matched, monkeypatch):
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
     meta = MetaOptions(inner_lr=0.1, keep=0, closing_step=closing)
-    step = prepare(dataclasses.replace(matched, meta=meta)).step
+    step = prepare(dataclasses.replace(matched, meta=meta).resolved()).step
     step.distillation.method.scale.data.zero_()  # so that the other step leads nowhere
     lr, hr = patches()
     hints = step.distillation.teacher(lr, hr)
@@ -250,7 +250,9 @@ def test_every_method_trains_either_way(name, way):
 
 def test_an_inner_loop_with_the_students_own_optimizer_has_its_rate_and_moments(monkeypatch):
     rates = {"lr": 3e-3, "lr_min": 1e-3, "warmup": 0}
-    step = prepare(dataclasses.replace(TINY, method="l2t-ww", iterations=8, **rates)).step
+    step = prepare(
+        dataclasses.replace(TINY, method="l2t-ww", iterations=8, **rates).resolved()
+    ).step
     step(0, *patches())
     step(1, *patches())
     inner, state = step.inner_optimizer(dict(step.student.named_parameters()))
@@ -272,7 +274,7 @@ def test_an_inner_loop_with_the_students_own_optimizer_has_its_rate_and_moments(
 
 
 def test_a_method_of_pictures_compares_what_the_networks_give():
-    step = prepare(dataclasses.replace(TINY, method="response")).step
+    step = prepare(dataclasses.replace(TINY, method="response").resolved()).step
     lr, hr = patches()
     with torch.no_grad():
         gap = (step.student(lr) - step.distillation.teacher.network(lr)).abs().mean()
@@ -281,7 +283,7 @@ def test_a_method_of_pictures_compares_what_the_networks_give():
 
 @pytest.mark.parametrize("hint_share", [0.0, 0.5])
 def test_a_share_of_the_reconstruction_loss_is_taken_against_the_teachers_picture(hint_share):
-    step = prepare(dataclasses.replace(TINY, imitation=0.25, hint_share=hint_share)).step
+    step = prepare(dataclasses.replace(TINY, imitation=0.25, hint_share=hint_share).resolved()).step
     lr, hr = patches()
     with torch.no_grad():
         sr, imitated = step.student(lr), step.distillation.teacher.network(lr)
@@ -297,11 +299,11 @@ def test_nobody_can_be_imitated_without_a_teacher():
 def test_points_of_a_method_of_pictures_are_refused():
     options = dataclasses.replace(TINY, method="response", student_points=("body.0",))
     with pytest.raises(ValueError, match=r"--student-points: --method response compares .*body\.0"):
-        prepare(options)
+        prepare(options.resolved())
 
 
 def test_a_method_trained_plainly_has_no_meta_step():
-    step = prepare(dataclasses.replace(TINY, method_training="plain")).step
+    step = prepare(dataclasses.replace(TINY, method_training="plain").resolved()).step
     phi = [p.clone() for p in step.distillation.method.parameters()]
     assert "meta_objective" not in step(0, *patches())
     moved = zip(step.distillation.method.parameters(), phi, strict=True)

@@ -61,7 +61,7 @@ def test_a_step_waits_for_nothing() -> None:
     )
     options = TrainOptions(batch_size=2, patch_size=12)
     optimizer = torch.optim.Adam(student.parameters(), options.lr)
-    step = TrainingStep(options, student, optimizer, distillation)
+    step = TrainingStep(options.resolved(), student, optimizer, distillation)
     hints = [torch.rand(2, 8, 12, 12, device=device) for _ in range(4)]
     lr, hr = torch.rand(2, 3, 12, 12, device=device), torch.rand(2, 3, 48, 48, device=device)
     step(0, lr, hr, hints)

@@ -30,7 +30,7 @@ from mkdext.synthesis import (
 )
 from mkdext.synthesis.contrastive import discrimination_loss, pooled
 from mkdext.synthesis.generator import LATENT
-from mkdext.training.datafree.options import DataFreeOptions
+from mkdext.training.data_free_options import DataFreeOptions
 from mkdext.training.datafree.randomness import Draw, random_for
 from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import cosine

@@ -11,8 +11,8 @@ from mkdext._system.device import checked_device
 from mkdext.models import default_points, resolve_student, resolve_teacher, select_points
 from mkdext.models.own import placed, set_training_mode
 from mkdext.models.trial import check_has_parameters, check_passes_gradient
+from mkdext.training.data_free_options import ResolvedDataFree
 from mkdext.training.datafree.image_maker import ImageMaker
-from mkdext.training.datafree.options import DataFreeOptions
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.datafree.stages import ByScale, Schedule, Stage, begin_stage
 from mkdext.training.memory import LiveBytes, available_bytes, reckons_inner_steps
@@ -32,7 +32,7 @@ _VIEW_POINTS = 4  # as many as are distilled
 class Plan:
     """A training ready to run: all that the options name was found and fits."""
 
-    options: DataFreeOptions
+    options: ResolvedDataFree
     networks: ByScale
     schedule: Schedule
     makers: dict[int, ImageMaker]
@@ -46,7 +46,7 @@ class Plan:
         return begin_stage(self.options, self.networks, self.schedule, index, device, before)
 
 
-def prepare(options: DataFreeOptions) -> Plan:
+def prepare(options: ResolvedDataFree) -> Plan:
     """Make the networks and check that everything fits, before any work is done.
 
     Raises:
@@ -81,7 +81,7 @@ def prepare(options: DataFreeOptions) -> Plan:
     return plan
 
 
-def require_memory_for_banks(options: DataFreeOptions) -> None:
+def require_memory_for_banks(options: ResolvedDataFree) -> None:
     """Check that the memory banks alone fit into memory, where it is known what there is.
 
     Raises:
@@ -97,7 +97,7 @@ def require_memory_for_banks(options: DataFreeOptions) -> None:
 
 
 def make_makers(
-    options: DataFreeOptions, networks: ByScale, device: torch.device
+    options: ResolvedDataFree, networks: ByScale, device: torch.device
 ) -> dict[int, ImageMaker]:
     """What makes the images, by scale.
 
@@ -114,7 +114,7 @@ def make_makers(
     return makers
 
 
-def view_points(options: DataFreeOptions, teacher: nn.Module) -> list[str]:
+def view_points(options: ResolvedDataFree, teacher: nn.Module) -> list[str]:
     """Sub-modules of the teacher whose features the discriminator sees.
 
     Raises:
@@ -130,7 +130,7 @@ def view_points(options: DataFreeOptions, teacher: nn.Module) -> list[str]:
 
 
 @reckons_inner_steps
-def estimate_memory(options: DataFreeOptions, networks: ByScale) -> int | None:
+def estimate_memory(options: ResolvedDataFree, networks: ByScale) -> int | None:
     """Bytes that networks, optimizers, bank and one step take up, by a dry computation.
 
     Of several scales the first serves: pictures are of one size.

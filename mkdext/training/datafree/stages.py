@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mkdext.models import SRNetwork, forward_with_features
 from mkdext.synthesis import carry_over, part_counts, with_parts
 from mkdext.synthesis.growth import name_in
-from mkdext.training.datafree.options import DataFreeOptions
+from mkdext.training.data_free_options import ResolvedDataFree
 from mkdext.training.datafree.randomness import Draw, seed_of
 from mkdext.training.datafree.scales import at_scales
 from mkdext.training.plan import Networks, Points, adam, make_step, seeded
@@ -44,7 +44,7 @@ class Schedule:
     """Steps of all stages together."""
 
     @classmethod
-    def of(cls, options: DataFreeOptions, student: nn.Module) -> Schedule:
+    def of(cls, options: ResolvedDataFree, student: nn.Module) -> Schedule:
         """The stages of a whole student.
 
         Raises:
@@ -132,7 +132,7 @@ class Stage:
 
 
 def begin_stage(
-    options: DataFreeOptions,
+    options: ResolvedDataFree,
     networks: ByScale,
     schedule: Schedule,
     index: int,

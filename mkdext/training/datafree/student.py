@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,22 +13,22 @@ from mkdext._system.terminal import Terminal
 from mkdext.metrics import to_uint8
 from mkdext.models.own import evaluation_mode, unwrapped
 from mkdext.synthesis import procedural_images
-from mkdext.training.config_files import changed_flags
+from mkdext.training.data_free_options import DataFreeOptions, ResolvedDataFree, usual_data_free
 from mkdext.training.datafree.image_maker import CollapseError, require_different
-from mkdext.training.datafree.options import DataFreeOptions, with_usual_rates
 from mkdext.training.datafree.plan import Plan, prepare
 from mkdext.training.datafree.randomness import Draw, drawn, random_for
 from mkdext.training.datafree.report import save_sheet, save_summary
 from mkdext.training.datafree.stages import Stage
-from mkdext.training.going_on import Run, checked_run, rates_in_words
 from mkdext.training.gradient_watch import silence_in_words
 from mkdext.training.loop import Done, Loop
 from mkdext.training.one_at_a_time import one_at_a_time
+from mkdext.training.origin import command
 from mkdext.training.photographs import validation_photographs
 from mkdext.training.plan import count_parameters
 from mkdext.training.progress import measuring, track
 from mkdext.training.rehearsal import first_and_smallest, rehearse, try_on
 from mkdext.training.report import conclude
+from mkdext.training.run.going_on import Run, checked_run, rates_in_words
 from mkdext.training.run_directory import HISTORY, RunDirectory
 from mkdext.training.schedule import phase
 from mkdext.training.steps import NonFiniteError, TrainingFailed
@@ -125,7 +124,7 @@ def check_teachers(plan: Plan, sets: Mapping[str, ToMeasure]) -> None:
         require_strong_teacher(teacher, scale, own)
 
 
-def photographs(options: DataFreeOptions, console: Terminal) -> dict[str, ToMeasure]:
+def photographs(options: ResolvedDataFree, console: Terminal) -> dict[str, ToMeasure]:
     """The photographs to measure on, by name."""
     sets: dict[str, ToMeasure] = {}
     for scale in options.scale:
@@ -167,14 +166,14 @@ def load_checkpoint(run: RunDirectory, plan: Plan) -> tuple[Stage, Done]:
     return stage, done
 
 
-def _tell_changes(run: Run[DataFreeOptions], stage: Stage, step: int, console: Terminal) -> None:
+def _tell_changes(run: Run[ResolvedDataFree], stage: Stage, step: int, console: Terminal) -> None:
     said = run.change(step)
     taken = step - stage.first
     if said and taken > 0 and step < run.options.iterations:
         scale, now = run.options.scale[0], stage.step.options
         # Only a student of one stage is trained longer.
-        length = now.iterations + run.before().iterations - run.options.iterations
-        before = run.before().for_scale(scale, length)
+        length = now.iterations + run.before.iterations - run.options.iterations
+        before = run.before.for_scale(scale, length)
         said += rates_in_words(
             run.changes, phase(taken - 1, before), phase(taken, now), now.iterations
         )
@@ -182,7 +181,7 @@ def _tell_changes(run: Run[DataFreeOptions], stage: Stage, step: int, console: T
         console.say(said)
 
 
-def origin(options: DataFreeOptions, steps: int, history: Sequence[Any] = ()) -> dict[str, Any]:
+def origin(options: ResolvedDataFree, steps: int, history: Sequence[Any] = ()) -> dict[str, Any]:
     """What made a student, to be kept with its weights.
 
     Args:
@@ -191,13 +190,11 @@ def origin(options: DataFreeOptions, steps: int, history: Sequence[Any] = ()) ->
         history: What the options were before, as `RunDirectory.history` has it.
 
     Example:
-        >>> origin(DataFreeOptions(stages=2), steps=500)["command"]
+        >>> origin(DataFreeOptions(stages=2).resolved(), steps=500)["command"]
         'python -m mkdext.datafree --stages 2'
     """
-    usual = with_usual_rates(DataFreeOptions(), options.optimizer)
-    flags = changed_flags(options, usual.resolved())
     return {
-        "command": shlex.join(["python", "-m", "mkdext.datafree", *flags]),
+        "command": command("datafree", options.given(), usual_data_free(options.optimizer)),
         "method": options.method,
         "teacher": str(options.teacher_weights or options.teacher or "builtin"),
         "data": [f"made images ({options.source})"],

@@ -12,43 +12,43 @@ from mkdext.training.datafree.student import origin
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DataFreeOptions(iterations=1, stages=2), "--stages must be at most --iterations"),
-        (lambda: DataFreeOptions(scale=(2, 2)), "--scale must name scales, each once"),
-        (lambda: DataFreeOptions(scale=()), "--scale must name scales"),
+        (lambda: DataFreeOptions(iterations=1, stages=2), "`stages` must be at most `iterations`"),
+        (lambda: DataFreeOptions(scale=(2, 2)), "`scale` must name scales, each once"),
+        (lambda: DataFreeOptions(scale=()), "`scale` must name scales"),
         (lambda: DataFreeOptions(patch_size=10), "multiple of 4, 8 or more with a generator"),
         (lambda: DataFreeOptions(patch_size=36, scale=(2, 3, 4)), "multiple of 24, 24 or more"),
         (lambda: DataFreeOptions(patch_size=4), "multiple of 4, 8 or more with a generator"),
-        (lambda: DataFreeOptions(batch_size=1), "--batch-size must be at least 2"),
-        (lambda: DataFreeOptions(procedural_share=1), "--procedural-share must be between 0 and 1"),
+        (lambda: DataFreeOptions(batch_size=1), "`batch_size` must be at least 2"),
+        (lambda: DataFreeOptions(procedural_share=1), "`procedural_share` must be between 0 and 1"),
         (lambda: DataFreeOptions(procedural_share=0.99), "is 8 procedural and 0 generated images"),
         (
             lambda: DataFreeOptions(contrastive=ContrastiveOptions(bank_every="stage")),
-            "take more stages, or --contrastive.bank-every round",
+            "take more stages, or `contrastive.bank_every` round",
         ),
         (lambda: DataFreeOptions(method="fitnett"), "did you mean fitnet"),
         (lambda: DataFreeOptions(method="pisr"), "trains a teacher of its own on high-resolution"),
-        (lambda: DataFreeOptions(lr=0), "--lr must be positive"),
+        (lambda: DataFreeOptions(lr=0), "`lr` must be positive"),
         (
             lambda: DataFreeOptions(weights=LossWeights(contrastive=-1)),
-            "--weights.contrastive must be at least 0, got -1",
+            "`weights.contrastive` must be at least 0, got -1",
         ),
         (
             lambda: DataFreeOptions(optimizer="sgd", meta=MetaOptions(inner_optimizer="adam")),
-            "take --meta.inner-optimizer sgd",
+            "take `meta.inner_optimizer` sgd",
         ),
-        (lambda: GeneratorOptions(every=-1), "--generator.every must be at least 0, got -1"),
-        (lambda: GeneratorOptions(lr=-1), "--generator.lr must be positive"),
-        (lambda: ContrastiveOptions(temperature=0), "--contrastive.temperature must be positive"),
-        (lambda: ContrastiveOptions(bank_bytes=0), "--contrastive.bank-bytes must be at least 1"),
+        (lambda: GeneratorOptions(every=-1), "`generator.every` must be at least 0, got -1"),
+        (lambda: GeneratorOptions(lr=-1), "`generator.lr` must be positive"),
+        (lambda: ContrastiveOptions(temperature=0), "`contrastive.temperature` must be positive"),
+        (lambda: ContrastiveOptions(bank_bytes=0), "`contrastive.bank_bytes` must be at least 1"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_flag(make, message):
+def test_a_wrong_value_is_told_with_its_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 def test_pictures_of_all_scales_have_one_size():
-    options = DataFreeOptions(scale=(2, 3, 4), patch_size=24)
+    options = DataFreeOptions(scale=(2, 3, 4), patch_size=24).resolved()
     assert [options.size(scale) for scale in (2, 3, 4)] == [24, 16, 12]
     for_three = options.for_scale(3, iterations=7)
     assert (for_three.scale, for_three.patch_size, for_three.iterations) == (3, 16, 7)

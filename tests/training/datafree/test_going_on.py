@@ -108,7 +108,7 @@ def test_an_edited_checkpoint_is_told_with_what_is_wrong(name, finished, flags, 
     state = torch.load(finished / "checkpoints/state.pt", weights_only=True)
     change(state)
     torch.save(state, run.state)
-    plan = prepare(parse([*flags, "--iterations", "4"]).options())
+    plan = prepare(parse([*flags, "--iterations", "4"]).options().resolved())
     with pytest.raises(ValueError) as told:
         load_checkpoint(run, plan)
     assert message in str(told.value) and "\n" not in str(told.value)

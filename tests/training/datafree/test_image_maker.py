@@ -48,7 +48,7 @@ def numbers(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def begun(options: DataFreeOptions) -> tuple[Plan, ImageMaker, torch.nn.Module]:
-    plan = prepare(options)
+    plan = prepare(options.resolved())
     return plan, plan.makers[2], plan.begin_stage(0).student
 
 
@@ -219,7 +219,7 @@ def test_images_of_a_step_are_the_same_whenever_asked_for(source, options):
     assert images.shape == (3, 3, 8, 8) and images.min() >= 0 and images.max() <= 1
     assert torch.equal(images, maker.images(7))
     assert not torch.equal(images, maker.images(8))
-    other = prepare(dataclasses.replace(options, seed=1)).makers[2]
+    other = prepare(dataclasses.replace(options, seed=1).resolved()).makers[2]
     assert not torch.equal(images, other.images(7))
 
 
@@ -265,7 +265,7 @@ def test_scales_are_drawn_evenly_and_by_the_seed():
 @pytest.mark.parametrize("teacher", ["rcan", "vdsr"])
 def test_the_steps_of_student_and_generator_wait_for_nothing(options, teachers, teacher):
     device, weights = "cuda", teachers[teacher]
-    plan = prepare(dataclasses.replace(options, teacher_weights=weights, device=device))
+    plan = prepare(dataclasses.replace(options, teacher_weights=weights, device=device).resolved())
     maker, stage = plan.makers[2], plan.begin_stage(0)
 
     def take(step):

@@ -29,7 +29,7 @@ def images() -> torch.Tensor:
 
 
 def test_the_student_imitates_the_picture_of_the_teacher(options):
-    plan = prepare(options)
+    plan = prepare(options.resolved())
     stage, teacher = plan.begin_stage(0), plan.networks.teachers[2]
     expected = (stage.student(images()) - teacher(images())).abs().mean().detach()
     losses = [stage.imitate(step, 2, images())["reconstruction"].item() for step in range(6)]
@@ -42,7 +42,7 @@ def test_squared_errors_are_summed_and_their_gradient_is_cut(options):
     options = dataclasses.replace(
         options, error="squared", reduction="sum", optimizer="sgd", lr=0.1
     )
-    plan = prepare(options)
+    plan = prepare(options.resolved())
     stage, teacher = plan.begin_stage(0), plan.networks.teachers[2]
     parameters = dict(stage.student.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
@@ -59,7 +59,7 @@ def test_squared_errors_are_summed_and_their_gradient_is_cut(options):
 
 
 def test_a_stage_begins_with_the_weights_of_the_one_before_and_a_fresh_optimizer(options):
-    plan = prepare(dataclasses.replace(options, stages=4))
+    plan = prepare(dataclasses.replace(options, stages=4).resolved())
     stage = plan.begin_stage(0)
     for step in (0, 1):
         stage.imitate(step, 2, images())
@@ -78,7 +78,7 @@ def test_features_are_compared_where_the_student_has_grown_to(options):
     options = dataclasses.replace(
         options, method="mkd", stages=4, meta=MetaOptions(every=1, lr=1e-2), kd_fade=False
     )
-    plan = prepare(options)
+    plan = prepare(options.resolved())
     stage, kept = None, {}
     for index in range(4):
         stage = plan.begin_stage(index, stage)
@@ -102,7 +102,7 @@ def test_a_stage_without_a_point_compares_pictures_alone(options, teachers):
         teacher_points=("body.3",),
         hint_share=0.5,
     )
-    plan = prepare(options)
+    plan = prepare(options.resolved())
     first = plan.begin_stage(0)
     assert first.step.distillation is None
     assert "distillation" not in first.imitate(0, 2, images())
@@ -123,7 +123,7 @@ def test_students_of_several_scales_share_weights_optimizer_and_method(options, 
         source="generator",
         patch_size=16,
     )
-    plan = prepare(options)
+    plan = prepare(options.resolved())
     stage = plan.begin_stage(1, plan.begin_stage(0))
     two, four = stage.steps[2], stage.steps[4]
     assert two.student.luma is four.student.luma and two.optimizer is four.optimizer
