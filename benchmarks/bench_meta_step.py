@@ -45,9 +45,10 @@ from mkdext._system import extension
 from mkdext.methods import MKD, MKDOptions, mkd
 from mkdext.models import create_model, default_points
 from mkdext.ops import reference
-from mkdext.training import MetaOptions, TrainOptions, steps
-from mkdext.training.steps import Distillation, TrainingStep
-from mkdext.training.teacher import Teacher
+from mkdext.training import MetaOptions, TrainOptions
+from mkdext.training import step as step_module
+from mkdext.training.schedule import Phase
+from mkdext.training.step import Batch, Distillation, StepOptions, TrainingStep
 
 POINTS = 4
 FORMS = ("mkdext", "stock convolutions", "stock", "vanilla")
@@ -66,8 +67,8 @@ def make_step(
     method = MKD([16] * POINTS, [arguments.channels] * POINTS, MKDOptions(grid=arguments.grid))
     method.to(**kind)
     hints = [torch.randn(batch, arguments.channels, side, side, **kind) for _ in range(POINTS)]
-    lr = torch.rand(batch, 3, side, side, **kind)
-    hr = torch.rand(batch, 3, 4 * side, 4 * side, **kind)
+    low = torch.rand(batch, 3, side, side, **kind)
+    high = torch.rand(batch, 3, 4 * side, 4 * side, **kind)
     points = default_points(student)
     optimizer = torch.optim.Adam(student.parameters(), options.lr)
     if form == "stock":
@@ -86,16 +87,18 @@ def make_step(
             options.meta.keep,
             options.kd_weight,
         )
-        return lambda: stock(lr, hr, hints), [optimizer, krnet_optimizer]
+        return lambda: stock(low, high, hints), [optimizer, krnet_optimizer]
     krnet_optimizer = torch.optim.Adam(method.parameters(), options.meta.lr)
+    distils = form != "vanilla"
+    distillation = Distillation(points, method, krnet_optimizer) if distils else None
+    step = TrainingStep(student, optimizer, None, distillation, StepOptions(options.meta))
     # A teacher that costs nothing: its feature maps are given.
-    teacher = Teacher(nn.Identity(), [], [])
-    distillation = Distillation(teacher, points, method, krnet_optimizer)
-    step = TrainingStep(options, student, optimizer, None if form == "vanilla" else distillation)
+    batch = Batch(low, high, hints)
+    now = Phase(options.lr, 1.0, options.kd_weight if distils else 0.0)
 
     def run() -> None:
         with stock_operators() if form == "stock convolutions" else contextlib.nullcontext():
-            step(0, lr, hr, hints)
+            step(0, batch, now)
 
     return run, [optimizer, krnet_optimizer]
 
@@ -171,7 +174,7 @@ class Parts:
 def parts_of(run: Callable[[], None], device: torch.device) -> dict[str, float]:
     """Seconds of the parts of mkdext's step, measured from outside."""
     parts = Parts(device)
-    gradient, meta_gradient = MKD.gradient, steps.meta_gradient
+    gradient, meta_gradient = MKD.gradient, step_module.meta_gradient
 
     def mkd_gradient(self: MKD, *maps: object, create_graph: bool = False) -> object:
         name = "KRNets, inner gradient" if create_graph else "KRNets, own step"
@@ -185,12 +188,12 @@ def parts_of(run: Callable[[], None], device: torch.device) -> dict[str, float]:
         )
 
     kept = parts.counted("KRNets, in the objective, with gradient", MKD.once_differentiable)
-    forward = parts.counted("student, forward", steps.forward_with_features)
+    forward = parts.counted("student, forward", step_module.forward_with_features)
     with (
         mock.patch.object(MKD, "gradient", mkd_gradient),
         mock.patch.object(MKD, "once_differentiable", kept),
-        mock.patch.object(steps, "meta_gradient", counted_meta_gradient),
-        mock.patch.object(steps, "forward_with_features", forward),
+        mock.patch.object(step_module, "meta_gradient", counted_meta_gradient),
+        mock.patch.object(step_module, "forward_with_features", forward),
         parts.part("student, own backward, and the rest"),
     ):
         run()

@@ -36,6 +36,7 @@
 #include "simd.h"
 #include "winograd_kernels.h"
 
+using mkdext::Term;
 using namespace mkdext::cpu;
 using namespace mkdext::cpu::native;
 

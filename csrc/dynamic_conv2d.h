@@ -15,8 +15,8 @@
 //   grad_g = F(ggx, w) + F(x, ggw)      grad_x = Gx(g, ggw)      grad_w = Gw(g, ggx)
 //
 // Tensors are contiguous and of one dtype: float32 or float64, on CUDA also float16 and bfloat16. B
-// may be 0, all other sizes are at least 1. Python
-// checks arguments and words the errors; the checks behind these functions are a backstop.
+// may be 0, all other sizes are at least 1. Python checks arguments and words the errors; the
+// checks behind these functions are a backstop.
 #pragma once
 
 #include <cstdint>
@@ -33,5 +33,12 @@ struct DynamicConvShape {
 };
 
 enum class Primitive { kForward, kInputGrad, kWeightGrad };
+
+// One of the correlations whose sum is an output. `map` is x, or g for the input gradient.
+template <typename T>
+struct Term {
+  const T* map;
+  const T* weight;
+};
 
 }  // namespace mkdext

@@ -64,6 +64,18 @@ std::vector<std::string> cpu_features() {
   return names;
 }
 
+// A dictionary, because Python keeps the order of its keys.
+py::dict dynamic_conv2d_devices() {
+  py::dict devices;
+  for (const mkdext::AlgorithmEntry& entry : mkdext::kAlgorithms) {
+    py::list of_one;
+    if (entry.on_cpu) of_one.append("cpu");
+    if (entry.on_cuda) of_one.append("cuda");
+    devices[py::str(std::string(entry.name))] = of_one;
+  }
+  return devices;
+}
+
 std::map<std::string, std::string> dynamic_conv2d_algorithms(int64_t batch, int64_t in_channels,
                                                              int64_t out_channels, int64_t height,
                                                              int64_t width, int64_t kernel_size,
@@ -73,7 +85,7 @@ std::map<std::string, std::string> dynamic_conv2d_algorithms(int64_t batch, int6
   std::map<std::string, std::string> names;
   for (const auto primitive : mkdext::cpu::kPrimitives) {
     names.emplace(mkdext::cpu::primitive_name(primitive),
-                  mkdext::cpu::algorithm_name(mkdext::cpu::choose(primitive, shape, is_float32)));
+                  mkdext::algorithm_name(mkdext::cpu::choose(primitive, shape, is_float32)));
   }
   return names;
 }
@@ -85,10 +97,8 @@ std::vector<std::string> dynamic_conv2d_runnable(int64_t batch, int64_t in_chann
   const mkdext::DynamicConvShape shape{batch,  in_channels, out_channels,
                                        height, width,       kernel_size};
   std::vector<std::string> names;
-  for (const auto algorithm : mkdext::cpu::kAlgorithms) {
-    if (mkdext::cpu::can_run(algorithm, shape, is_float32)) {
-      names.emplace_back(mkdext::cpu::algorithm_name(algorithm));
-    }
+  for (const mkdext::AlgorithmEntry& entry : mkdext::kAlgorithms) {
+    if (mkdext::cpu::can_run(entry.algorithm, shape, is_float32)) names.emplace_back(entry.name);
   }
   return names;
 }
@@ -101,6 +111,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_set", &instruction_set, "The instruction set that the CPU kernels use.");
   m.def("cpu_features", &cpu_features,
         "The instruction sets that this processor can run, smallest first.");
+  m.def("dynamic_conv2d_devices", &dynamic_conv2d_devices,
+        "The values of `algorithm`, each with the types of the devices that know it.");
   m.def("dynamic_conv2d_algorithms", &dynamic_conv2d_algorithms, py::arg("batch"),
         py::arg("in_channels"), py::arg("out_channels"), py::arg("height"), py::arg("width"),
         py::arg("kernel_size"), py::arg("is_float32"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from typing import Any
 
-import mkdext
+from mkdext import __version__
 from mkdext._system.startup import explain_exhausted_memory
 
 COMMANDS = {
@@ -35,9 +36,9 @@ def main() -> int:
     if name in {"-h", "--help"}:
         print(_usage())
     elif name == "--version":
-        print(f"mkdext {mkdext.__version__}")
+        print(f"mkdext {__version__}")
     elif name in COMMANDS:
-        status: int = importlib.import_module(f"mkdext.{name}").main(arguments)
+        status: int = _module_of(name).main(arguments)
         return status
     else:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -45,6 +46,12 @@ def main() -> int:
         print(f"mkdext: there is no command {name!r}{hint}", file=sys.stderr)
         return 2
     return 0
+
+
+def _module_of(command: str) -> Any:
+    module = importlib.import_module(f"mkdext.{command}")
+    is_package = hasattr(module, "__path__")
+    return importlib.import_module(f"mkdext.{command}.__main__") if is_package else module
 
 
 def _usage() -> str:

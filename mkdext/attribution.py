@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-import mkdext
+from mkdext import __version__
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import is_out_of_memory
 from mkdext._system.figures import figure_file, label
 from mkdext._system.files import check_replaceable, check_writable, write_csv, write_json
+from mkdext._system.memory import LiveBytes, available_bytes
 from mkdext._system.terminal import Terminal, progress_bar, text_table
 from mkdext.data import (
     BadImage,
@@ -47,7 +48,6 @@ from mkdext.models import SRNetwork
 from mkdext.models.builtin import BUILTIN_SCALE
 from mkdext.models.own import copy_with_tensors
 from mkdext.models.user_code import in_words
-from mkdext.training.memory import LiveBytes, available_bytes
 
 _BICUBIC = "bicubic"
 _BUILTIN = "built-in"
@@ -116,9 +116,9 @@ class Scene(NamedTuple):
     """Column of the photograph where the part begins."""
     top: int
     """Row of the photograph where the part begins."""
-    hr: Tensor
+    high: Tensor
     """The part: uint8 `[3, scale*h, scale*w]`."""
-    lr: Tensor
+    low: Tensor
     """`[3, h, w]`, float32 in [0, 1]."""
     window: Window
     """In pixels of the part."""
@@ -232,11 +232,11 @@ def make_scene(command: AttributionCommand, scale: int) -> Scene:
         )
     begin_x, side_x = _cut(left, size, width, command.size // scale * scale, scale)
     begin_y, side_y = _cut(top, size, height, command.size // scale * scale, scale)
-    hr = photograph[:, begin_y : begin_y + side_y, begin_x : begin_x + side_x]
-    if bool((hr == hr[:, :1, :1]).all()):
+    high = photograph[:, begin_y : begin_y + side_y, begin_x : begin_x + side_x]
+    if bool((high == high[:, :1, :1]).all()):
         raise ValueError(f"{path} has a single colour around the window; choose another --window")
     window = Window(left - begin_x, top - begin_y, size)
-    return Scene(path, begin_x, begin_y, hr, imresize(hr, 1 / scale) / 255, window)
+    return Scene(path, begin_x, begin_y, high, imresize(high, 1 / scale) / 255, window)
 
 
 def _cut(first: int, window: int, whole: int, wanted: int, scale: int) -> tuple[int, int]:
@@ -263,11 +263,11 @@ def _check_memory(command: AttributionCommand, networks: Sequence[Network], scen
     for network in networks:
         if network.device.type != "cpu" or available is None:
             return
-        lr = torch.empty(command.batch_size, *scene.lr.shape, device="meta", requires_grad=True)
+        low = torch.empty(command.batch_size, *scene.low.shape, device="meta", requires_grad=True)
         try:
             meta = copy_with_tensors(network.model, lambda tensor: tensor.to("meta"))
             with LiveBytes() as memory:
-                torch.autograd.grad(meta(lr).sum(), lr)
+                torch.autograd.grad(meta(low).sum(), low)
         except (Exception, SystemExit):
             if isinstance(network.model, SRNetwork):
                 raise
@@ -289,7 +289,7 @@ def attribute(
     """
     scale = networks[0].scale
     ways = [
-        Way(_BICUBIC, lambda lr: imresize(lr, scale), 0, torch.device("cpu")),
+        Way(_BICUBIC, lambda low: imresize(low, scale), 0, torch.device("cpu")),
         *(Way(n.name, n.enlarge, n.parameters, n.device) for n in networks),
     ]
     attributions = []
@@ -303,12 +303,12 @@ def attribute(
 
         for way in ways:
             progress.update(task, description=way.name)
-            lr = scene.lr.to(way.device)
+            low = scene.low.to(way.device)
             try:
                 pixels = attribution_map(
                     path_attribution(
                         way.enlarge,
-                        lr,
+                        low,
                         scene.window,
                         steps=command.steps,
                         batch_size=command.batch_size,
@@ -324,13 +324,13 @@ def attribute(
                     raise
                 raise ValueError(f"{way.name} has no derivatives: {in_words(error)}") from error
             with torch.no_grad():
-                sr = to_uint8(way.enlarge(lr[None])[0]).cpu()
+                sr = to_uint8(way.enlarge(low[None])[0]).cpu()
             attributions.append(
                 Attribution(
                     way.name,
                     way.parameters,
                     diffusion_index(pixels),
-                    psnr_y(sr, scene.hr, border=scale),
+                    psnr_y(sr, scene.high, border=scale),
                     pixels.cpu(),
                     sr,
                 )
@@ -348,10 +348,10 @@ def save(
     """
     rows = [attribution.numbers() for attribution in attributions]
     write_csv(command.out / "attribution.csv", rows)
-    height, width = scene.hr.shape[1:]
+    height, width = scene.high.shape[1:]
     window = scene.window
     report: dict[str, Any] = {
-        "version": mkdext.__version__,
+        "version": __version__,
         "image": str(scene.path),
         "scale": scale,
         "steps": command.steps,
@@ -374,12 +374,12 @@ def draw(figure: Figure, scene: Scene, attributions: Sequence[Attribution]) -> N
     above, below = figure.subplots(2, len(attributions) + 1)
     for axis in (*above, *below):
         axis.set(xticks=[], yticks=[])
-    height, width = scene.hr.shape[1:]
-    _show_picture(above[0], scene.hr)
+    height, width = scene.high.shape[1:]
+    _show_picture(above[0], scene.high)
     above[0].set_title("HR", fontsize=8)
-    _show_around(below[0], scene.hr, scene.window)
+    _show_around(below[0], scene.high, scene.window)
     for axis, close, attribution in zip(above[1:], below[1:], attributions, strict=True):
-        axis.imshow(luma(scene.hr).numpy(), cmap="gray")
+        axis.imshow(luma(scene.high).numpy(), cmap="gray")
         axis.imshow(
             attribution.pixels.sqrt().numpy(),
             cmap="Reds",

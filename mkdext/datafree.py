@@ -8,21 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from mkdext._cli.dry_run import show_plan
 from mkdext._cli.options import file_of, first_flags, laid_over
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.allocator import keep_freed_memory
-from mkdext._system.terminal import Terminal, text_table
+from mkdext.training import DataFreeOptions, train
 from mkdext.training.data_free_options import usual_data_free
-from mkdext.training.datafree import DataFreeOptions, train_without_data
-from mkdext.training.datafree.plan import prepare
-from mkdext.training.datafree.student import check_teachers, photographs
 from mkdext.training.options_file import schema
-from mkdext.training.plan import count_parameters
-from mkdext.training.run.going_on import checked_run
-from mkdext.training.run_directory import in_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_plan(options, console, command.resume)
             return
         keep_freed_memory()
-        train_without_data(options, console, command.resume)
+        train(options, console, command.resume)
 
     memory = "lower --batch-size, --patch-size or --contrastive.bank-bytes"
     return exit_status("mkdext.datafree", run, memory=memory)
@@ -95,42 +88,6 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
     optimizer = first.optimizer or (file and file.values.get("optimizer")) or "adam"
     usual = usual_data_free(optimizer)
     return laid_over(DataFreeCommand, arguments, file, usual, "python -m mkdext.datafree")
-
-
-def show_plan(options: DataFreeOptions, console: Terminal, resume: bool = False) -> None:
-    """Print what a training would do."""
-    run = checked_run(options, resume)
-    run.require_files()
-    options = run.options
-    sets = photographs(options, console)
-    plan = prepare(options)
-    console.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
-    table = text_table("sizes", "", "parameters")
-    for index, parts in enumerate(plan.schedule.parts):
-        stage = plan.begin_stage(index)
-        name = f"student {options.student}"
-        if len(plan.schedule.parts) > 1:
-            name += f", {parts} parts, from step {stage.first}"
-        table.add_row(name, f"{count_parameters(stage.student):,}")
-    table.add_row("teacher", f"{count_parameters(next(iter(plan.networks.teachers.values()))):,}")
-    for scale, maker in plan.makers.items():
-        if maker.generator:
-            table.add_row(f"generator x{scale}", f"{count_parameters(maker.generator):,}")
-        if maker.discriminator:
-            table.add_row(f"discriminator x{scale}", f"{count_parameters(maker.discriminator):,}")
-    console.show(table)
-    for scale, maker in plan.makers.items():
-        if maker.discriminator:
-            console.say(
-                f"memory bank x{scale}: {maker.bank.capacity} images of {4 * maker.bank.width} "
-                f"bytes, {maker.bank.nbytes:,} bytes"
-            )
-    memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
-    console.say(f"memory of a step: {memory}")
-    check_teachers(plan, sets)
-    if run.changes:
-        console.say(f"from here on: {in_words(run.changes)}")
-    console.say(f"would write to {options.out}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import mkdext
+from mkdext import __version__
 from mkdext._system import extension
 from mkdext._system.streams import printable, replace_unencodable
 
@@ -66,7 +66,7 @@ def examine() -> list[Finding]:
     """Look at everything, in the order of the report."""
     torch = _import_torch()
     return [
-        Finding("mkdext", f"{mkdext.__version__} in {Path(mkdext.__file__).parent}"),
+        Finding("mkdext", f"{__version__} in {Path(__file__).parent}"),
         Finding(
             "python", f"{platform.python_version()} at {sys.executable}, {platform.platform()}"
         ),

@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
-import mkdext
+from mkdext import __version__
 from mkdext._cli.flags import parse_flags
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
@@ -29,6 +29,7 @@ from mkdext._system.files import (
     write_csv,
     write_json,
 )
+from mkdext._system.memory import available_bytes
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.data import (
     BadImage,
@@ -51,10 +52,8 @@ from mkdext.inference import (
 )
 from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.inference.failures import noted
-from mkdext.metrics import mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.metrics import exact_note, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 from mkdext.models import VDSR
-from mkdext.training.memory import available_bytes
-from mkdext.training.validation import exact_note
 
 Protocol = Literal["8bit", "float"]
 
@@ -124,9 +123,9 @@ class Photograph(NamedTuple):
 
     set: str
     """Name of its folder or store."""
-    hr: Path | StoredPair
+    high: Path | StoredPair
     """High resolution."""
-    lr: Path | None
+    low: Path | None
     """File of the low-resolution version; none: that of a store, or to be made."""
     crop: bool = False
     """Whether both may be cut to what they share where their sizes do not fit."""
@@ -134,7 +133,7 @@ class Photograph(NamedTuple):
     @property
     def path(self) -> Path:
         """The file, or the store and the name in it."""
-        return self.hr.path if isinstance(self.hr, StoredPair) else self.hr
+        return self.high.path if isinstance(self.high, StoredPair) else self.high
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,18 +230,18 @@ def photographs_of(command: EvaluateCommand, scale: int) -> list[Photograph]:
     """
     photographs: list[Photograph] = []
     folders = itertools.zip_longest(command.data, command.lr_dir)
-    for folder, lr_folder in folders:
-        found = find_photographs(folder, scale, lr_folder, "--lr-dir")
+    for folder, low_folder in folders:
+        found = find_photographs(folder, scale, low_folder, "--lr-dir")
         check_apart(command.out, folder)
         name = folder.resolve().name
         if any(photograph.set == name for photograph in photographs):
             raise ValueError(f"--data has two folders called {name!r}; rename one of them")
-        group = [Photograph(name, hr, None, command.crop) for hr in found]
-        if lr_folder is not None:
+        group = [Photograph(name, high, None, command.crop) for high in found]
+        if low_folder is not None:
             names = [photograph.path.relative_to(folder) for photograph in group]
-            versions = match_low_resolution(names, folder, lr_folder, scale)
+            versions = match_low_resolution(names, folder, low_folder, scale)
             group = [
-                photograph._replace(lr=version)
+                photograph._replace(low=version)
                 for photograph, version in zip(group, versions, strict=True)
             ]
         photographs += group
@@ -260,22 +259,22 @@ def read_levels(photograph: Photograph, scale: int) -> tuple[Tensor | None, Tens
         BadImageError: A file cannot be used, a stored photograph has changed since it was written,
             or the sizes do not fit.
     """
-    lr = None
-    if isinstance(photograph.hr, StoredPair):
-        photograph.hr.require_intact()
-        stored, hr = photograph.hr.pair()
-        lr = stored if photograph.hr.lr_is_given else None
+    low = None
+    if isinstance(photograph.high, StoredPair):
+        photograph.high.require_intact()
+        stored, high = photograph.high.pair()
+        low = stored if photograph.high.low_is_given else None
     else:
-        hr = read_image(photograph.hr)
-    height, width = (side // scale for side in hr.shape[1:])
+        high = read_image(photograph.high)
+    height, width = (side // scale for side in high.shape[1:])
     if min(height, width) < 1:
-        raise BadImageError(f"has {hr.shape[2]}x{hr.shape[1]} pixels, too few for x{scale}")
-    if photograph.lr is None:
-        return lr, hr[:, : height * scale, : width * scale]
+        raise BadImageError(f"has {high.shape[2]}x{high.shape[1]} pixels, too few for x{scale}")
+    if photograph.low is None:
+        return low, high[:, : height * scale, : width * scale]
     try:
-        return fitted(read_image(photograph.lr), hr, scale, photograph.crop)
+        return fitted(read_image(photograph.low), high, scale, photograph.crop)
     except BadImageError as error:
-        raise BadImageError(f"its low-resolution version {photograph.lr} {error}") from None
+        raise BadImageError(f"its low-resolution version {photograph.low} {error}") from None
 
 
 def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
@@ -287,12 +286,12 @@ def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[T
     Raises:
         BadImageError: As `read_levels`.
     """
-    lr, hr = read_levels(photograph, scale)
-    if lr is not None:
-        return lr / 255, hr
+    low, high = read_levels(photograph, scale)
+    if low is not None:
+        return low / 255, high
     if protocol == "8bit":
-        return imresize(hr, 1 / scale) / 255, hr
-    return imresize(hr.double() / 255, 1 / scale).float(), hr
+        return imresize(high, 1 / scale) / 255, high
+    return imresize(high.double() / 255, 1 / scale).float(), high
 
 
 def check_photographs(
@@ -310,8 +309,8 @@ def check_photographs(
     bad: list[BadImage] = []
     for photograph in photographs:
         with noted(bad, photograph.path, "cut it into smaller photographs"):
-            _, hr = read_levels(photograph, scale)
-            if min(hr.shape[1:]) < 2 * border + _WINDOW:
+            _, high = read_levels(photograph, scale)
+            if min(high.shape[1:]) < 2 * border + _WINDOW:
                 raise BadImageError(f"is too small for SSIM inside a border of {border} pixels")
             usable.append(photograph)
     if not usable:
@@ -353,14 +352,16 @@ def evaluate(
         sheet = ContactSheet(["HR", *ways])
         for photograph in group:
             with noted(failed, photograph.path, "cut it into smaller photographs"):
-                lr, hr = read_pair(photograph, scale, protocol)
+                low, high = read_pair(photograph, scale, protocol)
                 pictures = {}
                 for way, network in zip(ways, [None, *networks], strict=True):
                     with noted(failed, photograph.path, f"measure a smaller network than {way}"):
-                        score, sr = measure(command, photograph, lr, hr, scale, network, protocol)
+                        score, sr = measure(
+                            command, photograph, low, high, scale, network, protocol
+                        )
                         pictures[way] = (sr, score.psnr_y)
                         yield score
-                sheet.add(photograph.path.name, hr, pictures)
+                sheet.add(photograph.path.name, high, pictures)
         if sheet.rows:
             sheet.save(sheet_of(command, name))
         if sheet.left_out:
@@ -373,8 +374,8 @@ def evaluate(
 def measure(
     command: EvaluateCommand,
     photograph: Photograph,
-    lr: Tensor,
-    hr: Tensor,
+    low: Tensor,
+    high: Tensor,
     scale: int,
     network: Network | None,
     protocol: Protocol,
@@ -389,28 +390,28 @@ def measure(
         EnlargementError: The network cannot enlarge it.
     """
     border = scale if command.border is None else command.border
-    tiling = _tiling(lr, network)
-    sr, seconds, peak = _enlarged(lr, scale, network, tiling)
+    tiling = _tiling(low, network)
+    sr, seconds, peak = _enlarged(low, scale, network, tiling)
     if protocol == "8bit":
         sr = to_uint8(sr)
     score = Score(
         photograph.set,
         photograph.path.name,
         network.name if network else BICUBIC,
-        psnr_y(sr, hr, border),
-        ssim_y(sr, hr, border),
-        ssim_y_uniform(sr, hr, border) if protocol == "float" else None,
+        psnr_y(sr, high, border),
+        ssim_y(sr, high, border),
+        ssim_y_uniform(sr, high, border) if protocol == "float" else None,
         seconds,
-        hr.shape[1] * hr.shape[2],
+        high.shape[1] * high.shape[2],
         peak,
-        tiling.count(*lr.shape[1:]),
+        tiling.count(*low.shape[1:]),
     )
     return score, sr if protocol == "8bit" else to_uint8(sr)
 
 
-def _tiling(lr: Tensor, network: Network | None) -> Tiling:
+def _tiling(low: Tensor, network: Network | None) -> Tiling:
     """How a photograph is cut for a network: not at all if there is the memory."""
-    height, width = lr.shape[1:]
+    height, width = low.shape[1:]
     whole = Tiling(height, width, overlap=0)
     available = available_bytes()
     if network is None or network.device.type != "cpu" or available is None:
@@ -428,13 +429,13 @@ def _tiling(lr: Tensor, network: Network | None) -> Tiling:
 
 
 def _enlarged(
-    lr: Tensor, scale: int, network: Network | None, tiling: Tiling
+    low: Tensor, scale: int, network: Network | None, tiling: Tiling
 ) -> tuple[Tensor, float, int]:
     """The picture `[3, H, W]`, seconds and peak memory of a network, or of bicubic."""
     memory = PeakMemory(network.device if network else torch.device("cpu"))
     memory.start()
     begin = time.perf_counter()
-    sr = enlarge_in_tiles(network, lr, tiling, scale) if network else imresize(lr, scale)
+    sr = enlarge_in_tiles(network, low, tiling, scale) if network else imresize(low, scale)
     seconds = time.perf_counter() - begin
     return sr, seconds, memory.bytes()
 
@@ -496,7 +497,7 @@ def save_scores(
     write_csv(command.out / "scores.csv", [dataclasses.asdict(score) for score in scores])
     scale = networks[0].scale
     report: dict[str, Any] = {
-        "version": mkdext.__version__,
+        "version": __version__,
         "scale": scale,
         "protocol": protocol,
         "border": scale if command.border is None else command.border,

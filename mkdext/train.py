@@ -8,24 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from mkdext._cli.dry_run import show_plan
 from mkdext._cli.options import file_of, first_flags, laid_over
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.allocator import keep_freed_memory
-from mkdext._system.terminal import Terminal, text_table
-from mkdext.data import find_photographs
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
 from mkdext.training.options import usual_training
 from mkdext.training.options_file import schema
-from mkdext.training.photographs import validation_photographs
-from mkdext.training.plan import count_parameters, prepare
-from mkdext.training.progress import track
-from mkdext.training.run.going_on import checked_run
-from mkdext.training.run_directory import in_words
-from mkdext.training.student import check_teacher
-from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,45 +93,6 @@ def parse(arguments: list[str]) -> TrainCommand:
     return laid_over(
         TrainCommand, arguments, file, usual_training(folders), "python -m mkdext.train"
     )
-
-
-def show_plan(options: TrainOptions, console: Terminal, resume: bool = False) -> None:
-    """Print what a training would do."""
-    run = checked_run(options, resume)
-    run.require_files()
-    options = run.options
-    for folder in options.train_dir:
-        find_photographs(folder, options.scale)
-    sets = validation_photographs(options, track(console))
-    plan = prepare(options)
-    console.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
-    table = text_table("sizes", "", "parameters")
-    table.add_row(f"student {options.student}", f"{plan.student_parameters:,}")
-    if plan.step.distillation:
-        teacher = plan.step.distillation.teacher
-        table.add_row(teacher.name.replace("_", " "), f"{count_parameters(teacher.network):,}")
-        table.add_row(
-            f"method {options.method}", f"{count_parameters(plan.step.distillation.method):,}"
-        )
-    console.show(table)
-    memory = f"about {plan.memory / 1e9:.2f} GB" if plan.memory else "not known for this network"
-    console.say(f"memory of a step: {memory}")
-    if options.privileged:
-        console.say(
-            f"the teacher, which sees high resolution, is trained for "
-            f"{options.privileged_iterations} steps, then the student"
-        )
-    if options.teacher_cache and plan.step.distillation:
-        bytes_each = row_bytes(stored_shapes(teacher, options.patch_size), teacher.dtype)
-        crops = options.teacher_cache_crops
-        console.say(
-            f"teacher cache: {crops} crops of {bytes_each:,} bytes, {crops * bytes_each / 1e9:.2f} "
-            f"GB in {options.teacher_cache}"
-        )
-    check_teacher(plan, sets)
-    if run.changes:
-        console.say(f"from here on: {in_words(run.changes)}")
-    console.say(f"would write to {options.out}")
 
 
 if __name__ == "__main__":

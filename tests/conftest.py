@@ -14,9 +14,7 @@ from PIL import Image
 import mkdext
 from mkdext._system import extension
 from mkdext.models import make_own, save_model
-from mkdext.training import plan, student
-from mkdext.training.datafree import plan as datafree_plan
-from mkdext.training.datafree import student as datafree_student
+from mkdext.training import checks, setup
 
 # Tensors as small as those of the tests are slower on several threads, and far slower where other
 # processes want the cores. The variable is for the processes that tests start.
@@ -30,42 +28,35 @@ def pytest_report_header() -> str:
     return f"mkdext: {Path(mkdext.__file__).parent}\ncompiled operators: {where}"
 
 
-_ESTIMATES = {module: module.estimate_memory for module in (plan, datafree_plan)}
+_ESTIMATE, _MEASURE = setup.estimate_memory, checks.require_strong_teacher
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _memory_is_not_estimated() -> Iterator[None]:
     """The dry computation takes longer than a training as small as those of the tests."""
     with pytest.MonkeyPatch.context() as context:
-        for module in _ESTIMATES:
-            context.setattr(module, "estimate_memory", lambda *given: None)
+        context.setattr(setup, "estimate_memory", lambda *given: None)
         yield
-
-
-_MEASURED = {module: module.require_strong_teacher for module in (student, datafree_student)}
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _teachers_may_be_weak() -> Iterator[None]:
     """The teachers of most tests have random weights."""
     with pytest.MonkeyPatch.context() as context:
-        for module in _MEASURED:
-            context.setattr(module, "require_strong_teacher", lambda *given: None)
+        context.setattr(checks, "require_strong_teacher", lambda *given: None)
         yield
 
 
 @pytest.fixture
 def teachers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher is compared with bicubic after all."""
-    for module, require_strong_teacher in _MEASURED.items():
-        monkeypatch.setattr(module, "require_strong_teacher", require_strong_teacher)
+    monkeypatch.setattr(checks, "require_strong_teacher", _MEASURE)
 
 
 @pytest.fixture
 def estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of a step is estimated after all."""
-    for module, estimate_memory in _ESTIMATES.items():
-        monkeypatch.setattr(module, "estimate_memory", estimate_memory)
+    monkeypatch.setattr(setup, "estimate_memory", _ESTIMATE)
 
 
 ESPCN = """
@@ -85,7 +76,7 @@ def own_network(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     (folder / "espcn_of_a_user.py").write_text(ESPCN)
     name, weights = f"{folder / 'espcn_of_a_user.py'}:ESPCN", folder / "espcn.safetensors"
     torch.manual_seed(0)
-    save_model(weights, make_own(name, "--student"), {"student": name, "scale": 4})
+    save_model(weights, make_own(name, "`student`"), {"student": name, "scale": 4})
     return name, weights
 
 

@@ -45,7 +45,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert weights is not None
         return create_model(STAND_INS[teacher], scale).eval().requires_grad_(False)
 
-    monkeypatch.setattr("mkdext.training.plan.resolve_teacher", stand_in)
+    monkeypatch.setattr("mkdext.training.setup.resolve_teacher", stand_in)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -45,8 +45,8 @@ def report(folder: Path) -> dict:
 
 
 @torch.no_grad()
-def upscaled(model: torch.nn.Module, lr: Tensor) -> Tensor:
-    return model(lr[None].float())[0]
+def upscaled(model: torch.nn.Module, low: Tensor) -> Tensor:
+    return model(low[None].float())[0]
 
 
 def test_networks_and_bicubic_are_measured_as_papers_do(
@@ -63,12 +63,12 @@ def test_networks_and_bicubic_are_measured_as_papers_do(
 
     expected = {"bicubic": [], "edsr": []}
     for photograph in sorted(photographs.iterdir()):
-        lr, hr = make_pair(read_image(photograph), 4)
+        low, high = make_pair(read_image(photograph), 4)
         for way, sr in (
-            ("bicubic", imresize(lr / 255, 4)),
-            ("edsr", upscaled(model, lr / 255)),
+            ("bicubic", imresize(low / 255, 4)),
+            ("edsr", upscaled(model, low / 255)),
         ):
-            expected[way].append((psnr_y(to_uint8(sr), hr, 4), ssim_y(to_uint8(sr), hr, 4)))
+            expected[way].append((psnr_y(to_uint8(sr), high, 4), ssim_y(to_uint8(sr), high, 4)))
     scores = report(tmp_path / "out")
     assert (scores["scale"], scores["protocol"], scores["border"]) == (4, "8bit", 4)
     assert scores["networks"] == {"edsr": 6867, str(other.with_suffix("")): 6867}
@@ -102,9 +102,9 @@ def test_vdsr_is_measured_without_rounding_and_with_the_ssim_of_its_table(
     assert main([*flags, "--border", "5", "--out", str(tmp_path)]) == 0
     expected = []
     for photograph in sorted(photographs.iterdir()):
-        hr = read_image(photograph)[:, :102, :129]
-        sr = upscaled(model, imresize(hr.double() / 255, 1 / 3))
-        expected.append([metric(sr, hr, 5) for metric in (psnr_y, ssim_y, ssim_y_uniform)])
+        high = read_image(photograph)[:, :102, :129]
+        sr = upscaled(model, imresize(high.double() / 255, 1 / 3))
+        expected.append([metric(sr, high, 5) for metric in (psnr_y, ssim_y, ssim_y_uniform)])
     scores = report(tmp_path)
     assert (scores["protocol"], scores["border"]) == ("float", 5)
     mean = scores["validation"]["Set2"]["vdsr"]
@@ -124,8 +124,8 @@ def test_a_network_of_the_users_is_measured(
     network = load_network(weights, name=name)
     expected = []
     for photograph in sorted(photographs.iterdir()):
-        lr, hr = make_pair(read_image(photograph), 4)
-        expected.append(psnr_y(to_uint8(network(lr[None] / 255)[0]), hr, 4))
+        low, high = make_pair(read_image(photograph), 4)
+        expected.append(psnr_y(to_uint8(network(low[None] / 255)[0]), high, 4))
     mean = report(tmp_path)["validation"]["Set2"]["espcn"]
     assert mean["psnr_y"] == pytest.approx(np.mean(expected), abs=1e-6)
 
@@ -187,8 +187,8 @@ def test_low_resolution_photographs_that_are_given_are_taken(
     given = tmp_path / "LR"
     given.mkdir()
     for photograph in photographs.iterdir():
-        lr, _ = make_pair(read_image(photograph), 4)
-        dark = Image.fromarray((lr // 2).permute(1, 2, 0).numpy())
+        low, _ = make_pair(read_image(photograph), 4)
+        dark = Image.fromarray((low // 2).permute(1, 2, 0).numpy())
         dark.save(given / f"{photograph.stem}{suffix}.png")
     flags = ["--data", str(photographs), "--lr-dir", str(given), "--out", str(tmp_path / "out")]
     assert main(flags) == 0
@@ -217,8 +217,8 @@ def test_low_resolution_versions_that_a_store_was_given_are_taken(
     dark = tmp_path / "LR"
     dark.mkdir()
     for photograph in photographs.iterdir():
-        lr, _ = make_pair(read_image(photograph), 4)
-        Image.fromarray((lr // 2).permute(1, 2, 0).numpy()).save(dark / photograph.name)
+        low, _ = make_pair(read_image(photograph), 4)
+        Image.fromarray((low // 2).permute(1, 2, 0).numpy()).save(dark / photograph.name)
     prepare_store(photographs, tmp_path / "store", scale=4, lr=dark, workers=1)
     flags = ["--data", str(tmp_path / "store"), "--protocol", "float"]
     assert main([*flags, "--out", str(tmp_path / "out")]) == 0
@@ -258,11 +258,11 @@ def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
         return data
     if case in ("text", "small", "tiny", "all"):
         return ["--data", str(bad)]
-    if case.startswith("lr"):
+    if case.startswith("low"):
         Image.new("RGB", (32, 24)).save(bad / "chelsea.png")
-        if case == "lr of another size":
+        if case == "low of another size":
             Image.new("RGB", (32, 24)).save(bad / "coffee.png")
-        return [*data, "--lr-dir", str(bad), *([str(bad)] if case == "lr too many" else [])]
+        return [*data, "--lr-dir", str(bad), *([str(bad)] if case == "low too many" else [])]
     if case == "scales":
         save_model(folder / "x2.safetensors", EDSR(EDSRConfig(1, 8), scale=2), {})
         return [*data, "--weights", str(edsr), str(folder / "x2.safetensors")]
@@ -287,9 +287,9 @@ def broken(case: str, folder: Path, photographs: Path, edsr: Path) -> list[str]:
         ("all", "b.png: is too small for SSIM inside a border of 4 pixels"),
         ("file as output", "out is not a directory"),
         ("tiny", "tiny.png: has 40x3 pixels, too few for x4"),
-        ("lr missing", "none of coffee, coffeex4, coffee_x4"),
-        ("lr of another size", "must be 32x25 pixels in low resolution"),
-        ("lr too many", "--lr-dir must name one folder for each of the 1 of --data, got 2"),
+        ("low missing", "none of coffee, coffeex4, coffee_x4"),
+        ("low of another size", "must be 32x25 pixels in low resolution"),
+        ("low too many", "--lr-dir must name one folder for each of the 1 of --data, got 2"),
         ("scales", "networks must be for one scale, got [2, 4]; give --scale"),
         ("twice", "edsr.safetensors is given twice"),
         ("vdsr without scale", "say for which one, by --scale"),

@@ -27,36 +27,36 @@ def save(path: Path, image: torch.Tensor) -> None:
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path)
 
 
-def photograph(folder: Path, lr: Path | None = None, crop: bool = False) -> object:
-    lr_dir = (lr,) if lr else ()
+def photograph(folder: Path, low: Path | None = None, crop: bool = False) -> object:
+    lr_dir = (low,) if low else ()
     command = EvaluateCommand(data=(folder,), lr_dir=lr_dir, crop=crop, out=folder.parent / "out")
     (found,) = photographs_of(command, 4)
     return found
 
 
 def test_a_version_that_is_rounded_up_is_measured_on_with_crop(folder: Path) -> None:
-    hr = read_image(folder / "a.png")
-    padded = torch.nn.functional.pad(hr, (0, 1, 0, 2))
+    high = read_image(folder / "a.png")
+    padded = torch.nn.functional.pad(high, (0, 1, 0, 2))
     given = imresize(padded, 1 / 4)
     save(folder.parent / "low" / "ax4.png", given)
-    with pytest.raises(BadImageError, match=r"ax4\.png must be 10x12 pixels .* --crop cuts both"):
+    with pytest.raises(BadImageError, match=r"ax4\.png must be 10x12 pixels .* `crop` cuts both"):
         read_levels(photograph(folder, folder.parent / "low"), 4)
-    lr, cut = read_levels(photograph(folder, folder.parent / "low", crop=True), 4)
-    assert lr is not None
-    assert torch.equal(lr, given[:, :12, :10])
-    assert torch.equal(cut, hr[:, :48, :40])
+    low, cut = read_levels(photograph(folder, folder.parent / "low", crop=True), 4)
+    assert low is not None
+    assert torch.equal(low, given[:, :12, :10])
+    assert torch.equal(cut, high[:, :48, :40])
 
 
 def test_small_versions_beside_photographs_are_refused_or_given(folder: Path) -> None:
     (folder / "a.png").rename(folder / "a_HR.png")
-    hr = read_image(folder / "a_HR.png")[:, :48, :40]
-    save(folder / "a_LR.png", imresize(hr, 1 / 4))
+    high = read_image(folder / "a_HR.png")[:, :48, :40]
+    save(folder / "a_LR.png", imresize(high, 1 / 4))
     with pytest.raises(ValueError, match="holds low-resolution photographs too"):
         photograph(folder)
-    lr, cut = read_levels(photograph(folder, folder), 4)
-    assert torch.equal(cut, hr)
-    assert lr is not None
-    assert torch.equal(lr, imresize(hr, 1 / 4))
+    low, cut = read_levels(photograph(folder, folder), 4)
+    assert torch.equal(cut, high)
+    assert low is not None
+    assert torch.equal(low, imresize(high, 1 / 4))
 
 
 def test_a_stored_photograph_that_has_changed_is_not_measured_on(folder: Path) -> None:

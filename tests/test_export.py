@@ -80,7 +80,14 @@ def difference(network: Network, file: Path, *sizes: tuple[int, int]) -> float:
     return compare(file, pictures, [network(lr) for lr in pictures])
 
 
-@pytest.mark.parametrize("model", STUDENTS, ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=[] if isinstance(model, EDSR) else pytest.mark.slow)
+        for model in STUDENTS
+    ],
+    ids=lambda model: type(model).__name__,
+)
 def test_onnx_runtime_gives_what_pytorch_gives_at_any_size(
     model: SRNetwork, tmp_path: Path
 ) -> None:
@@ -299,7 +306,7 @@ def test_a_network_that_takes_one_size_only_is_exported_for_that(
     networks: Path, tmp_path: Path
 ) -> None:
     out, name = tmp_path / "own.onnx", f"{networks}:Windows"
-    with pytest.raises(ValueError, match=r"it must take any size.*--size HEIGHT WIDTH$"):
+    with pytest.raises(ValueError, match=r"it must take any size.*`size` HEIGHT WIDTH$"):
         attempt_in_this_process(out, model=name, scale=2)
     # Larger than the photograph, which is repeated.
     made = attempt_in_this_process(out, model=name, scale=2, size=[8, 400])
@@ -313,6 +320,7 @@ def test_a_network_whose_result_is_not_finite_is_named(networks: Path, tmp_path:
         attempt_in_this_process(tmp_path / "x.onnx", model=f"{networks}:Broken", scale=2)
 
 
+@pytest.mark.slow
 def test_where_one_exporter_crashes_the_other_is_tried(
     networks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,6 +396,7 @@ def test_nothing_is_left_of_an_export_that_was_stopped(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
     small = network(EDSR(EDSRConfig(blocks=1, features=8), scale=2))
     with pytest.raises(OSError, match="No such file or directory"):
@@ -418,7 +427,7 @@ def test_only_a_regular_file_is_replaced_and_only_if_asked_by_a_whole_one(
 def test_a_photograph_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     letter, small = tmp_path / "letter.png", tmp_path / "small.png"
     letter.write_text("dear reader")
-    with pytest.raises(ValueError, match=f"--image {letter}: not an image"):
+    with pytest.raises(ValueError, match=f"`image` {letter}: not an image"):
         attempts.photographs(letter, 2, None)
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png is no regular file"):

@@ -1,9 +1,5 @@
 #include "algorithm.h"
 
-#include <algorithm>
-#include <stdexcept>
-#include <string>
-
 namespace mkdext::cpu {
 namespace {
 
@@ -18,33 +14,13 @@ bool fills_vectors(const DynamicConvShape& shape) {
 }  // namespace
 
 bool can_run(Algorithm algorithm, const DynamicConvShape& shape, bool is_float32) {
+  if (!kAlgorithms[static_cast<size_t>(algorithm)].on_cpu) return false;
   return algorithm != Algorithm::kWinograd || (is_float32 && shape.kernel_size == 3);
 }
 
 Algorithm choose(Primitive, const DynamicConvShape& shape, bool is_float32) {
   const bool winograd = can_run(Algorithm::kWinograd, shape, is_float32) && fills_vectors(shape);
   return winograd ? Algorithm::kWinograd : Algorithm::kDirect;
-}
-
-std::string_view algorithm_name(Algorithm algorithm) {
-  switch (algorithm) {
-    case Algorithm::kDirect:
-      return "direct";
-    case Algorithm::kWinograd:
-      return "winograd";
-    default:
-      return "auto";
-  }
-}
-
-Algorithm algorithm_from_name(std::string_view name) {
-  std::string names;
-  for (const Algorithm algorithm : kAlgorithms) {
-    if (algorithm_name(algorithm) == name) return algorithm;
-    names += (names.empty() ? "" : ", ") + std::string(algorithm_name(algorithm));
-  }
-  throw std::invalid_argument("dynamic_conv2d: algorithm must be one of " + names + ", got " +
-                              std::string(name));
 }
 
 std::string_view primitive_name(Primitive primitive) {

@@ -66,7 +66,7 @@ void check_scratch(double bytes) {
 
 // What is computed for every sample of a batch, part by part.
 template <typename T>
-struct Product {
+struct SampleWork {
   int64_t parts;    // into how many a sample can be cut
   int64_t scratch;  // elements of working memory
   // Computes the parts [begin, end) of sample b.
@@ -76,12 +76,12 @@ struct Product {
 // Computes products that read the same tensors, on all threads: one sample's after the other, while
 // the sample is in the cache.
 template <typename T>
-void compute(const DynamicConvShape& shape, const std::vector<Product<T>>& products) {
+void compute(const DynamicConvShape& shape, const std::vector<SampleWork<T>>& works) {
   if (shape.batch == 0) return;
   int64_t parts = 1, elements = 0;
-  for (const Product<T>& product : products) {
-    parts = std::max(parts, product.parts);
-    elements = std::max(elements, product.scratch);
+  for (const SampleWork<T>& work : works) {
+    parts = std::max(parts, work.parts);
+    elements = std::max(elements, work.scratch);
   }
   check_scratch(static_cast<double>(elements) * sizeof(T));
   const Cut cut(shape, parts);
@@ -89,10 +89,10 @@ void compute(const DynamicConvShape& shape, const std::vector<Product<T>>& produ
     Scratch<T> scratch(elements);
     for (int64_t task = task_begin; task < task_end; ++task) {
       const int64_t part = task % cut.parts;
-      for (const Product<T>& product : products) {
-        const int64_t begin = part * product.parts / cut.parts;
-        const int64_t end = (part + 1) * product.parts / cut.parts;
-        if (begin < end) product.run(scratch.data(), task / cut.parts, begin, end);
+      for (const SampleWork<T>& work : works) {
+        const int64_t begin = part * work.parts / cut.parts;
+        const int64_t end = (part + 1) * work.parts / cut.parts;
+        if (begin < end) work.run(scratch.data(), task / cut.parts, begin, end);
       }
     }
   };
@@ -113,31 +113,30 @@ std::vector<Term<T>> terms_of_sample(const DynamicConvShape& shape, const Sample
                                      const std::vector<Term<T>>& terms, int64_t b) {
   std::vector<Term<T>> moved = terms;
   for (Term<T>& term : moved) {
-    term.input += b * sample.in_channels * sample.height * sample.width;
+    term.map += b * sample.in_channels * sample.height * sample.width;
     term.weight += b * weight_size(shape);
   }
   return moved;
 }
 
 template <typename T>
-Product<T> direct_correlation(const DynamicConvShape& shape, WeightOrder order,
-                              const std::vector<Term<T>>& terms, T* output) {
+SampleWork<T> direct_correlation(const DynamicConvShape& shape, WeightOrder order,
+                                 const std::vector<Term<T>>& terms, T* output) {
   const SampleShape sample = sample_shape(shape, order);
   const DirectKernels<T>& kernels = direct_kernels<T>();
   const auto run = [=, &kernels](T* scratch, int64_t b, int64_t begin, int64_t end) {
     T* const to = output + b * sample.out_channels * shape.height * shape.width;
     bool accumulate = false;
     for (const Term<T>& term : terms_of_sample(shape, sample, terms, b)) {
-      kernels.correlate(sample, order, term.input, term.weight, begin, end, accumulate, scratch,
-                        to);
+      kernels.correlate(sample, order, term.map, term.weight, begin, end, accumulate, scratch, to);
       accumulate = true;
     }
   };
   return {shape.height, kernels.correlate_scratch(sample), run};
 }
 
-Product<float> winograd_correlation(const DynamicConvShape& shape, WeightOrder order,
-                                    const std::vector<Term<float>>& terms, float* output) {
+SampleWork<float> winograd_correlation(const DynamicConvShape& shape, WeightOrder order,
+                                       const std::vector<Term<float>>& terms, float* output) {
   const SampleShape sample = sample_shape(shape, order);
   const WinogradKernels& kernels = winograd_kernels();
   const auto run = [=, &kernels](float* scratch, int64_t b, int64_t begin, int64_t end) {
@@ -150,9 +149,9 @@ Product<float> winograd_correlation(const DynamicConvShape& shape, WeightOrder o
 
 // With DirectKernels or WinogradKernels, which cut a sample into `parts`.
 template <typename T, typename Kernels>
-Product<T> weight_gradient_with(const Kernels& kernels, int64_t parts,
-                                const DynamicConvShape& shape, const T* grad, const T* input,
-                                T* grad_weight) {
+SampleWork<T> weight_gradient_with(const Kernels& kernels, int64_t parts,
+                                   const DynamicConvShape& shape, const T* grad, const T* input,
+                                   T* grad_weight) {
   const SampleShape sample = sample_shape(shape, WeightOrder::kForward);
   const auto run = [=, &kernels](T* scratch, int64_t b, int64_t begin, int64_t end) {
     const int64_t area = shape.height * shape.width;
@@ -175,8 +174,8 @@ bool takes_winograd(Algorithm algorithm, Primitive primitive, const DynamicConvS
 // output = the sum of the terms' correlations. For kInputGrad the "input" is a gradient of the
 // output, and the shape is still the one of the forward.
 template <typename T>
-Product<T> correlation(const DynamicConvShape& shape, WeightOrder order, Algorithm algorithm,
-                       const std::vector<Term<T>>& terms, T* output) {
+SampleWork<T> correlation(const DynamicConvShape& shape, WeightOrder order, Algorithm algorithm,
+                          const std::vector<Term<T>>& terms, T* output) {
   if constexpr (std::is_same_v<T, float>) {
     const bool forward = order == WeightOrder::kForward;
     if (takes_winograd(algorithm, forward ? Primitive::kForward : Primitive::kInputGrad, shape))
@@ -186,8 +185,8 @@ Product<T> correlation(const DynamicConvShape& shape, WeightOrder order, Algorit
 }
 
 template <typename T>
-Product<T> weight_gradient(const DynamicConvShape& shape, Algorithm algorithm, const T* grad,
-                           const T* input, T* grad_weight) {
+SampleWork<T> weight_gradient(const DynamicConvShape& shape, Algorithm algorithm, const T* grad,
+                              const T* input, T* grad_weight) {
   if constexpr (std::is_same_v<T, float>) {
     if (takes_winograd(algorithm, Primitive::kWeightGrad, shape)) {
       const WinogradKernels& kernels = winograd_kernels();
@@ -213,8 +212,8 @@ const T* data(const Tensor& tensor) {
 
 // One product of the layer, on pointers.
 template <typename T>
-Product<T> product_of(const DynamicConvShape& shape, Algorithm algorithm,
-                      const layer::Product& product) {
+SampleWork<T> product_of(const DynamicConvShape& shape, Algorithm algorithm,
+                         const layer::Product& product) {
   T* const output = static_cast<T*>(product.output.mutable_data_ptr());
   if (product.primitive == Primitive::kWeightGrad) {
     const layer::Operands& operands = product.terms[0];
@@ -232,7 +231,7 @@ Product<T> product_of(const DynamicConvShape& shape, Algorithm algorithm,
 template <typename T>
 void compute_all(const DynamicConvShape& shape, Algorithm algorithm,
                  const std::vector<layer::Product>& products) {
-  std::vector<Product<T>> computed;
+  std::vector<SampleWork<T>> computed;
   for (const layer::Product& product : products)
     computed.push_back(product_of<T>(shape, algorithm, product));
   compute(shape, computed);
@@ -245,7 +244,7 @@ struct Backend {
 
   static void compute(const std::string& name, const DynamicConvShape& shape,
                       const std::vector<layer::Product>& products) {
-    const Algorithm algorithm = algorithm_from_name(name);
+    const Algorithm algorithm = algorithm_from_name(name, &AlgorithmEntry::on_cpu);
     const ScalarType dtype = products[0].output.scalar_type();
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                     "dynamic_conv2d: dtype must be float32 or float64");

@@ -18,11 +18,4 @@ struct SampleShape {
 // kInputGrad takes w[c, o, k-1-i, k-1-j], which turns the correlation into the input gradient.
 enum class WeightOrder { kForward, kInputGrad };
 
-// One product of a correlation.
-template <typename T>
-struct Term {
-  const T* input;
-  const T* weight;
-};
-
 }  // namespace mkdext::cpu

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../dynamic_conv2d.h"
 #include "sample.h"
 
 namespace mkdext::cpu {

@@ -191,7 +191,7 @@ void correlate(const SampleShape& shape, WeightOrder order, const Term<float>* t
 
   for_each_block(shape, plan.block, begin, end, [&](const Block& block) {
     for (int64_t n = 0; n < term_count; ++n)
-      transform_inputs(shape, block, terms[n].input, pixels, plan.input_step,
+      transform_inputs(shape, block, terms[n].map, pixels, plan.input_step,
                        inputs + n * plan.padded * block.tiles());
     multiply_block(plan, block, inputs, weights, products);
     transform_outputs(shape, block, products, plan.product_step, pixels, output);

@@ -14,12 +14,8 @@ namespace mkdext::cuda {
 enum class Precision { kFloat32, kTf32, kTf32x3, kFloat64, kBFloat16, kFloat16 };
 
 struct CorrelationRequest {
-  struct Term {
-    const void* map;
-    const void* weight;
-  };
-  bool flipped;             // the input gradient
-  std::vector<Term> terms;  // at most 2
+  bool flipped;                   // the input gradient
+  std::vector<Term<void>> terms;  // at most 2
   void* output;
 };
 

@@ -30,7 +30,7 @@ Correlation<T> job_of(const DynamicConvShape& shape, const CorrelationRequest& r
   job.flipped = request.flipped;
   job.output = static_cast<T*>(request.output);
   job.aligned_maps = job.aligned_weights = shape.kernel_size == kTaps;
-  for (const CorrelationRequest::Term& term : request.terms) {
+  for (const Term<void>& term : request.terms) {
     job.terms[job.term_count++] = {static_cast<const T*>(term.map),
                                    static_cast<const T*>(term.weight)};
     job.aligned_maps &= are_aligned<T>(term.map, shape.width, 4 * sizeof(T));

@@ -34,12 +34,6 @@ MKDEXT_DEVICE int64_t area_of(const Maps& maps) {
   return static_cast<int64_t>(maps.height) * maps.width;
 }
 
-template <typename T>
-struct Term {
-  const T* map;     // [B, channels, H, W]
-  const T* weight;  // [B, Co, Ci, k, k]
-};
-
 // output [B, outputs, H, W] = the sum over the terms of the correlation of map and weight.
 //
 // The forward sums over Ci and makes Co outputs. The input gradient sums over Co, makes Ci outputs

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../algorithm_names.h"
 #include "../dynamic_conv2d_layer.h"
 #include "../texture_kernels_layer.h"
 #include "launch.h"
@@ -54,14 +55,15 @@ Precision precision_of(const Tensor& tensor, const char* op) {
   }
 }
 
-// Whether the tensor cores of a GPU multiply tf32 so much faster than its other units float32 that
-// three products for one pay: seven times and more on GPUs for data centres, once or twice on
-// others, by their published rates.
-bool tensor_cores_serve_float32(int device) {
+// What kAuto is for float32. Three products on tensor cores for one elsewhere pay if tensor cores
+// multiply tf32 so much faster than other units float32: seven times and more on GPUs for data
+// centres, once or twice on others, by their published rates.
+Algorithm float32_algorithm(int device) {
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return (major == 8 && minor == 0) || major == 9 || major == 10;
+  const bool pays = (major == 8 && minor == 0) || major == 9 || major == 10;
+  return pays ? Algorithm::kTf32x3 : Algorithm::kDirect;
 }
 
 struct DynamicConv2d {
@@ -93,20 +95,15 @@ struct DynamicConv2d {
   }
 
  private:
-  static Precision choose(const std::string& algorithm, const Tensor& like) {
+  static Precision choose(const std::string& name, const Tensor& like) {
     const Precision precision = precision_of(like, "dynamic_conv2d");
     const bool single = precision == Precision::kFloat32;
-    if (algorithm == "tf32" || algorithm == "tf32x3") {
-      STD_TORCH_CHECK(single, "dynamic_conv2d: algorithm ", algorithm, " needs float32");
-      return algorithm == "tf32" ? Precision::kTf32 : Precision::kTf32x3;
-    }
-    STD_TORCH_CHECK(
-        algorithm == "auto" || algorithm == "direct",
-        "dynamic_conv2d: algorithm must be one of auto, direct, tf32, tf32x3 on CUDA, got ",
-        algorithm);
-    const bool on_tensor_cores =
-        algorithm == "auto" && single && tensor_cores_serve_float32(like.get_device_index());
-    return on_tensor_cores ? Precision::kTf32x3 : precision;
+    Algorithm algorithm = algorithm_from_name(name, &AlgorithmEntry::on_cuda);
+    if (algorithm == Algorithm::kAuto && single)
+      algorithm = float32_algorithm(like.get_device_index());
+    if (algorithm != Algorithm::kTf32 && algorithm != Algorithm::kTf32x3) return precision;
+    STD_TORCH_CHECK(single, "dynamic_conv2d: algorithm ", name, " needs float32");
+    return algorithm == Algorithm::kTf32 ? Precision::kTf32 : Precision::kTf32x3;
   }
 
   static void compute_weight_gradient(Precision precision, const DynamicConvShape& shape,
@@ -173,7 +170,7 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def(
       "float32_algorithm",
       [](int device) {
-        return mkdext::cuda::tensor_cores_serve_float32(device) ? "tf32x3" : "direct";
+        return std::string(mkdext::algorithm_name(mkdext::cuda::float32_algorithm(device)));
       },
       "What algorithm 'auto' of dynamic_conv2d is for float32 on a GPU.");
   m.def(

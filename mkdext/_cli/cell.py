@@ -14,7 +14,7 @@ from mkdext._system.allocator import keep_freed_memory
 from mkdext._system.lifetime import end_with
 from mkdext.training import TrainOptions, train
 from mkdext.training.options_file import load_options
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
 
 
 def main() -> int:

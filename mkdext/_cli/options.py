@@ -11,7 +11,7 @@ from mkdext._cli.flags import parse_draft
 from mkdext._system.drafts import made
 from mkdext.training.options import SharedOptions
 from mkdext.training.options_file import OptionsFile
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
 
 _Command = TypeVar("_Command", bound=SharedOptions)
 

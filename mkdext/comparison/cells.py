@@ -12,19 +12,19 @@ from typing import Any
 import yaml
 
 from mkdext._system.files import locked, write_text
+from mkdext._system.memory import available_bytes
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.methods import method_class
-from mkdext.training.memory import available_bytes
+from mkdext.training.checks import check_teachers
 from mkdext.training.options import ResolvedTraining, TrainOptions, known_methods
 from mkdext.training.options_file import OptionsFile, config_of
-from mkdext.training.photographs import training_photographs, validation_photographs
-from mkdext.training.plan import prepare
-from mkdext.training.progress import track
+from mkdext.training.run.directory import RunDirectory
 from mkdext.training.run.going_on import require_same_options
-from mkdext.training.run_directory import RunDirectory
-from mkdext.training.student import check_teacher
+from mkdext.training.run.live import reading_bar
+from mkdext.training.setup import prepare
+from mkdext.training.sources import training_photographs, validation_sets
 
 REFERENCE = "vanilla"
 """The training without a teacher, that all others are compared with."""
@@ -122,9 +122,8 @@ class Comparison:
                 )
             for name in options:
                 if name in (*_OF_A_CELL, *_EQUAL_FOR_ALL):
-                    flag = name.replace("_", "-")
                     raise ValueError(
-                        f"`method_options` {method}: {flag} must be the same for all methods"
+                        f"`method_options` {method}: `{name}` must be the same for all methods"
                     )
 
     @property
@@ -208,19 +207,19 @@ class Comparison:
         kinds: dict[tuple[str, str], list[Cell]] = {}
         for cell in pending:
             kinds.setdefault((cell.options.student, cell.options.method), []).append(cell)
-        sets = validation_photographs(self.base, track(console))
+        sets = validation_sets(self.base, reading_bar(console))
         memory, measured = [], set()
         for (student, method), seeds in shown_track(kinds.items(), "checking", console):
             options = seeds[0].options
             teacher = options.teacher, options.teacher_weights
             try:
-                plan = prepare(options)
-                if plan.teacher is not None and teacher not in measured:
+                training = prepare(options)
+                if training.teachers and teacher not in measured:
                     measured.add(teacher)
-                    check_teacher(plan, sets)
+                    check_teachers(training, sets)
             except ValueError as error:
                 raise ValueError(f"{student}, {method}: {error}") from None
-            memory += [plan.memory or 0] * len(seeds)
+            memory += [training.memory or 0] * len(seeds)
         together, available = sum(sorted(memory)[-jobs:]), available_bytes()
         if self.base.device == "cpu" and available and together > available:
             raise ValueError(
@@ -228,7 +227,7 @@ class Comparison:
                 f"of memory, {available / 1e9:.1f} GB are available: lower `jobs`, `batch_size` or "
                 "`patch_size`"
             )
-        training_photographs(self.base, track(console))
+        training_photographs(self.base, reading_bar(console))
         return cells
 
     @contextlib.contextmanager

@@ -14,15 +14,14 @@ from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import Result
-from mkdext.data import ImagePairs
 from mkdext.inference.contact_sheet import ContactSheet, strongest_window
 from mkdext.metrics import Window, psnr_y
 from mkdext.models import load_weights, read_weights, resolve_student
 from mkdext.models.own import unwrapped
 from mkdext.training import TrainOptions
-from mkdext.training.photographs import validation_photographs
-from mkdext.training.progress import track
-from mkdext.training.validation import Upscaler, bicubic, picture
+from mkdext.training.run.live import reading_bar
+from mkdext.training.sources import validation_sets
+from mkdext.training.validation import Upscaler, bicubic, names_of, picture
 
 _PICTURES = 10  # looked at in a set, evenly spaced, because every network enlarges each of them
 _ROWS = 3  # shown of a set
@@ -35,7 +34,7 @@ class _Differing(NamedTuple):
     """Between the methods, in the window."""
     window: Window
     name: str
-    hr: Tensor
+    high: Tensor
     pictures: dict[str, tuple[Tensor, float]]
     """uint8 `[3, H, W]` and PSNR-Y in dB of the whole, by way of enlarging."""
 
@@ -67,11 +66,11 @@ def save_crops(out: Path, results: Sequence[Result], console: Terminal) -> list[
         return []
     first = results[0]
     options = TrainOptions(scale=first.scale, val_dir=first.val_dir)
-    sets = validation_photographs(options, track(console))
+    sets = validation_sets(options, reading_bar(console))
     files = []
     for student, chosen in jobs.items():
         networks = {result.method: _network(result) for result in chosen}
-        for name, pairs in sets.items():
+        for name, (_, pairs) in sets.items():
             found = shown_track(
                 _differing(pairs, networks, first.scale),
                 f"crops of {student}, {name}",
@@ -83,7 +82,7 @@ def save_crops(out: Path, results: Sequence[Result], console: Terminal) -> list[
                 most = sorted([*most, photograph], key=lambda p: -p.variance)[:_ROWS]
             sheet = ContactSheet(["HR", "bicubic", *networks])
             for photograph in most:
-                sheet.add(photograph.name, photograph.hr, photograph.pictures, photograph.window)
+                sheet.add(photograph.name, photograph.high, photograph.pictures, photograph.window)
             files.append(out / fitting(f"crops_{as_folder(student)}_{name}", ".png"))
             sheet.save(files[-1])
     return files
@@ -106,14 +105,14 @@ def _network(result: Result) -> nn.Module:
 
 
 def _differing(
-    pairs: ImagePairs, networks: Mapping[str, nn.Module], scale: int
+    pairs: Sequence[tuple[Tensor, Tensor]], networks: Mapping[str, nn.Module], scale: int
 ) -> Iterator[_Differing]:
     ways: dict[str, Upscaler] = {"bicubic": bicubic(scale), **networks}
-    count = min(len(pairs), _PICTURES)
+    count, names = min(len(pairs), _PICTURES), names_of(pairs) or []
     for index in (number * len(pairs) // count for number in range(count)):
-        lr, hr = pairs[index]
-        made = {way: picture(upscale, lr) for way, upscale in ways.items()}
+        low, high = pairs[index]
+        made = {way: picture(upscale, low) for way, upscale in ways.items()}
         of_methods = torch.stack([made[method] for method in networks]).float()
         window, variance = strongest_window(of_methods.var(dim=0, correction=0).mean(dim=0))
-        scored = {way: (sr, psnr_y(sr, hr, scale)) for way, sr in made.items()}
-        yield _Differing(variance, window, pairs.paths[index].name, hr, scored)
+        scored = {way: (sr, psnr_y(sr, high, scale)) for way, sr in made.items()}
+        yield _Differing(variance, window, names[index], high, scored)

@@ -17,11 +17,11 @@ from rich.progress import BarColumn, TaskProgressColumn, TimeElapsedColumn
 
 from mkdext._system.errors import WorkStopped
 from mkdext._system.files import write_text
+from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
 from mkdext.training.options_file import config_of
-from mkdext.training.run_directory import RunDirectory
-from mkdext.training.signals import StopSignals
+from mkdext.training.run.directory import RunDirectory
 
 _POLL_SECONDS = 1.0
 _PLAIN_SECONDS = 30.0
@@ -31,7 +31,7 @@ _TAIL_BYTES = 8192  # of the metrics, which hold a last line of a few hundred
 def run_cells(
     cells: Sequence[Cell], jobs: int, out: Path, console: Terminal, finished: Callable[[], None]
 ) -> dict[str, str]:
-    """Train the cells that are not finished, each in a run of its own.
+    """Train the cells that are not finished, each as by `python -m mkdext.train`.
 
     Args:
         cells: What to train, in order.

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from rich.table import Table
 from rich.text import Text
 
-import mkdext
+from mkdext import __version__
 from mkdext._system.files import write_csv, write_json, write_text
 from mkdext._system.streams import printable
 from mkdext._system.terminal import Terminal, text_table
@@ -247,7 +247,7 @@ def _save_json(
 ) -> None:
     scale = results[0].scale
     report = {
-        "version": mkdext.__version__,
+        "version": __version__,
         "scale": scale,
         "confidence": CONFIDENCE,
         "students": {name: size._asdict() for name, size in sizes.items()},

@@ -14,7 +14,7 @@ from mkdext._system.reading import entry
 from mkdext.comparison.cells import REFERENCE
 from mkdext.models import MODEL_NAMES
 from mkdext.training.options import known_methods
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
 
 CONFIDENCE = 0.95
 

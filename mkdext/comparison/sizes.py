@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from mkdext.complexity import complexity
 from mkdext.models import MODEL_NAMES, resolve_student
+from mkdext.models.complexity import complexity
 
 _SIDE = 512  # of the low-resolution image, as in the papers
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from mkdext.data.builtin import builtin_photographs
+from mkdext.data.builtin import BUILTIN_NAME, builtin_photographs
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.decoding import BadImageError, Decoded, Levels, decode, profile_fits, read_header
 from mkdext.data.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
@@ -18,6 +16,7 @@ from mkdext.data.prepare import Prepared, prepare_store
 from mkdext.data.store import StoredPair, find_photographs, is_store, read_store
 
 __all__ = [
+    "BUILTIN_NAME",
     "IMAGE_SUFFIXES",
     "KNOWN_SETS",
     "BadImage",
@@ -53,18 +52,3 @@ __all__ = [
     "read_image",
     "read_store",
 ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m mkdext.data`.
-
-    Args:
-        arguments: Name of the command and flags; none: those of the process.
-
-    Returns:
-        The exit status.
-    """
-    # The command line's libraries are not for those who import the package.
-    from mkdext.data.__main__ import main
-
-    return main(arguments)

@@ -26,6 +26,10 @@ _TRAIN = (
 _VALIDATION = ("astronaut.png", "chelsea.png", "coffee.png")
 
 
+BUILTIN_NAME = "built-in"
+"""What the built-in photographs are called as a set."""
+
+
 def builtin_photographs(split: Literal["train", "validation"]) -> list[Path]:
     """Files of the built-in photographs, 300 to 1000 pixels a side.
 

@@ -83,7 +83,7 @@ def _of_store(folder: Path, progress: Progress) -> Contents:
         if not pair.is_intact():
             bad.append(BadImage(pair.path, "has changed since it was written"))
             continue
-        hr = pair.pair()[1]
-        sizes.append((hr.shape[2], hr.shape[1]))
-        marks.append(fingerprint(pair.path, hr))
+        high = pair.pair()[1]
+        sizes.append((high.shape[2], high.shape[1]))
+        marks.append(fingerprint(pair.path, high))
     return Contents(folder, sizes, Counter({"stored RGB": len(sizes)}), marks, bad)

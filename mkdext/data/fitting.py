@@ -9,38 +9,38 @@ from mkdext.data.decoding import BadImageError
 _MOST_CUT = 12  # pixels: data sets are cut to multiples of 12, to fit scales of 2, 3 and 4
 
 
-def whole_cells(hr: Tensor, scale: int) -> Tensor:
+def whole_cells(high: Tensor, scale: int) -> Tensor:
     """Cut `[3, H, W]` at the right and the bottom to multiples of `scale`."""
-    height, width = (size // scale * scale for size in hr.shape[1:])
-    return hr[:, :height, :width]
+    height, width = (size // scale * scale for size in high.shape[1:])
+    return high[:, :height, :width]
 
 
-def fitted(lr: Tensor, hr: Tensor, scale: int, crop: bool = False) -> tuple[Tensor, Tensor]:
+def fitted(low: Tensor, high: Tensor, scale: int, crop: bool = False) -> tuple[Tensor, Tensor]:
     """A photograph with a given low-resolution version, cut so that their sizes fit.
 
     Args:
-        lr: `[3, h, w]`.
-        hr: `[3, H, W]`.
+        low: `[3, h, w]`.
+        high: `[3, H, W]`.
         scale: Downscaling factor.
         crop: Whether both may be cut at the right and the bottom to the whole cells that they
-            share, as EDSR's code does; otherwise only `hr` is cut to a multiple of `scale`.
+            share, as EDSR's code does; otherwise only `high` is cut to a multiple of `scale`.
 
     Returns:
-        `lr` `[3, h, w]` and `hr` `[3, scale*h, scale*w]`.
+        `low` `[3, h, w]` and `high` `[3, scale*h, scale*w]`.
 
     Raises:
-        BadImageError: The sizes do not fit; of `lr`.
+        BadImageError: The sizes do not fit; of `low`.
 
     Example:
         >>> import torch
-        >>> lr, hr = fitted(torch.zeros(3, 43, 34), torch.zeros(3, 170, 134), 4, crop=True)
-        >>> lr.shape, hr.shape
+        >>> low, high = fitted(torch.zeros(3, 43, 34), torch.zeros(3, 170, 134), 4, crop=True)
+        >>> low.shape, high.shape
         (torch.Size([3, 42, 33]), torch.Size([3, 168, 132]))
     """
-    needed = [side // scale for side in hr.shape[1:]]
-    given = list(lr.shape[1:])
+    needed = [side // scale for side in high.shape[1:]]
+    given = list(low.shape[1:])
     if given != needed:
-        differences = [abs(a * scale - b) for a, b in zip(given, hr.shape[1:], strict=True)]
+        differences = [abs(a * scale - b) for a, b in zip(given, high.shape[1:], strict=True)]
         is_near = max(differences) < max(_MOST_CUT, scale)
         if not (crop and is_near):
             hint = "; `crop` cuts both to what they share" if is_near else ""
@@ -49,4 +49,4 @@ def fitted(lr: Tensor, hr: Tensor, scale: int, crop: bool = False) -> tuple[Tens
                 f"{given[1]}x{given[0]}{hint}"
             )
     height, width = (min(pair) for pair in zip(given, needed, strict=True))
-    return lr[:, :height, :width], hr[:, : height * scale, : width * scale]
+    return low[:, :height, :width], high[:, : height * scale, : width * scale]

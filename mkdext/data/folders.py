@@ -61,32 +61,34 @@ def find_other_pictures(folder: Path) -> list[Path]:
 
 
 def find_high_resolution(
-    folder: Path, lr: Path | None = None, lr_flag: str | None = None
+    folder: Path, low: Path | None = None, low_flag: str | None = None
 ) -> list[Path]:
     """The photographs below a folder, which must not be mixed with small versions of them.
 
     Args:
         folder: As for `find_images`.
-        lr: Folder of the small versions; where it is `folder` itself, they are left out.
-        lr_flag: The flag that gives it, for the message; none: there is no such flag.
+        low: Folder of the small versions; where it is `folder` itself, they are left out.
+        low_flag: What messages call `low`; none: nobody can give it.
 
     Raises:
         ValueError: As `find_images`, or there are small versions too.
     """
     paths = find_images(folder)
-    low = find_low_resolution(folder, paths)
-    if not low:
+    mixed_in = find_low_resolution(folder, paths)
+    if not mixed_in:
         return paths
-    if lr is not None and os.path.samefile(lr, folder):
-        return sorted(set(paths) - set(low))
-    name = low[0].relative_to(folder)
-    has_own_folder = not any(path.parent == low[0].parent for path in set(paths) - set(low))
+    if low is not None and os.path.samefile(low, folder):
+        return sorted(set(paths) - set(mixed_in))
+    name = mixed_in[0].relative_to(folder)
+    has_own_folder = not any(
+        path.parent == mixed_in[0].parent for path in set(paths) - set(mixed_in)
+    )
     if has_own_folder:
         fix = "give the folder of the high-resolution ones"
-        fix += f", and {lr_flag} for the others" if lr_flag else " alone"
+        fix += f", and {low_flag} for the others" if low_flag else " alone"
     else:
-        fix = f"give this folder by {lr_flag} too, or " if lr_flag else ""
-        fix += f"move these into {'one' if lr_flag else 'a folder'} of their own"
+        fix = f"give this folder by {low_flag} too, or " if low_flag else ""
+        fix += f"move these into {'one' if low_flag else 'a folder'} of their own"
     raise ValueError(f"{folder} holds low-resolution photographs too, such as {name}: {fix}")
 
 
@@ -124,24 +126,24 @@ def is_low_resolution(name: Path) -> bool:
     return any(_LOW_FOLDER.search(part) for part in name.parts[:-1])
 
 
-def match_low_resolution(names: Sequence[Path], folder: Path, lr: Path, scale: int) -> list[Path]:
+def match_low_resolution(names: Sequence[Path], folder: Path, low: Path, scale: int) -> list[Path]:
     """The low-resolution versions of photographs.
 
     That of `0001.png` is `0001.png`, `0001x4.png` or `0001_x4.png` (the scale) with any suffix, and
-    that of `0001_HR.png` may be `0001_LR.png`. It lies in the same folder below `lr` as the
+    that of `0001_HR.png` may be `0001_LR.png`. It lies in the same folder below `low` as the
     photograph below its own, or else anywhere if there is only one of that name.
 
     Args:
         names: The photographs, relative to their folder.
         folder: Their folder.
-        lr: Folder of the low-resolution versions, perhaps the same.
+        low: Folder of the low-resolution versions, perhaps the same.
         scale: Downscaling factor.
 
     Raises:
-        ValueError: `lr` cannot be read, or a version is missing.
+        ValueError: `low` cannot be read, or a version is missing.
     """
-    given = set(find_images(lr)) - {folder / name for name in names}
-    by_path = {path.relative_to(lr).with_suffix(""): path for path in given}
+    given = set(find_images(low)) - {folder / name for name in names}
+    by_path = {path.relative_to(low).with_suffix(""): path for path in given}
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in given:
         by_stem[path.stem].append(path)
@@ -158,7 +160,7 @@ def match_low_resolution(names: Sequence[Path], folder: Path, lr: Path, scale: i
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
-            f"{lr} has no low-resolution version of {missing[0]}{more}: none of "
+            f"{low} has no low-resolution version of {missing[0]}{more}: none of "
             f"{', '.join(_low_stems(missing[0].stem, scale))}"
         )
     return found

@@ -29,16 +29,16 @@ _WORKERS = 4  # threads that make batches ahead; one is enough unless photograph
 class ImagePairs(Sequence[Pair]):
     """Photographs with their low-resolution versions: of a store, or made of image files.
 
-    Item `i` is `(lr, hr)`: uint8 `[3, h, w]` and `[3, scale*h, scale*w]`. For files `lr` is made by
-    MATLAB's bicubic on 8-bit levels; decoded pairs stay in memory until it is used up, and what
-    does not fit is decoded each time. Of stored photographs only the patches asked for are read,
-    but for the first one of each, before which all of it is compared with its checksum. Several
-    threads may share one object.
+    Item `i` is `(low, high)`: uint8 `[3, h, w]` and `[3, scale*h, scale*w]`. For files `low` is
+    made by MATLAB's bicubic on 8-bit levels; decoded pairs stay in memory until it is used up, and
+    what does not fit is decoded each time. Of stored photographs only the patches asked for are
+    read, but for the first one of each, before which all of it is compared with its checksum.
+    Several threads may share one object.
 
     Example:
         >>> from mkdext.data import builtin_photographs
-        >>> lr, hr = ImagePairs(builtin_photographs("validation"), scale=4)[0]
-        >>> lr.shape, hr.shape
+        >>> low, high = ImagePairs(builtin_photographs("validation"), scale=4)[0]
+        >>> low.shape, high.shape
         (torch.Size([3, 128, 128]), torch.Size([3, 512, 512]))
     """
 
@@ -93,7 +93,7 @@ class ImagePairs(Sequence[Pair]):
         files = [path for path in pairs.paths if path not in pairs._stored]
         bad = check_images(files, minimum_side, progress, pairs._keep)[1] if files else []
         for stored in pairs._stored.values():
-            height, width = stored.hr.shape[1:]
+            height, width = stored.high.shape[1:]
             if reason := too_small(height, width, minimum_side):
                 bad.append(BadImage(stored.path, reason))
             elif check_stored:
@@ -110,7 +110,7 @@ class ImagePairs(Sequence[Pair]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
-        """The pair `(lr, hr)` of photograph `index`.
+        """The pair `(low, high)` of photograph `index`.
 
         Raises:
             BadImageError: The file cannot be read, or the stored photograph has changed.
@@ -119,9 +119,9 @@ class ImagePairs(Sequence[Pair]):
         if path in self._stored:
             return self._intact_pair(path).pair()
         if path not in self._cache:
-            hr = _read(path)
-            self._keep(path, hr)
-            return self._cache.get(path) or make_pair(hr, self.scale)
+            high = _read(path)
+            self._keep(path, high)
+            return self._cache.get(path) or make_pair(high, self.scale)
         return self._cache[path]
 
     def patch(self, index: int, size: int, place: tuple[float, float]) -> Pair:
@@ -133,7 +133,7 @@ class ImagePairs(Sequence[Pair]):
             place: Row and column, 0 for the first possible one to just under 1 for the last.
 
         Returns:
-            `(lr, hr)`, uint8 `[3, size, size]` and `[3, scale*size, scale*size]`.
+            `(low, high)`, uint8 `[3, size, size]` and `[3, scale*size, scale*size]`.
 
         Raises:
             BadImageError: The file cannot be read, or the stored photograph has changed.
@@ -142,16 +142,18 @@ class ImagePairs(Sequence[Pair]):
         path, scale = self.paths[index], self.scale
         if path in self._stored:
             stored = self._intact_pair(path)
-            top, left = self._corner(path, stored.hr.shape, size, place)
-            hr_levels = _square(stored.hr, top * scale, left * scale, size * scale)
-            lr_levels = _square(stored.lr, top, left, size)
-            return torch.from_numpy(lr_levels.copy()), torch.from_numpy(hr_levels.copy())
+            top, left = self._corner(path, stored.high.shape, size, place)
+            high_levels = _square(stored.high, top * scale, left * scale, size * scale)
+            low_levels = _square(stored.low, top, left, size)
+            return torch.from_numpy(low_levels.copy()), torch.from_numpy(high_levels.copy())
         pair = None if self._is_full and path not in self._cache else self[index]
-        hr = pair[1] if pair else whole_cells(_read(path), scale)
-        top, left = self._corner(path, hr.shape, size, place)
-        hr_patch = _square(hr, top * scale, left * scale, size * scale)
-        lr_patch = _square(pair[0], top, left, size) if pair else _lr(hr, scale, top, left, size)
-        return lr_patch, hr_patch
+        high = pair[1] if pair else whole_cells(_read(path), scale)
+        top, left = self._corner(path, high.shape, size, place)
+        high_patch = _square(high, top * scale, left * scale, size * scale)
+        low_patch = (
+            _square(pair[0], top, left, size) if pair else _low(high, scale, top, left, size)
+        )
+        return low_patch, high_patch
 
     def _intact_pair(self, path: Path) -> StoredPair:
         stored = self._stored[path]
@@ -171,10 +173,10 @@ class ImagePairs(Sequence[Pair]):
             )
         return int(place[0] * (height - size + 1)), int(place[1] * (width - size + 1))
 
-    def _keep(self, path: Path, hr: Tensor) -> None:
+    def _keep(self, path: Path, high: Tensor) -> None:
         if self._is_full:
             return
-        pair = make_pair(hr, self.scale)
+        pair = make_pair(high, self.scale)
         size = sum(side.numel() for side in pair)
         with self._lock:
             if path in self._cache:
@@ -195,8 +197,8 @@ class PatchSampler:
         >>> from mkdext.data import builtin_photographs
         >>> pairs = ImagePairs(builtin_photographs("validation"), scale=4)
         >>> sampler = PatchSampler(pairs, scale=4, patch_size=24, batch_size=2, seed=0)
-        >>> lr, hr = sampler.batch(step=1000)
-        >>> lr.shape, hr.shape
+        >>> low, high = sampler.batch(step=1000)
+        >>> low.shape, high.shape
         (torch.Size([2, 3, 24, 24]), torch.Size([2, 3, 96, 96]))
     """
 
@@ -228,7 +230,7 @@ class PatchSampler:
         """The batch of one step, the same whenever it is asked for.
 
         Returns:
-            `lr` `[B, 3, p, p]` and `hr` `[B, 3, scale*p, scale*p]`, float32 in [0, 1].
+            `low` `[B, 3, p, p]` and `high` `[B, 3, scale*p, scale*p]`, float32 in [0, 1].
 
         Raises:
             BadImageError: A file cannot be read any more, or a stored photograph has changed.
@@ -239,16 +241,16 @@ class PatchSampler:
         indices, places = random.integers(len(self.pairs), size=size), random.random((size, 2))
         flips, turns = random.integers(2, size=size), random.integers(4, size=size)
         # numpy, because torch's threads would compete with those of the training.
-        lr, hr = (
+        low, high = (
             np.empty((size, 3, side, side), np.float32)
             for side in (self.patch_size, self.patch_size * self.scale)
         )
         for i in range(size):
             patches = self.pairs.patch(int(indices[i]), self.patch_size, tuple(places[i]))
-            for batch, patch in zip((lr, hr), patches, strict=True):
+            for batch, patch in zip((low, high), patches, strict=True):
                 levels = patch.numpy()[:, :, ::-1] if flips[i] else patch.numpy()
                 np.divide(np.rot90(levels, turns[i], (1, 2)), np.float32(255), out=batch[i])
-        return torch.from_numpy(lr), torch.from_numpy(hr)
+        return torch.from_numpy(low), torch.from_numpy(high)
 
     def batches(self, first: int, last: int) -> Iterator[Pair]:
         """The batches of steps `first` to `last - 1` in order, made ahead by background threads."""
@@ -266,29 +268,29 @@ class PatchSampler:
                 pool.shutdown(cancel_futures=True)
 
 
-def make_pair(hr: Tensor, scale: int) -> Pair:
-    """Cut `hr` to a multiple of `scale` and downscale it.
+def make_pair(high: Tensor, scale: int) -> Pair:
+    """Cut `high` to a multiple of `scale` and downscale it.
 
     Args:
-        hr: uint8 `[3, H, W]`.
+        high: uint8 `[3, H, W]`.
         scale: Downscaling factor.
 
     Returns:
-        `(lr, hr)`, uint8 `[3, H // scale, W // scale]` and `[3, scale*h, scale*w]`, the latter a
+        `(low, high)`, uint8 `[3, H // scale, W // scale]` and `[3, scale*h, scale*w]`, the latter a
         view of the argument.
 
     Raises:
-        ValueError: A side of `hr` is shorter than `scale`.
+        ValueError: A side of `high` is shorter than `scale`.
 
     Example:
-        >>> lr, hr = make_pair(torch.zeros(3, 50, 41, dtype=torch.uint8), scale=4)
-        >>> lr.shape, hr.shape
+        >>> low, high = make_pair(torch.zeros(3, 50, 41, dtype=torch.uint8), scale=4)
+        >>> low.shape, high.shape
         (torch.Size([3, 12, 10]), torch.Size([3, 48, 40]))
     """
-    if min(hr.shape[-2:]) < scale:
-        raise ValueError(f"make_pair: hr must have {scale} pixels a side, got {list(hr.shape)}")
-    hr = whole_cells(hr, scale)
-    return imresize(hr, 1 / scale), hr
+    if min(high.shape[-2:]) < scale:
+        raise ValueError(f"make_pair: high must have {scale} pixels a side, got {list(high.shape)}")
+    high = whole_cells(high, scale)
+    return imresize(high, 1 / scale), high
 
 
 def _read(path: Path) -> Tensor:
@@ -304,14 +306,14 @@ def _naming(path: Path) -> Iterator[None]:
         raise BadImageError(f"{path}: {error}") from None
 
 
-def _lr(hr: Tensor, scale: int, top: int, left: int, size: int) -> Tensor:
-    """A square of the low-resolution version of `hr`, from the pixels that it depends on alone."""
+def _low(high: Tensor, scale: int, top: int, left: int, size: int) -> Tensor:
+    """A square of the low-resolution version, from the pixels of `high` it depends on alone."""
     # The kernel reaches less than two low-resolution pixels beyond the one it makes.
     first_row, first_column = max(top - 2, 0), max(left - 2, 0)
     rows = slice(first_row * scale, (top + size + 2) * scale)
     columns = slice(first_column * scale, (left + size + 2) * scale)
-    lr = imresize(hr[:, rows, columns], 1 / scale)
-    return _square(lr, top - first_row, left - first_column, size)
+    low = imresize(high[:, rows, columns], 1 / scale)
+    return _square(low, top - first_row, left - first_column, size)
 
 
 def _square(image: Image, top: int, left: int, size: int) -> Image:

@@ -130,12 +130,12 @@ def prepare_store(
 
 class _Source(NamedTuple):
     name: str
-    hr: Path
-    lr: Path | None
+    high: Path
+    low: Path | None
 
     def files(self) -> list[list[int]]:
         """Size and time of change, by which a changed file is told."""
-        paths = [self.hr] if self.lr is None else [self.hr, self.lr]
+        paths = [self.high] if self.low is None else [self.high, self.low]
         return [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
@@ -144,18 +144,18 @@ _Job = tuple[_Source, int, bool]
 
 
 class _Decoded(NamedTuple):
-    hr: Levels
-    lr: Levels
+    high: Levels
+    low: Levels
     crc32: int
     files: list[list[int]]
 
 
-def _find_sources(folder: Path, scale: int, lr: Path | None) -> list[_Source]:
-    paths = find_high_resolution(folder, lr, "`lr`")
+def _find_sources(folder: Path, scale: int, low_folder: Path | None) -> list[_Source]:
+    paths = find_high_resolution(folder, low_folder, "`lr`")
     names = [path.relative_to(folder) for path in paths]
     low: Sequence[Path | None] = [None] * len(paths)
-    if lr is not None:
-        low = match_low_resolution(names, folder, lr, scale)
+    if low_folder is not None:
+        low = match_low_resolution(names, folder, low_folder, scale)
     return [
         _Source(name.as_posix(), path, given)
         for name, path, given in zip(names, paths, low, strict=True)
@@ -164,25 +164,25 @@ def _find_sources(folder: Path, scale: int, lr: Path | None) -> list[_Source]:
 
 def _decode(job: _Job) -> _Decoded | BadImage:
     source, scale, crop = job
-    path = source.hr
+    path = source.high
     try:
         files = source.files()
-        hr = read_image(source.hr)
-        if min(hr.shape[1:]) < scale:
-            return BadImage(path, f"is {hr.shape[2]}x{hr.shape[1]} pixels, less than the scale")
-        if source.lr is None:
-            lr, hr = make_pair(hr, scale)
+        high = read_image(source.high)
+        if min(high.shape[1:]) < scale:
+            return BadImage(path, f"is {high.shape[2]}x{high.shape[1]} pixels, less than the scale")
+        if source.low is None:
+            low, high = make_pair(high, scale)
         else:
-            path = source.lr
-            lr, hr = fitted(read_image(source.lr), hr, scale, crop)
+            path = source.low
+            low, high = fitted(read_image(source.low), high, scale, crop)
         if source.files() != files:
-            return BadImage(source.hr, "changed while it was read")
+            return BadImage(source.high, "changed while it was read")
     except BadImageError as error:
         return BadImage(path, str(error))
     except OSError as error:
         return BadImage(path, f"cannot be read ({error.strerror})")
-    high, low = hr.contiguous().numpy(), lr.contiguous().numpy()
-    return _Decoded(high, low, checksum(high, low), files)
+    levels = high.contiguous().numpy(), low.contiguous().numpy()
+    return _Decoded(*levels, checksum(*levels), files)
 
 
 def _all_decoded(jobs: Sequence[_Job], workers: int) -> Generator[_Decoded | BadImage, None, None]:
@@ -265,10 +265,10 @@ def _write_line(journal: BinaryIO, content: dict[str, Any]) -> None:
 
 
 def _append(pixels: BinaryIO, journal: BinaryIO, source: _Source, decoded: _Decoded) -> Entry:
-    height, width = decoded.hr.shape[1:]
+    height, width = decoded.high.shape[1:]
     entry = Entry(source.name, height, width, pixels.tell(), decoded.crc32, decoded.files)
-    pixels.write(decoded.hr.data)
-    pixels.write(decoded.lr.data)
+    pixels.write(decoded.high.data)
+    pixels.write(decoded.low.data)
     pixels.flush()
     _write_line(journal, dataclasses.asdict(entry))
     return entry
@@ -303,7 +303,7 @@ def _compare(out: Path, scale: int, sources: Sequence[_Source], bad_images: str)
         )
     _check_unchanged(out, entries, sources)
     stored = {entry.name for entry in entries}
-    absent = [source.hr for source in sources if source.name not in stored]
+    absent = [source.high for source in sources if source.name not in stored]
     if absent and bad_images == "refuse":
         raise ValueError(
             f"`out` {out} holds a store without {len(absent)} of the photographs, such as "

@@ -75,22 +75,22 @@ class StoredPair:
 
     path: Path
     """The store's folder and the photograph's name; there is no such file."""
-    lr: Levels
+    low: Levels
     """`[3, h, w]`, not to be written to."""
-    hr: Levels
+    high: Levels
     """`[3, scale*h, scale*w]`, not to be written to."""
     crc32: int
-    """Of the bytes of `hr` and `lr` when they were written."""
-    lr_is_given: bool
-    """Whether `lr` was read from a file, not made from `hr`."""
+    """Of the bytes of `high` and `low` when they were written."""
+    low_is_given: bool
+    """Whether `low` was read from a file, not made from `high`."""
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """Copies of `lr` and `hr`."""
-        return torch.from_numpy(self.lr.copy()), torch.from_numpy(self.hr.copy())
+        """Copies of `low` and `high`."""
+        return torch.from_numpy(self.low.copy()), torch.from_numpy(self.high.copy())
 
     def is_intact(self) -> bool:
         """Whether the pixels are those that were written; reads them all."""
-        return checksum(self.hr, self.lr) == self.crc32
+        return checksum(self.high, self.low) == self.crc32
 
     def require_intact(self) -> None:
         """Check, once, that the pixels are those that were written.
@@ -132,7 +132,7 @@ def read_store(folder: Path, scale: int | None = None) -> list[StoredPair]:
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (9, 8)).save(folder / "black.png")
         >>> store = prepare_store(folder, folder / "store", scale=2, workers=1).folder
-        >>> [(pair.path.name, pair.lr.shape, pair.hr.shape) for pair in read_store(store)]
+        >>> [(pair.path.name, pair.low.shape, pair.high.shape) for pair in read_store(store)]
         [('black.png', (3, 4, 4), (3, 8, 8))]
     """
     stored_scale, entries = read_index(folder)
@@ -152,15 +152,15 @@ def read_store(folder: Path, scale: int | None = None) -> list[StoredPair]:
 
 
 def find_photographs(
-    folder: Path, scale: int, lr: Path | None = None, lr_flag: str | None = None
+    folder: Path, scale: int, low: Path | None = None, low_flag: str | None = None
 ) -> list[Path] | list[StoredPair]:
     """What `ImagePairs` takes from a folder of image files or from a store, sorted by name.
 
     Args:
         folder: Either of them.
         scale: Downscaling factor.
-        lr: As `find_high_resolution` takes it, for a folder.
-        lr_flag: Likewise.
+        low: As `find_high_resolution` takes it, for a folder.
+        low_flag: Likewise.
 
     Raises:
         ValueError: As `find_high_resolution`, or as `read_store`.
@@ -172,7 +172,7 @@ def find_photographs(
     """
     if is_store(folder):
         return read_store(folder, scale)
-    return find_high_resolution(folder, lr, lr_flag)
+    return find_high_resolution(folder, low, low_flag)
 
 
 def read_index(folder: Path) -> tuple[int, list[Entry]]:
@@ -286,9 +286,9 @@ def stored_pair(folder: Path, entry: Entry, scale: int, pixels: Levels) -> Store
     return StoredPair(folder / entry.name, low, high, entry.crc32, len(entry.files) > 1)
 
 
-def checksum(hr: Levels, lr: Levels) -> int:
+def checksum(high: Levels, low: Levels) -> int:
     """CRC-32 of the bytes of a photograph, as they stand in a store."""
-    return zlib.crc32(lr.ravel().data, zlib.crc32(hr.ravel().data))
+    return zlib.crc32(low.ravel().data, zlib.crc32(high.ravel().data))
 
 
 def _is_state(file: object) -> bool:

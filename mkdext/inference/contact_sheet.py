@@ -39,7 +39,7 @@ class ContactSheet:
     def add(
         self,
         name: str,
-        hr: Tensor,
+        high: Tensor,
         pictures: Mapping[str, tuple[Tensor, float]],
         window: Window | None = None,
     ) -> None:
@@ -47,7 +47,7 @@ class ContactSheet:
 
         Args:
             name: Of the photograph.
-            hr: The truth, uint8 `[3, H, W]`.
+            high: The truth, uint8 `[3, H, W]`.
             pictures: uint8 `[3, H, W]` and PSNR-Y in dB, for the columns after the first; those
                 that are not there are left empty.
             window: What is cut out; none: where the first way differs most from the truth.
@@ -59,10 +59,10 @@ class ContactSheet:
             return
         if window is None:
             first, _ = next(iter(pictures.values()))
-            window, _ = strongest_window((first.float() - hr.float()).square().mean(dim=0))
+            window, _ = strongest_window((first.float() - high.float()).square().mean(dim=0))
         left, top, size = window
         cut = (slice(None), slice(top, top + size), slice(left, left + size))
-        cells: list[tuple[Tensor, str] | None] = [(hr[cut].clone(), label(name, _LONGEST))]
+        cells: list[tuple[Tensor, str] | None] = [(high[cut].clone(), label(name, _LONGEST))]
         for column in self._columns[1:]:
             if column in pictures:
                 picture, psnr = pictures[column]

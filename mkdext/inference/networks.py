@@ -68,7 +68,7 @@ class Network:
         return GLOBAL_OVERLAP if self.reach is None else self.reach
 
     @torch.inference_mode()
-    def __call__(self, lr: Tensor) -> Tensor:
+    def __call__(self, low: Tensor) -> Tensor:
         """Enlarge `[1, 3, h, w]` to `[1, 3, scale*h, scale*w]`, float32 in [0, 1] on the CPU.
 
         The result is not clipped.
@@ -76,9 +76,9 @@ class Network:
         Raises:
             EnlargementError: As `enlarge`.
         """
-        return self.enlarge(lr).float().cpu()
+        return self.enlarge(low).float().cpu()
 
-    def enlarge(self, lr: Tensor) -> Tensor:
+    def enlarge(self, low: Tensor) -> Tensor:
         """Enlarge `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, differentiably, on its device.
 
         Raises:
@@ -86,27 +86,27 @@ class Network:
                 another size or not finite.
         """
         # A copy, because networks of others may work in place.
-        taken = lr.to(self.device, torch.float32, memory_format=layout(self.model), copy=True)
+        taken = low.to(self.device, torch.float32, memory_format=layout(self.model), copy=True)
         try:
             sr = self.model(taken)
         except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
             if is_out_of_memory(error):
                 raise
-            raise self._error(lr, in_words(error)) from error
-        height, width = lr.shape[2] * self.scale, lr.shape[3] * self.scale
+            raise self._error(low, in_words(error)) from error
+        height, width = low.shape[2] * self.scale, low.shape[3] * self.scale
         if not isinstance(sr, Tensor) or not sr.is_floating_point():
             kind = sr.dtype if isinstance(sr, Tensor) else type(sr).__name__
-            raise self._error(lr, f"it makes no image of floating-point numbers, but {kind}")
-        if sr.shape != (len(lr), 3, height, width):
+            raise self._error(low, f"it makes no image of floating-point numbers, but {kind}")
+        if sr.shape != (len(low), 3, height, width):
             raise self._error(
-                lr, f"it makes {list(sr.shape)} of it, not {[len(lr), 3, height, width]}"
+                low, f"it makes {list(sr.shape)} of it, not {[len(low), 3, height, width]}"
             )
         if not bool(sr.detach().isfinite().all()):
-            raise self._error(lr, "what it makes is not finite")
+            raise self._error(low, "what it makes is not finite")
         return sr
 
-    def _error(self, lr: Tensor, reason: str) -> EnlargementError:
-        size = f"{lr.shape[3]}x{lr.shape[2]} pixels"
+    def _error(self, low: Tensor, reason: str) -> EnlargementError:
+        size = f"{low.shape[3]}x{low.shape[2]} pixels"
         return EnlargementError(f"{self.name} cannot enlarge {size}: {reason}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mkdext.training.memory import LiveBytes
+from mkdext._system.memory import LiveBytes
 
 GLOBAL_OVERLAP = 32
 """Margin, in low-resolution pixels, for networks that look at the whole picture."""
@@ -80,9 +80,9 @@ def _forward_costs(model: nn.Module, device: torch.device) -> Costs:
     sides = (32, 96)
     peaks = []
     for side in sides:
-        lr = torch.zeros(1, 3, side, side, device=device)
+        low = torch.zeros(1, 3, side, side, device=device)
         with torch.inference_mode(), LiveBytes() as memory:
-            model(lr)
+            model(low)
         peaks.append(_WORKSPACE * memory.peak)
     per_pixel = (peaks[1] - peaks[0]) / (sides[1] ** 2 - sides[0] ** 2)
     return Costs(max(0.0, peaks[0] - per_pixel * sides[0] ** 2), per_pixel)
@@ -110,13 +110,13 @@ def reach(model: nn.Module) -> int | None:
     if any(isinstance(module, nn.AdaptiveAvgPool2d) for module in model.modules()):
         return None
     height, width = _STRIP
-    lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    changed = lr.clone()
+    low = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    changed = low.clone()
     changed[..., width // 2] = 1 - changed[..., width // 2]
     try:
         model = _with_open_gates(model)
         before, after, moved = (
-            model(image.to(_device_of(model))) for image in (lr, changed, lr[..., 1:])
+            model(image.to(_device_of(model))) for image in (low, changed, low[..., 1:])
         )
         return _distance(before, after, moved, width)
     except (Exception, SystemExit):  # Whatever a user's network may raise at so few rows.

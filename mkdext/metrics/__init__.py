@@ -9,13 +9,22 @@ from mkdext.metrics.attribution import (
     path_attribution,
     window_detail,
 )
-from mkdext.metrics.image_quality import luma, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.metrics.image_quality import (
+    exact_note,
+    luma,
+    mean_psnr,
+    psnr_y,
+    ssim_y,
+    ssim_y_uniform,
+    to_uint8,
+)
 
 __all__ = [
     "Window",
     "attribution_map",
     "blur_path",
     "diffusion_index",
+    "exact_note",
     "gini",
     "luma",
     "mean_psnr",

@@ -112,7 +112,7 @@ def detail(images: Tensor) -> Tensor:
 
 def path_attribution(
     network: Callable[[Tensor], Tensor],
-    lr: Tensor,
+    low: Tensor,
     window: Window,
     *,
     steps: int = STEPS,
@@ -128,18 +128,18 @@ def path_attribution(
     Args:
         network: Maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1], in
             differentiable operations.
-        lr: The input, `[3, h, w]`, floating point in [0, 1], sides of at least 5.
+        low: The input, `[3, h, w]`, floating point in [0, 1], sides of at least 5.
         window: Where in the result.
         steps: Images on the path.
         batch_size: How many of them at a time: memory grows with it, the result is the same.
         progress: Wraps the iteration over batches, to show how far it has come.
 
     Returns:
-        `[3, h, w]`, of either sign, type and device of `lr`.
+        `[3, h, w]`, of either sign, type and device of `low`.
 
     Raises:
-        TypeError: `lr` is not floating point.
-        ValueError: `lr` is not `[3, h, w]` or too small, the window is not inside the result, a
+        TypeError: `low` is not floating point.
+        ValueError: `low` is not `[3, h, w]` or too small, the window is not inside the result, a
             number is below 1, or the network's derivatives are not finite or there are none.
 
     Example:
@@ -147,14 +147,14 @@ def path_attribution(
         >>> path_attribution(enlarge, torch.rand(3, 16, 16), Window(8, 8, 16)).shape
         torch.Size([3, 16, 16])
     """
-    _check_input("path_attribution", lr, steps)
-    if lr.shape[0] != 3:
-        raise ValueError(f"path_attribution: lr must be [3, h, w], got {list(lr.shape)}")
+    _check_input("path_attribution", low, steps)
+    if low.shape[0] != 3:
+        raise ValueError(f"path_attribution: low must be [3, h, w], got {list(low.shape)}")
     if batch_size < 1:
         raise ValueError(f"path_attribution: batch_size must be at least 1, got {batch_size}")
-    total = torch.zeros_like(lr)
+    total = torch.zeros_like(low)
     for first in progress(range(0, steps, batch_size)):
-        images, derivatives = blur_path(lr, steps, slice(first, first + batch_size))
+        images, derivatives = blur_path(low, steps, slice(first, first + batch_size))
         with torch.enable_grad():
             made = window_detail(network(images.requires_grad_()), window).sum()
             if not made.requires_grad:

@@ -9,6 +9,8 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+_NAMED = 10  # photographs that are met exactly; of more, their number is told
+
 
 def luma(image: Tensor) -> Tensor:
     """The Y channel of MATLAB's `rgb2ycbcr` (ITU-R BT.601, 16-235), not rounded.
@@ -77,6 +79,13 @@ def mean_psnr(values: Sequence[float]) -> tuple[float, int]:
     """
     finite = [value for value in values if not math.isinf(value)]
     return sum(finite) / len(finite) if finite else math.inf, len(values) - len(finite)
+
+
+def exact_note(way: str, names: Sequence[str]) -> str:
+    """What to tell of the photographs that `mean_psnr` leaves out, by name."""
+    listed = ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+    many = f"{len(names)} photographs" if len(names) > 1 else "1 photograph"
+    return f"{way}: {many} met exactly ({listed}), left out of the mean PSNR"
 
 
 def ssim_y(image: Tensor, reference: Tensor, border: int) -> float:

@@ -7,10 +7,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from mkdext._system import cuda, extension
+
+try:
+    from torch._functorch import utils as functorch
+except ImportError:  # not in this PyTorch
+    functorch = None  # type: ignore[assignment]
 
 if torch.version.cuda:  # loaded before a compiler traces the question
     cuda.status()
@@ -94,14 +98,32 @@ def apply(function: type[Function], *inputs: object) -> Any:
 
     Where neither `torch.func` nor a compiler looks on, `function.apply` only binds the arguments to
     the signature of `forward`, which takes longer than all the rest, and goes on to the `apply` of
-    its base. And where nothing is recorded, `forward` is all that is left to do.
+    its base. And where nothing is recorded, `forward` is all that is left to do. That takes private
+    functions of PyTorch; without one of them, all is left to `function.apply`.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if (
+        torch.compiler.is_compiling()
+        or not _HAS_PRIVATE_FUNCTIONS
+        or torch._C._are_functorch_transforms_active()
+    ):
         return function.apply(*inputs)  # type: ignore[no-untyped-call]
-    inputs = unwrap_dead_wrappers(inputs)
+    inputs = functorch.unwrap_dead_wrappers(inputs)
     if not _is_recorded(inputs):
         return function.forward(*inputs)
     return super(Function, function).apply(*inputs)  # type: ignore[misc]
+
+
+def _has_private_functions() -> bool:
+    used = (
+        (torch._C, "_are_functorch_transforms_active"),
+        (functorch, "unwrap_dead_wrappers"),
+        (forward_ad, "_current_level"),
+        (super(Function, Function), "apply"),
+    )
+    return all(hasattr(owner, name) for owner, name in used)
+
+
+_HAS_PRIVATE_FUNCTIONS = _has_private_functions()
 
 
 def _is_recorded(inputs: tuple[object, ...]) -> bool:

@@ -37,8 +37,11 @@ from mkdext.ops._dispatch import (
 )
 
 _NAME = "dynamic_conv2d"
-_ALGORITHMS = ("auto", "direct", "winograd", "tf32", "tf32x3")
 _PRIMITIVES = ("forward", "input_grad", "weight_grad")
+_DEVICES: dict[str, list[str]] = (
+    extension.module().dynamic_conv2d_devices() if extension.status().state == "loaded" else {}
+)
+"""Every algorithm with the types of devices that know it. A compiler cannot trace the question."""
 
 
 def dynamic_conv2d(input: Tensor, weight: Tensor, algorithm: str = "auto") -> Tensor:
@@ -171,12 +174,12 @@ def _case(input: Tensor, weight: Tensor) -> dict[str, int]:
 def _check_algorithm(input: Tensor, weight: Tensor, algorithm: object) -> None:
     if not isinstance(algorithm, str):
         raise TypeError(f"{_NAME}: algorithm must be a str, got {type(algorithm).__name__}")
-    if algorithm not in _ALGORITHMS:
-        raise ValueError(
-            f'{_NAME}: algorithm must be {_quoted(_ALGORITHMS, "or")}, got "{algorithm}"'
-        )
     if algorithm == "auto":
         return
+    if _DEVICES and algorithm not in _DEVICES:
+        raise ValueError(
+            f'{_NAME}: algorithm must be {_quoted([*_DEVICES], "or")}, got "{algorithm}"'
+        )
     if not has_kernel(input):
         needs, got = (
             ("compiled operators", "none")
@@ -191,7 +194,7 @@ def _check_algorithm(input: Tensor, weight: Tensor, algorithm: object) -> None:
     can = _runnable(input, weight)
     if algorithm not in can:
         needs, got = "float32 and a 3x3 kernel", f"{weight.shape[-1]}x{weight.shape[-1]}"
-        if algorithm in ("tf32", "tf32x3"):
+        if _only_on_cuda(algorithm):
             needs, got = "float32 on CUDA", str(input.device)
         elif input.device.type == "cuda":
             needs, got = "tensors on the CPU", str(input.device)
@@ -205,9 +208,14 @@ def _runnable(input: Tensor, weight: Tensor) -> list[str]:
     """List the algorithms that can compute this shape and dtype on this device."""
     if input.device.type == "cuda":
         single = to_product_dtype(input).dtype == torch.float32
-        return ["auto", "direct", *(["tf32", "tf32x3"] if single else [])]
+        known = [name for name, devices in _DEVICES.items() if "cuda" in devices]
+        return [name for name in known if single or not _only_on_cuda(name)]
     names: list[str] = extension.module().dynamic_conv2d_runnable(**_case(input, weight))
     return names
+
+
+def _only_on_cuda(algorithm: str) -> bool:
+    return _DEVICES[algorithm] == ["cuda"]
 
 
 def _quoted(names: Sequence[str], word: str) -> str:

@@ -213,9 +213,15 @@ class DataFreeOptions(SharedOptions):
         """The distance of pictures."""
         return Criterion(self.error, self.reduction)
 
-    def size(self, scale: int) -> int:
-        """Width and height of the images for a scale, in low-resolution pixels."""
-        return self.patch_size * min(self.scale) // scale
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """All enlargement factors."""
+        return self.scale
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Width and height of an image by scale, in low-resolution pixels."""
+        return {scale: self.patch_size * min(self.scale) // scale for scale in self.scale}
 
     def resolved(self) -> ResolvedDataFree:
         """The same options, with the method's own values where none were given."""
@@ -240,16 +246,11 @@ class ResolvedDataFree(ResolvedShared, DataFreeOptions):
         """Options that resolve to these, in which all is open that this training does not use."""
         return DataFreeOptions(**values_of(self) | unused_of_method(self))
 
-    def for_scale(self, scale: int, iterations: int) -> ResolvedTraining:
-        """The options of the student's steps at one scale, in a stage of `iterations` steps."""
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(SharedOptions)}
-        own = {
-            "scale": scale,
-            "patch_size": self.size(scale),
-            "iterations": iterations,
-            "val_dir": self.val_dir,
-        }
-        return TrainOptions(**shared | own).resolved()
+
+Options = TrainOptions | DataFreeOptions
+"""What any training is given."""
+Resolved = ResolvedTraining | ResolvedDataFree
+"""What any training goes by."""
 
 
 def usual_data_free(optimizer: str) -> DataFreeOptions:

@@ -226,6 +226,16 @@ class TrainOptions(SharedOptions):
                 f"{self.imitation}"
             )
 
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """All enlargement factors."""
+        return (self.scale,)
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Width and height of a patch by scale, in low-resolution pixels."""
+        return {self.scale: self.patch_size}
+
     def resolved(self) -> ResolvedTraining:
         """The same options, with the method's own values where none were given."""
         values = values_of(self) | values_of_method(self)

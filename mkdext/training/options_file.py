@@ -16,7 +16,7 @@ from mkdext._system.near_names import did_you_mean
 from mkdext._system.reading import read_yaml
 from mkdext.models.user_code import absolute
 from mkdext.training.options import ResolvedShared, SharedOptions
-from mkdext.training.run_directory import HISTORY, flat
+from mkdext.training.run.directory import HISTORY, flat
 
 _Options = TypeVar("_Options")
 

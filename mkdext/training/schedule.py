@@ -1,11 +1,10 @@
-"""How learning rate and loss weights change over a training."""
+"""How learning rate and loss weights change over a stage."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
-
-from mkdext.training.options import ResolvedTraining
 
 
 class Phase(NamedTuple):
@@ -19,17 +18,46 @@ class Phase(NamedTuple):
     """Weight of the distillation loss."""
 
 
-def phase(step: int, options: ResolvedTraining) -> Phase:
-    """Learning rate and weights of one step, from 0 to `iterations - 1`."""
-    hints, total = options.hint_steps, options.iterations
-    first, last = (0, hints) if step < hints else (hints, total)
-    lr = cosine(step - first, last - first, options.lr, options.lr_min, options.warmup)
-    if step < hints:
-        return Phase(lr, reconstruction=0.0, distillation=1.0)
-    if options.method == "vanilla" or hints:
-        return Phase(lr, reconstruction=1.0, distillation=0.0)
-    weight = options.kd_weight
-    return Phase(lr, 1.0, cosine(step, total, weight, 0.0) if options.kd_fade else weight)
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The steps from `first` to `end - 1`.
+
+    Example:
+        >>> schedule = Schedule(first=10, end=20, lr=0.2, lr_min=0.1, distillation=3.0)
+        >>> schedule.at(10)
+        Phase(lr=0.2, reconstruction=1.0, distillation=3.0)
+        >>> round(schedule.at(15).lr, 3), round(schedule.at(15).distillation, 3)
+        (0.15, 1.5)
+    """
+
+    first: int
+    end: int
+    lr: float
+    """Learning rate at the beginning."""
+    lr_min: float
+    """Learning rate at the end of the cosine."""
+    warmup: int = 0
+    """Steps over which the learning rate first rises to its value."""
+    reconstruction: float = 1.0
+    """Weight of the reconstruction loss."""
+    distillation: float = 0.0
+    """Weight of the distillation loss, at the beginning if it fades."""
+    fades: bool = True
+    """Whether the weight of the distillation loss falls to 0 along half a cosine."""
+
+    @property
+    def length(self) -> int:
+        """Number of steps."""
+        return self.end - self.first
+
+    def at(self, step: int) -> Phase:
+        """Learning rate and weights of one step, from `first` to `end - 1`."""
+        taken = step - self.first
+        lr = cosine(taken, self.length, self.lr, self.lr_min, self.warmup)
+        weight = self.distillation
+        if self.fades:
+            weight = cosine(taken, self.length, weight, 0.0)
+        return Phase(lr, self.reconstruction, weight)
 
 
 def cosine(step: int, steps: int, start: float, end: float, warmup: int = 0) -> float:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mkdext.models import features_at, resized
+from mkdext.models import WHOLE, features_at, forward_with_features, resized
 from mkdext.models.own import copy_with_tensors
 from mkdext.models.user_code import in_words
-from mkdext.training.precision import computing_in
+
+
+class Taught(NamedTuple):
+    """What a teacher makes of a batch."""
+
+    maps: list[Tensor]
+    """Its feature maps at the distillation points, `[B, C, h, w]` of the student's sizes,
+    float32, without gradient."""
+    picture: Tensor | None
+    """`[B, 3, scale*h, scale*w]`; none: it was not asked for."""
 
 
 class Teacher:
-    """A network that runs forward only, and no further than its last distillation point.
+    """A network that runs forward only, and no further than it is needed.
 
     It sees the low-resolution image; a subclass may see more.
 
@@ -30,9 +40,10 @@ class Teacher:
     def __init__(
         self,
         network: nn.Module,
-        points: Sequence[str],
-        sizes: Sequence[tuple[int, int]],
+        points: Sequence[str] = (),
+        sizes: Sequence[tuple[int, int]] = (),
         dtype: torch.dtype = torch.float32,
+        picture: tuple[int, int] | None = None,
     ) -> None:
         """Take a network in evaluation mode.
 
@@ -41,54 +52,80 @@ class Teacher:
             points: Names of sub-modules that `check_points` accepts.
             sizes: Height and width of the student's map at each point.
             dtype: What to compute in, float32 or, by autocast, bfloat16.
+            picture: Height and width of the enlarged picture, where that is imitated too.
         """
         self.network = network
         self.points = list(points)
-        self.sizes = list(sizes)
         self.dtype = dtype
+        self.gives_picture = picture is not None
+        # The picture is the map of the whole network, after those of the points.
+        self.taps = [*points, *[WHOLE] * self.gives_picture]
+        self.sizes = [*sizes, *([picture] if picture else [])]
         self._maps: Callable[[Tensor], list[Tensor]] = lambda image: features_at(
-            network, self.points, image
+            network, self.taps, image
         )
 
-    def source(self, lr: Tensor, hr: Tensor) -> Tensor:
+    def source(self, low: Tensor, high: Tensor) -> Tensor:
         """Which of the two images the network takes."""
-        return lr
+        return low
 
-    def __call__(self, lr: Tensor, hr: Tensor) -> list[Tensor]:
-        """Feature maps `[B, C, H, W]` of the student's sizes, float32, without gradient.
+    def __call__(self, low: Tensor, high: Tensor) -> Taught:
+        """What the network makes of photographs.
 
         Args:
-            lr: `[B, 3, h, w]` in [0, 1].
-            hr: `[B, 3, scale*h, scale*w]` in [0, 1].
+            low: `[B, 3, h, w]` in [0, 1].
+            high: `[B, 3, scale*h, scale*w]` in [0, 1].
         """
         with torch.no_grad():
-            return self.fitted(self.own_maps(self.source(lr, hr)))
+            return self.taught(self.own_maps(self.source(low, high)))
+
+    @torch.no_grad()
+    def enlarged(self, low: Tensor) -> Taught:
+        """What the network makes of images of which there is no larger one, with the picture.
+
+        Args:
+            low: `[B, 3, h, w]` in [0, 1].
+        """
+        picture, maps = forward_with_features(self.network, self.points, low)
+        return Taught(self._fitted(maps), picture)
 
     @torch.no_grad()
     def own_maps(self, image: Tensor) -> list[Tensor]:
-        """Feature maps of the sizes that the network gives them, as computed."""
+        """The map at each tap, of the size that the network gives it, as computed."""
         with computing_in(self.dtype, image):
             return self._maps(image)
 
-    def fitted(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of any size and dtype, in float32 and of the student's sizes."""
+    def taught(self, own_maps: Sequence[Tensor]) -> Taught:
+        """The same from `own_maps`, whatever size and dtype these are kept in."""
+        maps = self._fitted(own_maps)
+        return Taught(maps[: len(self.points)], maps[-1] if self.gives_picture else None)
+
+    def _fitted(self, maps: Sequence[Tensor]) -> list[Tensor]:
         return [f.contiguous() for f in resized([f.float() for f in maps], self.sizes)]
 
-    def compile(self, lr: Tensor, hr: Tensor) -> None:
-        """Compile what follows for batches like `lr` and `hr`, and run it once.
+    def compile(self, low: Tensor, high: Tensor) -> None:
+        """Compile what follows for batches like `low` and `high`, and run it once.
 
         Raises:
             ValueError: It cannot be compiled.
         """
-        compiled = torch.compile(_Tapped(self.network, self.points), dynamic=False)
+        compiled = torch.compile(_Tapped(self.network, self.taps), dynamic=False)
         before, self._maps = self._maps, compiled
         try:
-            self(lr, hr)
+            self(low, high)
         except Exception as error:  # The compiler's errors have no common type.
             self._maps = before
             raise ValueError(
                 f"`teacher_compile`: the teacher cannot be compiled: {in_words(error)}"
             ) from error
+
+
+def computing_in(dtype: torch.dtype, image: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Let a network compute in `dtype`, by autocast, what it computes of `image`."""
+    # Meta tensors have no autocast.
+    if dtype == torch.float32 or image.is_meta:
+        return contextlib.nullcontext()
+    return torch.autocast(image.device.type, dtype)
 
 
 class _Tapped(nn.Module):
@@ -109,7 +146,7 @@ class _Tapped(nn.Module):
 
         return hook
 
-    def forward(self, lr: Tensor) -> list[Tensor]:
-        self.network(lr)
+    def forward(self, low: Tensor) -> list[Tensor]:
+        self.network(low)
         maps, self.maps = self.maps, {}
         return [maps[name] for name in self.points]

@@ -29,7 +29,7 @@ from mkdext._system.reading import entry, read_json, require_file
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import MapShape, check_points, resized
 from mkdext.models.own import layout, unwrapped
-from mkdext.training.teacher import Teacher
+from mkdext.training.teacher import Taught, Teacher
 
 _CHECKSUM_BYTES = 4
 _DIGEST_CROPS = 16  # whose pixels stand for all photographs when a cache is opened
@@ -71,8 +71,8 @@ class FixedCrops(PatchSampler):
 
     def take(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Some of the crops as a batch."""
-        lr, hr = zip(*(self._single.batch(int(index)) for index in indices), strict=True)
-        return torch.cat(lr), torch.cat(hr)
+        low, high = zip(*(self._single.batch(int(index)) for index in indices), strict=True)
+        return torch.cat(low), torch.cat(high)
 
 
 class TeacherCache:
@@ -117,15 +117,15 @@ class TeacherCache:
         shape = (crops, self.row_bytes)
         self._rows = np.memmap(self.folder / "maps.bin", np.uint8, "r", shape=shape)
 
-    def rows(self, step: int, lr: Tensor) -> Tensor:
+    def rows(self, step: int, low: Tensor) -> Tensor:
         """The teacher's maps for the batch of a step as they are kept, in the processor's memory.
 
         Args:
             step: Which batch of the crops.
-            lr: That batch, `[B, 3, p, p]`.
+            low: That batch, `[B, 3, p, p]`.
 
         Returns:
-            For `maps`, uint8 `[B, row_bytes]`.
+            For `taught`, uint8 `[B, row_bytes]`.
 
         Raises:
             ValueError: The crops are not those that the teacher saw.
@@ -133,13 +133,13 @@ class TeacherCache:
         if self._rows is None:
             raise ValueError("TeacherCache: fill() must come before rows()")
         rows = self._rows[self.crops.indices(step)]
-        if not np.array_equal(rows[:, -_CHECKSUM_BYTES:], _checksums(lr)):
+        if not np.array_equal(rows[:, -_CHECKSUM_BYTES:], _checksums(low)):
             raise ValueError(self._stale("photographs have changed"))
         return torch.from_numpy(rows)
 
-    def maps(self, rows: Tensor) -> list[Tensor]:
-        """The maps in what `rows` gives, as `Teacher` gives them, on the device of the rows."""
-        return self.teacher.fitted(list(self._maps_of(rows)))
+    def taught(self, rows: Tensor) -> Taught:
+        """What the teacher makes of a batch, of what `rows` gives, on the device of the rows."""
+        return self.teacher.taught(list(self._maps_of(rows)))
 
     def _maps_of(self, rows: Tensor) -> Iterator[Tensor]:
         begin = 0
@@ -151,8 +151,8 @@ class TeacherCache:
 
     def _compute(self, first: int) -> npt.NDArray[np.uint8]:
         """The rows of a whole batch of crops, because a compiled teacher takes no other."""
-        lr, _ = self.crops.take(range(first, first + self.crops.batch_size))
-        on_device = lr.to(self.device, memory_format=layout(self.teacher.network))
+        low, _ = self.crops.take(range(first, first + self.crops.batch_size))
+        on_device = low.to(self.device, memory_format=layout(self.teacher.network))
         maps = resized(
             [m.float() for m in self.teacher.own_maps(on_device)],
             [shape[1:] for shape in self.shapes],
@@ -161,7 +161,7 @@ class TeacherCache:
             feature.to(self.teacher.dtype).cpu().contiguous().view(torch.uint8).flatten(1).numpy()
             for feature in maps
         ]
-        return np.concatenate([*columns, _checksums(lr)], axis=1)
+        return np.concatenate([*columns, _checksums(low)], axis=1)
 
     def _made_from(self) -> dict[str, Any]:
         digest = hashlib.sha256(str(len(self.crops.pairs)).encode())
@@ -169,7 +169,7 @@ class TeacherCache:
             digest.update(side.numpy().tobytes())
         return {
             "teacher": digest_of(self.teacher.network),
-            "points": self.teacher.points,
+            "points": self.teacher.taps,
             "maps": [list(shape) for shape in self.shapes],
             "dtype": _DTYPES[self.teacher.dtype],
             "photographs": digest.hexdigest(),
@@ -235,7 +235,7 @@ class TeacherCache:
 
 def stored_shapes(teacher: Teacher, patch_size: int) -> list[MapShape]:
     """Shapes of the maps in a cache: the teacher's, or the student's size where that is smaller."""
-    own = check_points(teacher.network, teacher.points, patch_size)
+    own = check_points(teacher.network, teacher.taps, patch_size)
     return [
         MapShape(shape.channels, min(shape.height, height), min(shape.width, width))
         for shape, (height, width) in zip(own, teacher.sizes, strict=True)
@@ -266,9 +266,9 @@ def _map_bytes(shape: MapShape, dtype: torch.dtype) -> int:
     return shape.channels * shape.height * shape.width * dtype.itemsize
 
 
-def _checksums(lr: Tensor) -> npt.NDArray[np.uint8]:
+def _checksums(low: Tensor) -> npt.NDArray[np.uint8]:
     """CRC-32 of each image, `[B, 4]`."""
-    images = lr.cpu().contiguous().numpy()
+    images = low.cpu().contiguous().numpy()
     sums = np.array([zlib.crc32(image.tobytes()) for image in images], "<u4")
     return sums.view(np.uint8).reshape(len(images), _CHECKSUM_BYTES)
 

@@ -10,8 +10,13 @@ import pytest
 
 from mkdext.methods import MKDOptions
 from mkdext.synthesis.losses import Criterion, LossWeights
-from mkdext.training import MetaOptions, TrainOptions
-from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
+from mkdext.training import (
+    ContrastiveOptions,
+    DataFreeOptions,
+    GeneratorOptions,
+    MetaOptions,
+    TrainOptions,
+)
 
 
 def test_what_means_the_same_becomes_the_declared_type(tmp_path):
@@ -54,7 +59,7 @@ def test_what_means_the_same_becomes_the_declared_type(tmp_path):
         (DataFreeOptions, {"scale": (2.0,)}, "`scale` must be a list of integers, got (2.0,)"),
     ],
 )
-def test_another_type_is_refused_by_its_name(kind, given, message):
+def test_another_type_is_refused_by_the_name_of_the_argument(kind, given, message):
     with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
         kind(**given)
 

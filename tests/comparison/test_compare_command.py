@@ -31,8 +31,8 @@ from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import read_results
 from mkdext.models import create_model
 from mkdext.training import TrainOptions
-from mkdext.training.photographs import validation_photographs
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
+from mkdext.training.sources import validation_sets
 
 METHODS = ("vanilla", "fitnet")
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,8 +175,8 @@ def test_crops_are_of_the_photographs_where_methods_differ_most(comparison, tmp_
     crops.save_crops(tmp_path, results, Console(quiet=True))
     networks = {result.method: crops._network(result) for result in results if result.seed == 0}
     options = TrainOptions(val_dir=results[0].val_dir)
-    (pairs,) = validation_photographs(options, lambda title: iter).values()
-    found = list(crops._differing(pairs, networks, 4))
+    (measured,) = validation_sets(options, lambda title: iter).values()
+    found = list(crops._differing(measured.pairs, networks, 4))
     assert len(found) == 2 and found[0].variance != found[1].variance
     assert shown == [max(found, key=lambda photograph: photograph.variance).name]
 
@@ -254,13 +254,13 @@ def test_a_training_ends_with_a_comparison_that_is_killed(flags, tmp_path):
     )
     while comparison.poll() is None and not (cell / "metrics.jsonl").exists():
         time.sleep(0.02)
-    with pytest.raises(ValueError, match="is in use"), locked(cell, "--out", "training"):
+    with pytest.raises(ValueError, match="is in use"), locked(cell, "`out`", "training"):
         pass
     comparison.kill()
     comparison.communicate()
     ended = time.monotonic()
     while time.monotonic() < ended + 20:
-        with contextlib.suppress(ValueError), locked(cell, "--out", "training"):
+        with contextlib.suppress(ValueError), locked(cell, "`out`", "training"):
             return
         time.sleep(0.02)
     pytest.fail("the training goes on")
@@ -295,7 +295,7 @@ def test_one_comparison_at_a_time(flags, trained, tmp_path, capsys):
         (["--method-options"], "--method-options takes a method and name=value, got nothing"),
         (["--method-options", "fitnet"], "--method-options fitnet takes name=value, got nothing"),
         (["--method-options", "fitnet", "kd-weight=[1"], r"as in YAML, got 'kd-weight=\[1'"),
-        (["--method-options", "fitnet", "batch-size=4"], "batch-size must be the same for all"),
+        (["--method-options", "fitnet", "batch-size=4"], "--batch-size must be the same for all"),
         (["--method-options", "fitnet", "teacher-cache=c"], "teacher-cache must be the same for a"),
         (["--val-dir", "nowhere"], "nowhere does not exist"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mkdext.data import builtin_photographs, find_images, main, read_image
+from mkdext.data import builtin_photographs, find_images, read_image
+from mkdext.data.__main__ import main
 
 
 @pytest.fixture

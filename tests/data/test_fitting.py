@@ -8,20 +8,20 @@ import torch
 from mkdext.data import BadImageError, fitted
 
 
-def images(lr: tuple[int, int], hr: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def images(low: tuple[int, int], high: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Each pixel says where it is."""
-    return tuple(torch.arange(h * w).reshape(1, h, w).expand(3, h, w) for h, w in (lr, hr))
+    return tuple(torch.arange(h * w).reshape(1, h, w).expand(3, h, w) for h, w in (low, high))
 
 
 def test_the_photograph_is_cut_to_whole_cells() -> None:
-    lr, hr = images((42, 33), (170, 134))
-    same, cut = fitted(lr, hr, 4)
-    assert torch.equal(same, lr)
-    assert torch.equal(cut, hr[:, :168, :132])
+    low, high = images((42, 33), (170, 134))
+    same, cut = fitted(low, high, 4)
+    assert torch.equal(same, low)
+    assert torch.equal(cut, high[:, :168, :132])
 
 
 @pytest.mark.parametrize(
-    ("lr", "hr", "scale", "cells"),
+    ("low_size", "high_size", "scale", "cells"),
     [
         ((43, 34), (170, 134), 4, (42, 33)),  # MATLAB rounds up
         ((43, 33), (170, 134), 4, (42, 33)),
@@ -29,10 +29,10 @@ def test_the_photograph_is_cut_to_whole_cells() -> None:
     ],
 )
 def test_cropping_keeps_the_whole_cells_that_both_have(
-    lr: tuple[int, int], hr: tuple[int, int], scale: int, cells: tuple[int, int]
+    low_size: tuple[int, int], high_size: tuple[int, int], scale: int, cells: tuple[int, int]
 ) -> None:
-    low, high = images(lr, hr)
-    with pytest.raises(BadImageError, match=r"in low resolution, has .*; --crop cuts both"):
+    low, high = images(low_size, high_size)
+    with pytest.raises(BadImageError, match=r"in low resolution, has .*; `crop` cuts both"):
         fitted(low, high, scale)
     a, b = fitted(low, high, scale, crop=True)
     assert torch.equal(a, low[:, : cells[0], : cells[1]])

@@ -45,7 +45,7 @@ def test_small_versions_among_photographs_are_refused(
 ) -> None:
     save(tmp_path, sizes)
     with pytest.raises(ValueError, match="holds low-resolution photographs too, such as") as error:
-        find_photographs(tmp_path, 4, lr_flag="--lr-dir")
+        find_photographs(tmp_path, 4, low_flag="--lr-dir")
     assert f"such as {low}: " in str(error.value)
     assert str(error.value).endswith(fix)
 

@@ -43,9 +43,9 @@ def equal(first, second):
 
 def test_a_pair_is_cut_to_whole_pixels_and_reduced():
     photograph = torch.randint(256, (3, 35, 50), dtype=torch.uint8)
-    lr, hr = make_pair(photograph, 4)
-    assert torch.equal(hr, photograph[:, :32, :48])
-    assert torch.equal(lr, imresize(hr, 1 / 4))
+    low, high = make_pair(photograph, 4)
+    assert torch.equal(high, photograph[:, :32, :48])
+    assert torch.equal(low, imresize(high, 1 / 4))
     with pytest.raises(ValueError, match="must have 8 pixels a side"):
         make_pair(torch.zeros(3, 7, 9, dtype=torch.uint8), 8)
 
@@ -63,10 +63,10 @@ def test_patches_are_the_same_with_and_without_memory_at_every_place(paths, scal
 
 def test_places_reach_every_corner(paths):
     pairs = ImagePairs(paths, 2)
-    lr, hr = pairs[1]
-    assert equal(pairs.patch(1, 4, (0, 0)), (lr[:, :4, :4], hr[:, :8, :8]))
+    low, high = pairs[1]
+    assert equal(pairs.patch(1, 4, (0, 0)), (low[:, :4, :4], high[:, :8, :8]))
     end = np.nextafter(1, 0)
-    assert equal(pairs.patch(1, 4, (end, end)), (lr[:, -4:, -4:], hr[:, -8:, -8:]))
+    assert equal(pairs.patch(1, 4, (end, end)), (low[:, -4:, -4:], high[:, -8:, -8:]))
 
 
 def test_a_batch_depends_on_seed_and_step_alone(paths):
@@ -86,23 +86,23 @@ def test_batches_are_those_of_the_steps_in_order_wherever_they_begin(paths):
 
 
 def test_low_and_high_resolution_are_turned_alike(paths):
-    lr, hr = sampler(ImagePairs(paths, 2), patch_size=12, batch_size=64).batch(0)
-    assert lr.shape == (64, 3, 12, 12)
-    assert hr.shape == (64, 3, 24, 24)
-    assert lr.dtype == hr.dtype == torch.float32
-    assert hr.min() == 0
-    assert hr.max() == 1
+    low, high = sampler(ImagePairs(paths, 2), patch_size=12, batch_size=64).batch(0)
+    assert low.shape == (64, 3, 12, 12)
+    assert high.shape == (64, 3, 24, 24)
+    assert low.dtype == high.dtype == torch.float32
+    assert high.min() == 0
+    assert high.max() == 1
     # The kernel is symmetric, so that reducing and turning can change places (up to rounding).
     inside = (..., slice(2, -2), slice(2, -2))
-    assert (imresize(hr, 1 / 2)[inside] - lr[inside]).abs().max() < 1.5 / 255
+    assert (imresize(high, 1 / 2)[inside] - low[inside]).abs().max() < 1.5 / 255
 
 
 def test_all_eight_orientations_and_all_photographs_occur(paths):
     pairs = ImagePairs(paths[2:3], 2)
     whole = pairs[0][0].float() / 255
-    lr, _ = sampler(pairs, patch_size=20, batch_size=100).batch(0)
+    low, _ = sampler(pairs, patch_size=20, batch_size=100).batch(0)
     views = [torch.rot90(x, turn, (1, 2)) for x in (whole, whole.flip(2)) for turn in range(4)]
-    counts = [sum(torch.equal(patch, view) for patch in lr) for view in views]
+    counts = [sum(torch.equal(patch, view) for patch in low) for view in views]
     assert sum(counts) == 100
     assert min(counts) > 0
 

@@ -30,8 +30,8 @@ def low(folder, tmp_path):
     """Low-resolution versions at x2, as DIV2K has them, that bicubic would not make."""
     (tmp_path / "low").mkdir()
     for path in find_images(folder):
-        lr = imresize(read_image(path), 1 / 2).permute(1, 2, 0).numpy()
-        Image.fromarray(255 - lr).save(tmp_path / "low" / f"{path.stem}x2.png")
+        low = imresize(read_image(path), 1 / 2).permute(1, 2, 0).numpy()
+        Image.fromarray(255 - low).save(tmp_path / "low" / f"{path.stem}x2.png")
     return tmp_path / "low"
 
 
@@ -69,6 +69,7 @@ def test_a_store_is_as_large_as_its_pixels(folder, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_store(folder, tmp_path):
     one = prepare_store(folder, tmp_path / "one", scale=2, workers=1).folder
     two = prepare_store(folder, tmp_path / "two", scale=2, workers=2).folder
@@ -112,6 +113,7 @@ def test_what_a_crash_left_half_written_is_written_again(
     assert content(store) == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_command_leaves_no_process_and_is_gone_on_with(tmp_path, number):
     folder, store = tmp_path / "photographs", tmp_path / "store"
@@ -176,7 +178,7 @@ def test_a_finished_store_is_only_read_back(folder, tmp_path, stopped_after):
 def test_a_store_of_other_photographs_or_another_scale_is_kept(folder, tmp_path):
     store = prepare_store(folder, tmp_path / "store", scale=2, workers=1).folder
     before = content(store)
-    with pytest.raises(ValueError, match="holds a store for scale 2, not 4: give another --out"):
+    with pytest.raises(ValueError, match="holds a store for scale 2, not 4: give another `out`"):
         prepare_store(folder, store, scale=4, workers=1)
     os.utime(folder / "1.png", ns=(0, 0))
     with pytest.raises(ValueError, match=r"other photographs \(1\.png has changed\)"):
@@ -263,7 +265,7 @@ def test_a_folder_of_bad_photographs_alone_is_refused(tmp_path):
 def test_given_low_resolution_versions_are_stored(folder, low, tmp_path):
     store = prepare_store(folder, tmp_path / "store", scale=2, lr=low, workers=1).folder
     for pair, given in zip(read_store(store), find_images(low), strict=True):
-        assert np.array_equal(pair.lr, read_image(given).numpy())
+        assert np.array_equal(pair.low, read_image(given).numpy())
     os.utime(low / "2x2.png", ns=(0, 0))
     with pytest.raises(ValueError, match=r"2\.png has changed"):
         prepare_store(folder, store, scale=2, lr=low, workers=1)
@@ -292,7 +294,7 @@ def test_a_folder_that_holds_low_resolution_versions_too_is_refused(folder, tmp_
 def test_a_full_disk_is_an_error_after_which_the_same_call_goes_on(folder, tmp_path, monkeypatch):
     def full(pixels, journal, source, decoded):
         if source.name == "2.png":
-            pixels.write(decoded.hr.data[:1])
+            pixels.write(decoded.high.data[:1])
             raise OSError(28, "No space left on device")
         return original(pixels, journal, source, decoded)
 
@@ -318,9 +320,9 @@ def test_the_index_is_documented_json(folder, tmp_path):
     assert (index["format"], index["version"], index["scale"]) == ("mkdext store", 1, 2)
     first = index["photographs"][0]
     pixels = np.fromfile(store / "pixels.u8", np.uint8)[first["offset"] :]
-    hr = pixels[: 3 * first["height"] * first["width"]]
+    high = pixels[: 3 * first["height"] * first["width"]]
     expected = read_image(folder / first["name"]).numpy()
-    assert np.array_equal(hr.reshape(3, first["height"], first["width"]), expected)
+    assert np.array_equal(high.reshape(3, first["height"], first["width"]), expected)
 
 
 def test_given_versions_that_are_rounded_up_are_cut_with_crop(folder, low, tmp_path):
@@ -328,16 +330,16 @@ def test_given_versions_that_are_rounded_up_are_cut_with_crop(folder, low, tmp_p
         with Image.open(path) as image:
             size = (image.width + 1, image.height + 1)
             image.transform(size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, 0)).save(path)
-    with pytest.raises(ValueError, match="--crop cuts both to what they share"):
+    with pytest.raises(ValueError, match="`crop` cuts both to what they share"):
         prepare_store(folder, tmp_path / "refused", scale=2, lr=low, workers=1)
     store = prepare_store(folder, tmp_path / "s", scale=2, lr=low, crop=True, workers=1).folder
     for pair, path, given in zip(
         read_store(store), find_images(folder), find_images(low), strict=True
     ):
-        height, width = pair.lr.shape[1:]
-        assert np.array_equal(pair.lr, read_image(given)[:, :height, :width].numpy())
-        assert np.array_equal(pair.hr, read_image(path)[:, : 2 * height, : 2 * width].numpy())
-        assert pair.lr.shape[1:] == tuple(side // 2 for side in read_image(path).shape[1:])
+        height, width = pair.low.shape[1:]
+        assert np.array_equal(pair.low, read_image(given)[:, :height, :width].numpy())
+        assert np.array_equal(pair.high, read_image(path)[:, : 2 * height, : 2 * width].numpy())
+        assert pair.low.shape[1:] == tuple(side // 2 for side in read_image(path).shape[1:])
 
 
 def test_a_photograph_that_changes_while_it_is_read_is_told(folder, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_a_patch_larger_than_a_stored_photograph_is_refused_by_name(store):
 
 
 def test_a_store_of_another_scale_is_refused(store):
-    with pytest.raises(ValueError, match="is for scale 2, not 4: prepare another with --scale 4"):
+    with pytest.raises(ValueError, match="is for scale 2, not 4: prepare another with `scale` 4"):
         read_store(store, 4)
 
 

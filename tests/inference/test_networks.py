@@ -34,11 +34,11 @@ def test_weights_of_a_users_network_are_loaded_into_what_its_factory_makes(
     elif saved_by == "safetensors":
         save_file(content, file)
     network = load_network(file, None if saved_by == "mkdext" else 4, name)
-    trained = make_own(name, "--model")
+    trained = make_own(name, "`model`")
     load_weights(trained, content)
-    lr = torch.rand(1, 3, 9, 7)
+    low = torch.rand(1, 3, 9, 7)
     with torch.no_grad():
-        assert torch.equal(network(lr), adapt(trained, 4, "a network")(lr))
+        assert torch.equal(network(low), adapt(trained, 4, "a network")(low))
     assert (network.architecture, network.scale, network.name) == ("ESPCN", 4, file.stem)
     assert network.parameters == sum(tensor.numel() for tensor in content.values())
 
@@ -51,7 +51,7 @@ def test_a_factory_may_bring_its_own_weights() -> None:
 
 def test_a_file_of_a_users_network_says_which_one_to_name(own_network: tuple[str, Path]) -> None:
     name, weights = own_network
-    message = rf"{re.escape(str(weights))} is of a network of yours at x4; .*--model {name} "
+    message = rf"{re.escape(str(weights))} is of a network of yours at x4; .*`model` {name} "
     with pytest.raises(ValueError, match=message):
         load_network(weights)
     with pytest.raises(ValueError, match=message):
@@ -61,7 +61,7 @@ def test_a_file_of_a_users_network_says_which_one_to_name(own_network: tuple[str
 @pytest.mark.parametrize(
     ("name", "scale", "message"),
     [
-        ("{own}", 3, r"--model .*ESPCN must turn an image \[1, 1, 17, 19\].*at scale 3; got"),
+        ("{own}", 3, r"`model` .*ESPCN must turn an image \[1, 1, 17, 19\].*at scale 3; got"),
         ("{own}s", None, r"has no 'ESPCNs'; did you mean ESPCN\?"),
         ("torch.nn:Identity", None, r"espcn\.safetensors: the weights do not fit the network"),
     ],
@@ -78,7 +78,7 @@ def test_a_users_network_needs_a_scale(own_network: tuple[str, Path], tmp_path: 
     name, weights = own_network
     torch.save(load_file(weights), tmp_path / "plain.pt")
     for file in (None, tmp_path / "plain.pt"):
-        with pytest.raises(ValueError, match=r"ESPCN needs --scale, because no weights file tells"):
+        with pytest.raises(ValueError, match=r"ESPCN needs `scale`, because no weights file tells"):
             load_network(file, None, name)
     with pytest.raises(ValueError, match=r"none\.pt does not exist"):
         load_network(tmp_path / "none.pt", None, name)
@@ -93,12 +93,12 @@ def test_a_networks_own_scale_and_weights_of_its_names_do_not_mislead(tmp_path: 
     own = torch.nn.Module()
     own.scale = torch.nn.Parameter(torch.ones(1))
     save_model(file, own, {"student": "nets.py:variant", "scale": 2})
-    with pytest.raises(ValueError, match=r"--model nets\.py:variant"):
+    with pytest.raises(ValueError, match=r"`model` nets\.py:variant"):
         load_network(file)
 
 
 def test_a_picture_stays_as_it_is_where_a_network_works_in_place() -> None:
     network = Network("clip", nn.ReLU6(inplace=True), 1, torch.device("cpu"))
-    lr = torch.full((1, 3, 8, 8), 9.0)
-    assert network(lr).max() == 6
-    assert lr.min() == 9
+    low = torch.full((1, 3, 8, 8), 9.0)
+    assert network(low).max() == 6
+    assert low.min() == 9

@@ -30,10 +30,10 @@ from mkdext.models import EDSR, RDN, EDSRConfig, RDNConfig, SRNetwork, create_mo
 def test_a_network_of_local_receptive_field_gives_the_same_in_tiles(model: SRNetwork) -> None:
     distance = reach(model)
     assert distance is not None and 0 < distance < 20
-    lr = torch.rand(3, 37, 50)
+    low = torch.rand(3, 37, 50)
     with torch.inference_mode():
-        whole = model(lr[None])[0]
-    parts = enlarge_in_tiles(model, lr, Tiling(16, 19, distance), model.scale)
+        whole = model(low[None])[0]
+    parts = enlarge_in_tiles(model, low, Tiling(16, 19, distance), model.scale)
     assert parts.shape == whole.shape
     # The sums are the same, in the order of another size of input.
     assert (parts - whole).abs().max() < 1e-4 < 1 / 255
@@ -41,10 +41,10 @@ def test_a_network_of_local_receptive_field_gives_the_same_in_tiles(model: SRNet
 
 def test_tiles_without_a_margin_would_show() -> None:
     network = load_network(None)
-    lr = torch.rand(3, 40, 40)
+    low = torch.rand(3, 40, 40)
     with torch.inference_mode():
-        whole = network(lr[None])[0]
-    parts = enlarge_in_tiles(network, lr, Tiling(20, 20, 0), network.scale)
+        whole = network(low[None])[0]
+    parts = enlarge_in_tiles(network, low, Tiling(20, 20, 0), network.scale)
     assert (parts - whole).abs().max() > 1 / 255
 
 
@@ -70,9 +70,11 @@ def test_the_reach_is_that_of_the_convolutions() -> None:
 class Strided(nn.Conv2d):
     """Sees blocks of 2x2 pixels, of an image of any size."""
 
-    def forward(self, lr: torch.Tensor) -> torch.Tensor:
-        blocks = super().forward(nn.functional.pad(lr, (0, 1, 0, 1)))
-        return nn.functional.interpolate(blocks, scale_factor=2)[..., : lr.shape[2], : lr.shape[3]]
+    def forward(self, low: torch.Tensor) -> torch.Tensor:
+        blocks = super().forward(nn.functional.pad(low, (0, 1, 0, 1)))
+        return nn.functional.interpolate(blocks, scale_factor=2)[
+            ..., : low.shape[2], : low.shape[3]
+        ]
 
 
 def test_a_network_for_which_a_pixels_place_counts_has_no_reach() -> None:
@@ -85,9 +87,9 @@ def test_a_network_for_which_a_pixels_place_counts_has_no_reach() -> None:
 class Numbers(nn.Conv2d):
     """A network that cannot run without numbers."""
 
-    def forward(self, lr: torch.Tensor) -> torch.Tensor:
-        assert float(lr.mean()) < 2
-        return super().forward(lr)
+    def forward(self, low: torch.Tensor) -> torch.Tensor:
+        assert float(low.mean()) < 2
+        return super().forward(low)
 
 
 def test_costs_of_a_network_that_needs_numbers_are_those_of_a_run() -> None:

@@ -275,12 +275,12 @@ def test_other_numbers_of_points_are_refused():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"grid": 0}, "--mkd.grid must be from 1 to 1024, got 0"),
-        ({"grid": 10**12}, "--mkd.grid must be from 1 to 1024, got 1000000000000"),
-        ({"kernel_size": 2}, "--mkd.kernel-size must be odd, got 2"),
-        ({"kernel_size": 1025}, "--mkd.kernel-size must be from 1 to 1023, got 1025"),
-        ({"hidden": 0}, "--mkd.hidden must be from 1 to 65536, got 0"),
-        ({"hidden": 10**30}, "--mkd.hidden must be from 1 to 65536, got 10{30}"),
+        ({"grid": 0}, "`mkd.grid` must be from 1 to 1024, got 0"),
+        ({"grid": 10**12}, "`mkd.grid` must be from 1 to 1024, got 1000000000000"),
+        ({"kernel_size": 2}, "`mkd.kernel_size` must be odd, got 2"),
+        ({"kernel_size": 1025}, "`mkd.kernel_size` must be from 1 to 1023, got 1025"),
+        ({"hidden": 0}, "`mkd.hidden` must be from 1 to 65536, got 0"),
+        ({"hidden": 10**30}, "`mkd.hidden` must be from 1 to 65536, got 10{30}"),
     ],
 )
 def test_impossible_options_are_refused(values, message):

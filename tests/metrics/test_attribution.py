@@ -25,7 +25,7 @@ WINDOW = Window(left=6, top=4, size=5)
 
 
 @pytest.fixture(scope="module")
-def lr() -> Tensor:
+def low() -> Tensor:
     return torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -60,9 +60,9 @@ def plain_detail(sr: Tensor, window: Window) -> Tensor:
     return total
 
 
-def plain_attribution(network: nn.Module, lr: Tensor, window: Window, steps: int) -> np.ndarray:
+def plain_attribution(network: nn.Module, low: Tensor, window: Window, steps: int) -> np.ndarray:
     kernels = [gaussian(sigma) for sigma in np.linspace(1.2, 0, steps + 1)]
-    image, total = lr.numpy(), np.zeros(lr.shape)
+    image, total = low.numpy(), np.zeros(low.shape)
     for before, after in itertools.pairwise(kernels):
         point = torch.from_numpy(blurred(image, after)).requires_grad_()
         plain_detail(network(point[None])[0], window).backward()
@@ -70,9 +70,9 @@ def plain_attribution(network: nn.Module, lr: Tensor, window: Window, steps: int
     return total / steps
 
 
-def test_attribution_is_that_of_a_direct_computation(network: nn.Module, lr: Tensor) -> None:
-    expected = plain_attribution(network, lr, WINDOW, 7)
-    found = path_attribution(network, lr, WINDOW, steps=7)
+def test_attribution_is_that_of_a_direct_computation(network: nn.Module, low: Tensor) -> None:
+    expected = plain_attribution(network, low, WINDOW, 7)
+    found = path_attribution(network, low, WINDOW, steps=7)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
     pixels = np.abs(expected.sum(axis=0))
     found_map = attribution_map(found)
@@ -82,37 +82,37 @@ def test_attribution_is_that_of_a_direct_computation(network: nn.Module, lr: Ten
     assert diffusion_index(found_map) == pytest.approx(100 * (1 - differences / values.mean() / 2))
 
 
-def test_the_path_leads_from_a_blurred_image_to_the_image(lr: Tensor) -> None:
-    images, derivatives = blur_path(lr, steps=6)
-    beginning = blurred(lr.numpy(), gaussian(1.2))
+def test_the_path_leads_from_a_blurred_image_to_the_image(low: Tensor) -> None:
+    images, derivatives = blur_path(low, steps=6)
+    beginning = blurred(low.numpy(), gaussian(1.2))
     np.testing.assert_allclose((images[0] - derivatives[0] / 6).numpy(), beginning, atol=1e-12)
-    torch.testing.assert_close(images[-1], lr)
+    torch.testing.assert_close(images[-1], low)
     torch.testing.assert_close(images[1:] - images[:-1], derivatives[1:] / 6)
-    part = blur_path(lr, 6, slice(4, 8))
+    part = blur_path(low, 6, slice(4, 8))
     torch.testing.assert_close(part, (images[4:], derivatives[4:]))
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 100])
-def test_images_at_a_time_change_nothing(network: nn.Module, lr: Tensor, batch_size: int) -> None:
+def test_images_at_a_time_change_nothing(network: nn.Module, low: Tensor, batch_size: int) -> None:
     seen: list[int] = []
 
     def watched(batches: range) -> range:
         seen.extend(batches)
         return batches
 
-    found = path_attribution(network, lr, WINDOW, steps=5, batch_size=batch_size, progress=watched)
-    torch.testing.assert_close(found, path_attribution(network, lr, WINDOW, steps=5))
+    found = path_attribution(network, low, WINDOW, steps=5, batch_size=batch_size, progress=watched)
+    torch.testing.assert_close(found, path_attribution(network, low, WINDOW, steps=5))
     assert seen == list(range(0, 5, batch_size))
 
 
 def test_attributions_add_up_to_the_detail_gained_on_the_path(
-    network: nn.Module, lr: Tensor
+    network: nn.Module, low: Tensor
 ) -> None:
-    blurry = torch.from_numpy(blurred(lr.numpy(), gaussian(1.2)))
-    ends = window_detail(network(torch.stack([blurry, lr])), WINDOW)
+    blurry = torch.from_numpy(blurred(low.numpy(), gaussian(1.2)))
+    ends = window_detail(network(torch.stack([blurry, low])), WINDOW)
     gained = (ends[1] - ends[0]).item()
     errors = [
-        abs(path_attribution(network, lr, WINDOW, steps=steps).sum().item() - gained)
+        abs(path_attribution(network, low, WINDOW, steps=steps).sum().item() - gained)
         for steps in (10, 40, 160)
     ]
     # A sum over the ends of steps is of first order.
@@ -138,7 +138,7 @@ def test_attribution_of_a_linear_network_is_known_where_the_gradient_keeps_its_d
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
-def test_a_network_that_looks_at_one_pixel_has_the_smallest_index(lr: Tensor) -> None:
+def test_a_network_that_looks_at_one_pixel_has_the_smallest_index(low: Tensor) -> None:
     pattern = torch.rand(1, 1, 20, 24, dtype=torch.float64)
 
     def from_one_pixel(images: Tensor) -> Tensor:
@@ -148,11 +148,11 @@ def test_a_network_that_looks_at_one_pixel_has_the_smallest_index(lr: Tensor) ->
         mean = functional.avg_pool2d(images, 3, stride=1, padding=1).mean(dim=(2, 3), keepdim=True)
         return images.repeat_interleave(2, 2).repeat_interleave(2, 3) * mean.square() * 20
 
-    one = attribution_map(path_attribution(from_one_pixel, lr, WINDOW, steps=5))
+    one = attribution_map(path_attribution(from_one_pixel, low, WINDOW, steps=5))
     assert one.nonzero().tolist() == [[3, 7]]
     pixels = one.numel()
     assert diffusion_index(one) == pytest.approx(100 / pixels, abs=0.01)
-    all_of_them = attribution_map(path_attribution(from_all_pixels, lr, WINDOW, steps=5))
+    all_of_them = attribution_map(path_attribution(from_all_pixels, low, WINDOW, steps=5))
     assert diffusion_index(all_of_them) > 3 * diffusion_index(one)
 
 
@@ -171,12 +171,12 @@ def test_gini_coefficient_of_known_values(values: list[float], expected: float) 
     assert gini(torch.tensor(values[::-1]).double()) == pytest.approx(expected, abs=1e-5)
 
 
-def test_pixels_without_a_gradient_do_not_spoil_the_others(network: nn.Module, lr: Tensor) -> None:
+def test_pixels_without_a_gradient_do_not_spoil_the_others(network: nn.Module, low: Tensor) -> None:
     def half_flat(images: Tensor) -> Tensor:
         sr = network(images)
         return torch.cat([sr[..., :9].clamp(max=-100), sr[..., 9:]], dim=-1)
 
-    found = path_attribution(half_flat, lr, WINDOW, steps=3)
+    found = path_attribution(half_flat, low, WINDOW, steps=3)
     assert found.isfinite().all() and found.abs().max() > 0
 
 
@@ -184,27 +184,27 @@ def test_pixels_without_a_gradient_do_not_spoil_the_others(network: nn.Module, l
     "window",
     [Window(-1, 0, 4), Window(0, 16, 4), Window(20, 0, 4), Window(0, 0, 0), Window(0, 0, 20)],
 )
-def test_window_outside_is_refused(network: nn.Module, lr: Tensor, window: Window) -> None:
+def test_window_outside_is_refused(network: nn.Module, low: Tensor, window: Window) -> None:
     with pytest.raises(ValueError, match="window must be inside of 24x20 pixels"):
-        path_attribution(network, lr, window)
+        path_attribution(network, low, window)
 
 
-def test_window_may_end_one_pixel_before_the_border(network: nn.Module, lr: Tensor) -> None:
-    assert path_attribution(network, lr, Window(19, 15, 4), steps=1).shape == lr.shape
+def test_window_may_end_one_pixel_before_the_border(network: nn.Module, low: Tensor) -> None:
+    assert path_attribution(network, low, Window(19, 15, 4), steps=1).shape == low.shape
 
 
-def test_bad_input_is_refused(network: nn.Module, lr: Tensor) -> None:
+def test_bad_input_is_refused(network: nn.Module, low: Tensor) -> None:
     with pytest.raises(TypeError, match=r"must be floating point, got torch\.uint8"):
         path_attribution(network, torch.zeros(3, 8, 8, dtype=torch.uint8), WINDOW)
     with pytest.raises(ValueError, match=r"sides of at least 5, got \[3, 4, 8\]"):
-        path_attribution(network, lr[:, :4, :8], WINDOW)
-    with pytest.raises(ValueError, match=r"lr must be \[3, h, w\], got \[1, 10, 12\]"):
-        path_attribution(network, lr[:1], WINDOW)
+        path_attribution(network, low[:, :4, :8], WINDOW)
+    with pytest.raises(ValueError, match=r"low must be \[3, h, w\], got \[1, 10, 12\]"):
+        path_attribution(network, low[:1], WINDOW)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        path_attribution(network, lr, WINDOW, steps=0)
+        path_attribution(network, low, WINDOW, steps=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        path_attribution(network, lr, WINDOW, batch_size=0)
+        path_attribution(network, low, WINDOW, batch_size=0)
     with pytest.raises(ValueError, match="derivatives are not finite"):
-        path_attribution(lambda images: network(images) * float("nan"), lr, WINDOW, steps=1)
+        path_attribution(lambda images: network(images) * float("nan"), low, WINDOW, steps=1)
     with pytest.raises(ValueError, match="no pixel contributes anything"):
         attribution_map(torch.zeros(3, 8, 8))

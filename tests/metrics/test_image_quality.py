@@ -8,7 +8,7 @@ from skimage.color import rgb2ycbcr
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mkdext.metrics import luma, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.metrics import exact_note, luma, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +187,9 @@ def test_what_is_no_number_has_no_level():
         ValueError, match=r"to_uint8: image has values that are not numbers \(NaN\)"
     ):
         to_uint8(torch.tensor([0.5, math.nan]))
+
+
+def test_many_exact_photographs_are_counted():
+    assert exact_note("bicubic", ["a.png"]).startswith("bicubic: 1 photograph met exactly (a.png)")
+    note = exact_note("teacher", [f"{number}.png" for number in range(12)])
+    assert "12 photographs met exactly (0.png, " in note and "9.png and 2 more)" in note

@@ -90,14 +90,14 @@ class Doubling(nn.Module):
 
 
 def test_a_factory_in_a_file_is_called_and_imports_from_its_own_folder(nets: Path) -> None:
-    network = make_own(f"{nets}:Tiny", "--student")
+    network = make_own(f"{nets}:Tiny", "`student`")
     assert type(network).__name__ == "Tiny" and network[0].out_channels == 6
     assert str(nets.parent) not in sys.path
 
 
 def test_a_factory_of_a_module_is_found_by_its_dotted_name(nets: Path, monkeypatch) -> None:
     monkeypatch.chdir(nets.parent)
-    assert make_own("nets_of_mine:Tiny", "--student")[0].out_channels == 6
+    assert make_own("nets_of_mine:Tiny", "`student`")[0].out_channels == 6
 
 
 @pytest.mark.parametrize(
@@ -119,23 +119,23 @@ def test_a_factory_of_a_module_is_found_by_its_dotted_name(nets: Path, monkeypat
         ("nets.py", r"is unknown, there are .*file\.py:factory; which factory of it\?"),
     ],
 )
-@pytest.mark.parametrize("flag", ["--student", "--teacher"])
+@pytest.mark.parametrize("argument", ["`student`", "`teacher`"])
 def test_what_gives_no_usable_network_is_refused(
-    flag: str, name: str, message: str, nets: Path
+    argument: str, name: str, message: str, nets: Path
 ) -> None:
     (nets.parent / "broken.py").write_text("import no_such_thing\n")
     name = name.format(nets=nets, folder=nets.parent)
-    resolve = (
-        resolve_student if flag == "--student" else lambda n, scale: resolve_teacher(n, None, scale)
-    )
     with pytest.raises(ValueError, match=message) as refused:
-        resolve(name, scale=2)
-    assert str(refused.value).startswith(f"{flag} {name}")
+        if argument == "`student`":
+            resolve_student(name, scale=2)
+        else:
+            resolve_teacher(name, None, scale=2)
+    assert str(refused.value).startswith(f"{argument} {name}")
     assert "\n" not in str(refused.value)
 
 
 def test_weights_of_a_network_of_ones_own_load_strictly(nets: Path, tmp_path: Path) -> None:
-    trained = make_own(f"{nets}:Tiny", "--teacher")
+    trained = make_own(f"{nets}:Tiny", "`teacher`")
     file = tmp_path / "tiny.pt"
     torch.save({"state_dict": trained.state_dict()}, file)
     teacher = resolve_teacher(f"{nets}:Tiny", file, scale=2)
@@ -191,7 +191,7 @@ def test_buffers_that_a_network_makes_when_it_runs_first_are_loaded(tmp_path: Pa
         "        return self.conv(x) * self.gain\n"
     )
     name = f"{tmp_path / 'lazy.py'}:Lazy"
-    network = make_own(name, "--model")
+    network = make_own(name, "`model`")
     network(torch.rand(1, 3, 4, 4))
     network.gain += 1
     save_model(tmp_path / "weights.safetensors", network, {})
@@ -314,7 +314,7 @@ def test_the_evaluation_mode_ends_also_after_an_error() -> None:
 
 def test_a_network_for_one_size_is_run_on_that() -> None:
     windows = nn.Sequential(nn.Unflatten(3, (-1, 8)), nn.Flatten(3))
-    adapted = adapt(windows, 2, "--model windows", size=(5, 16))
+    adapted = adapt(windows, 2, "`model` windows", size=(5, 16))
     assert adapted(torch.rand(1, 3, 5, 16)).shape == (1, 3, 10, 32)
-    with pytest.raises(ValueError, match=r"^--model windows fails on an image \[1, 3, 5, 3\]: "):
-        adapt(windows, 3, "--model windows", size=(5, 3))
+    with pytest.raises(ValueError, match=r"^`model` windows fails on an image \[1, 3, 5, 3\]: "):
+        adapt(windows, 3, "`model` windows", size=(5, 3))

@@ -35,23 +35,23 @@ def test_a_teacher_is_in_evaluation_mode_and_takes_no_gradient(weights: Path) ->
 
 
 def test_a_named_network_without_weights_is_no_teacher() -> None:
-    with pytest.raises(ValueError, match="--teacher rcan-t needs --teacher-weights FILE"):
+    with pytest.raises(ValueError, match="`teacher` rcan-t needs `teacher_weights` FILE"):
         resolve_teacher("rcan-t", None, scale=4)
 
 
 def test_the_builtin_teacher_takes_no_other_weights(weights: Path) -> None:
-    with pytest.raises(ValueError, match="--teacher builtin has its own weights"):
+    with pytest.raises(ValueError, match="`teacher` builtin has its own weights"):
         resolve_teacher("builtin", weights, scale=2)
 
 
 @pytest.mark.parametrize("weights", [None, Path("not-looked-at.pt")])
 def test_an_unknown_teacher_is_refused_with_near_names(weights: Path | None) -> None:
-    with pytest.raises(ValueError, match=r"--teacher biultin is unknown, .*; did you mean builtin"):
+    with pytest.raises(ValueError, match=r"`teacher` biultin is unknown, .*; did you mean builtin"):
         resolve_teacher("biultin", weights, scale=4)
 
 
 @pytest.mark.parametrize("name", [None, "builtin"])
 def test_the_builtin_teacher_is_for_scale_4_only(name: str | None) -> None:
     for make in (builtin_teacher, lambda scale: resolve_teacher(name, None, scale)):
-        with pytest.raises(ValueError, match=r"scale 4 only, got 3; .* --teacher-weights FILE"):
+        with pytest.raises(ValueError, match=r"scale 4 only, got 3; .* `teacher_weights` FILE"):
             make(3)

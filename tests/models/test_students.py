@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from mkdext.methods import MKD, MKDOptions
 from mkdext.models import check_points, create_model, default_points, load_model, resolve_teacher
 from mkdext.training import TrainOptions
-from mkdext.training.steps import Distillation, TrainingStep
+from mkdext.training.schedule import Phase
+from mkdext.training.step import Batch, Distillation, StepOptions, TrainingStep
 from mkdext.training.teacher import Teacher
 
 
@@ -30,18 +31,15 @@ def test_every_student_takes_a_meta_step_and_its_own(student: str, tmp_path: Pat
     optimizers = [torch.optim.Adam(module.parameters()) for module in (method, model)]
     before = [vector(module) for module in (method, model)]
     step = TrainingStep(
-        TrainOptions(student=student).resolved(),
         model,
         optimizers[1],
-        Distillation(
-            Teacher(teacher, points[1], [(9 * scale, 7 * scale)] * 4),
-            points[0],
-            method,
-            optimizers[0],
-        ),
+        Teacher(teacher, points[1], [(9 * scale, 7 * scale)] * 4),
+        Distillation(points[0], method, optimizers[0]),
+        StepOptions(TrainOptions(student=student).resolved().meta),
     )
     for number in range(2):
-        values = step(number, torch.rand(2, 3, 9, 7), torch.rand(2, 3, 36, 28))
+        batch = Batch(torch.rand(2, 3, 9, 7), torch.rand(2, 3, 36, 28))
+        values = step(number, batch, Phase(1e-4, 1.0, 0.003))
     assert values["meta_gradient"] > 0 and values["student_gradient"] > 0
     for module, old in zip((method, model), before, strict=True):
         new = vector(module)

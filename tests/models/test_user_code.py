@@ -61,7 +61,7 @@ def test_two_files_have_helpers_of_the_same_name_each_its_own(imports, features,
         helper(tmp_path / folder / "block.py", index + 4)
         later = "import block; return block.FEATURES"
         names.append(write(tmp_path / folder, f"net_{folder}.py", imports, features, later))
-    networks = [make_own(name, "--student") for name in names]
+    networks = [make_own(name, "`student`") for name in names]
     assert [network.features for network in networks] == [4, 5]
     assert [network.later() for network in networks] == [4, 5]  # Also what is imported later.
     assert "block" not in sys.modules
@@ -70,7 +70,7 @@ def test_two_files_have_helpers_of_the_same_name_each_its_own(imports, features,
 
 def test_two_files_of_the_same_name_are_two_modules(tmp_path):
     names = [write(tmp_path / f, "net.py", "", str(n)) for n, f in enumerate(("one", "two"))]
-    networks = [make_own(name, "--student") for name in names]
+    networks = [make_own(name, "`student`") for name in names]
     assert [network.features for network in networks] == [0, 1]
     for network in networks:
         # What looks a class's module up finds it: torch.compile, dataclasses, inspect.
@@ -101,7 +101,7 @@ def test_a_file_in_a_package_imports_from_it_and_from_beside_it(
     if has_init:
         (tmp_path / "repo-1.0/model/__init__.py").touch()
     name = write(tmp_path / "repo-1.0/model", "architecture.py", imports, features)
-    assert make_own(name, "--student").features == 7
+    assert make_own(name, "`student`").features == 7
 
 
 def test_deep_packages_and_names_with_dots_are_found(tmp_path):
@@ -110,38 +110,38 @@ def test_deep_packages_and_names_with_dots_are_found(tmp_path):
         (tmp_path / folder / "__init__.py").touch()
     helper(tmp_path / "top/common.py", 3)
     name = write(tmp_path / "top/middle/low", "net.v2.py", "from ...common import *", "FEATURES")
-    assert make_own(name, "--student").features == 3
+    assert make_own(name, "`student`").features == 3
     name = write(
         tmp_path / "top/middle/low", "other.py", "from top import common", "common.FEATURES"
     )
-    assert make_own(name, "--student").features == 3
+    assert make_own(name, "`student`").features == 3
 
 
 def test_names_of_the_standard_library_and_of_packages_mean_these(tmp_path):
     helper(tmp_path / "torch/types.py", 1)
     name = write(tmp_path / "torch", "net.py", "import types, json, torch", "int(torch.ones(1)[0])")
-    assert make_own(name, "--student").features == 1
+    assert make_own(name, "`student`").features == 1
 
 
 def test_a_file_that_was_changed_is_run_again_with_its_helpers(tmp_path):
     helper(tmp_path / "block.py", 4)
     name = write(tmp_path, "net.py", "import block", "block.FEATURES")
-    first, again = (type(make_own(name, "--student")) for _ in range(2))
+    first, again = (type(make_own(name, "`student`")) for _ in range(2))
     assert first is again
     helper(tmp_path / "block.py", 5)
     os.utime(tmp_path / "block.py", ns=(0, 0))
-    assert make_own(name, "--student").features == 5
+    assert make_own(name, "`student`").features == 5
 
 
 def test_what_fails_is_told_and_can_be_mended(tmp_path):
     name = write(tmp_path, "net.py", "import missing_helper")
     with pytest.raises(ValueError, match="cannot be imported: ModuleNotFoundError: No module name"):
-        make_own(name, "--student")
+        make_own(name, "`student`")
     helper(tmp_path / "missing_helper.py", 1)
-    make_own(name, "--student")
+    make_own(name, "`student`")
     (tmp_path / "net.py").write_text("def broken(:")
     with pytest.raises(ValueError, match="cannot be imported: SyntaxError"):
-        make_own(name, "--student")
+        make_own(name, "`student`")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_fails_is_told_and_can_be_mended(tmp_path):
 def test_a_factory_that_makes_no_network_ends_in_one_sentence(body, message, tmp_path):
     (tmp_path / "net.py").write_text(body)
     with pytest.raises(ValueError, match=message) as refused:
-        make_own(f"{tmp_path / 'net.py'}:Net", "--student")
+        make_own(f"{tmp_path / 'net.py'}:Net", "`student`")
     assert "\n" not in str(refused.value)
 
 
@@ -175,7 +175,7 @@ def test_dataclasses_and_compiled_code_in_a_file_work(tmp_path):
         "class Net(nn.Module):\n"
         "    def forward(self, x): return double(x) * Config().features\n"
     )
-    network = make_own(f"{tmp_path / 'net.py'}:Net", "--student")
+    network = make_own(f"{tmp_path / 'net.py'}:Net", "`student`")
     assert dataclasses.is_dataclass(sys.modules[type(network).__module__].Config)
     assert torch.equal(network(torch.ones(1)), torch.full((1,), 6.0))
     compiled = torch.compile(network, backend="eager", fullgraph=True)

@@ -26,6 +26,8 @@ from tests.ops.cuda_checks import (
 )
 from tests.ops.cuda_operators import PRECISIONS, CudaOperators
 
+pytestmark = pytest.mark.slow
+
 # B, Ci, Co, H, W, k: one pixel, sizes one beside those of the tiles (8 or 16 rows, 16 columns, 64
 # or 16 channels, steps of 4, 8 or 16 channels), kernels of one and of several squares of taps, and
 # rows that are copied 16 bytes at a time.

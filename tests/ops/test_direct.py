@@ -120,6 +120,7 @@ def test_the_weight_gradient_of_a_map_of_one_long_row_is_right():
     assert not actual[:50].any() and not actual[51:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_of_this_processor_passes(instruction_set):
     features = extension.module().cpu_features()

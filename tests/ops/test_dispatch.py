@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._functorch import utils as functorch
 from torch.autograd import Function, forward_ad
+from torch.library import opcheck
 
+from mkdext.ops import _dispatch, dynamic_conv2d, spatial_affinity_gap, texture_kernels
 from mkdext.ops._dispatch import apply
 
 
@@ -82,3 +85,70 @@ def test_forward_mode_is_refused_and_not_taken_for_a_constant():
         x = forward_ad.make_dual(torch.ones(2), torch.ones(2))
         with pytest.raises((NotImplementedError, RuntimeError), match="jvp"):
             apply(_Scale, x, 3.0)
+
+
+PRIVATE = [
+    (torch._C, "_are_functorch_transforms_active"),
+    (functorch, "unwrap_dead_wrappers"),
+    (forward_ad, "_current_level"),
+]
+
+
+@pytest.fixture(params=[None, *PRIVATE], ids=["all", *(name for _, name in PRIVATE)])
+def pytorch(request, monkeypatch):
+    """PyTorch, and one that lacks a private function."""
+    with monkeypatch.context() as lacking:
+        if request.param:
+            lacking.delattr(*request.param)
+        has_all = _dispatch._has_private_functions()
+    assert has_all == (request.param is None)
+    monkeypatch.setattr(_dispatch, "_HAS_PRIVATE_FUNCTIONS", has_all)
+    return request.param
+
+
+def test_a_pytorch_without_a_private_function_applies_by_the_public_way(steps, pytorch):
+    x = torch.tensor([2.0], requires_grad=True)
+    y = apply(_Scale, x, 3.0)
+    assert steps == (["apply", "context"] if pytorch else ["context"])
+    (first,) = torch.autograd.grad(y**2, x, create_graph=True)
+    (second,) = torch.autograd.grad(first, x)
+    assert (y.item(), first.item(), second.item()) == (6.0, 36.0, 18.0)
+
+
+def gradients(operator, *shapes):
+    """The result, its gradients, and theirs."""
+    torch.manual_seed(1)
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    result = operator(*inputs)
+    first = torch.autograd.grad(result.square().sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+    with torch.no_grad():
+        unrecorded = operator(*inputs)
+    return [result, *first, *second, unrecorded]
+
+
+@pytest.mark.parametrize(
+    ("operator", "shapes"),
+    [
+        (dynamic_conv2d, [(2, 3, 6, 7), (2, 4, 3, 3, 3)]),
+        (lambda x: texture_kernels(x, grid=2, kernel_size=3), [(2, 3, 7, 9)]),
+        (spatial_affinity_gap, [(2, 3, 4, 5), (2, 6, 4, 5)]),
+    ],
+    ids=["dynamic_conv2d", "texture_kernels", "spatial_affinity_gap"],
+)
+def test_derivatives_are_the_same_without_private_functions(operator, shapes, pytorch, monkeypatch):
+    got = gradients(operator, *shapes)
+    if pytorch is None:  # asked in a backward pass, and there allowed to be missing
+        monkeypatch.delattr(torch._C, "_will_engine_execute_node")
+    else:
+        monkeypatch.setattr(_dispatch, "_HAS_PRIVATE_FUNCTIONS", True)
+    for a, b in zip(got, gradients(operator, *shapes), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("library")
+def test_operators_pass_opcheck_without_private_functions(pytorch):
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    arguments = (torch.randn(2, 3, 5, 6), torch.randn(2, 4, 3, 3, 3), "direct")
+    opcheck(torch.ops.mkdext.dynamic_conv2d.default, arguments, test_utils=checks)
+    opcheck(torch.ops.mkdext.texture_kernels.default, (arguments[0], 2, 3), test_utils=checks)

@@ -541,8 +541,8 @@ def test_the_automatic_choice_is_told_and_taken(shape, dtype):
 
 @pytest.mark.usefixtures("library")
 def test_the_names_are_those_of_the_kernels():
-    module = importlib.import_module("mkdext.ops.dynamic_conv2d")
-    names = ", ".join(name for name in module._ALGORITHMS if "tf32" not in name)  # CUDA only
+    devices = extension.module().dynamic_conv2d_devices()
+    names = ", ".join(name for name in devices if "cpu" in devices[name])
     with pytest.raises(ValueError, match=f"{names}, got fft$"):
         torch.ops.mkdext.dynamic_conv2d(X, W, "fft")
 
@@ -575,6 +575,7 @@ def test_forcing_an_algorithm_that_cannot_do_it_tells_which_can(dtype, size):
         (3, TypeError, "algorithm must be a str, got int"),
     ],
 )
+@pytest.mark.usefixtures("library")
 def test_an_unknown_algorithm_is_refused_with_the_names(algorithm, error, message):
     with pytest.raises(error, match=f"^{re.escape('dynamic_conv2d: ' + message)}$"):
         dynamic_conv2d(X, W, algorithm)
@@ -685,6 +686,7 @@ _NUMERIC = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("instruction_set", _other_instruction_sets())
 def test_every_other_instruction_set_of_this_processor_is_right(instruction_set):

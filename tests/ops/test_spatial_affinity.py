@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
+from mkdext._system.memory import LiveBytes
 from mkdext.ops import reference, spatial_affinity_gap
-from mkdext.training.memory import LiveBytes
 
 MODULE = importlib.import_module("mkdext.ops.spatial_affinity")
 

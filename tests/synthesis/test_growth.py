@@ -74,8 +74,8 @@ def test_a_grown_student_computes_the_same_once_its_new_parts_do_nothing(student
             # The source is added after each part.
             small.gamma.zero_()
             large.gamma.zero_()
-    lr = torch.rand(1, 3, 8, 8)
-    torch.testing.assert_close(large(lr), small(lr))
+    low = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(large(low), small(low))
 
 
 def test_new_parts_keep_their_own_weights(student):
@@ -96,8 +96,8 @@ def test_the_whole_student_is_the_last_stage(student):
     last = with_parts(student, 4)
     assert last.config == student.config and last.scale == student.scale
     carry_over(student, last)
-    lr = torch.rand(1, 3, 8, 8)
-    assert torch.equal(last(lr), student(lr))
+    low = torch.rand(1, 3, 8, 8)
+    assert torch.equal(last(low), student(low))
 
 
 @pytest.mark.parametrize(
@@ -113,15 +113,15 @@ def test_every_built_in_student_grows_in_as_many_stages_as_it_has_parts(name):
     model = create_model(name, 2)
     parts = len(model.stages())
     assert part_counts(model, parts) == [*range(1, parts + 1)]
-    with pytest.raises(ValueError, match=f"--stages {parts + 1}: .* take --stages {parts}$"):
+    with pytest.raises(ValueError, match=f"`stages` {parts + 1}: .* take `stages` {parts}$"):
         part_counts(model, parts + 1)
 
 
 def test_a_network_of_the_user_has_one_stage():
     network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
-    for own in (network, adapt(network, 2, "--student")):
+    for own in (network, adapt(network, 2, "`student`")):
         assert part_counts(own, 1) == [1]
-        with pytest.raises(ValueError, match="--stages 2: Sequential is a network of yours"):
+        with pytest.raises(ValueError, match="`stages` 2: Sequential is a network of yours"):
             part_counts(own, 2)
-    with pytest.raises(ValueError, match="--stages must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`stages` must be at least 1, got 0"):
         part_counts(network, 0)

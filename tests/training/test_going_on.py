@@ -20,13 +20,21 @@ import mkdext
 from mkdext.models import builtin_teacher, read_metadata
 from mkdext.train import main, parse
 from mkdext.training import TrainingStopped, TrainOptions, train
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.options_file import config_of
+from mkdext.training.run.directory import RunDirectory
 from mkdext.training.run.going_on import checked_run
-from mkdext.training.run_directory import RunDirectory
-from mkdext.training.schedule import phase
-from mkdext.training.student import StudentLoop
+from mkdext.training.schedule import Phase
+from mkdext.training.stages import StudentStage, schedules_of_part
+from mkdext.training.step import Batch
 
 QUIET = Console(quiet=True)
+
+
+def phase(step: int, options: ResolvedTraining) -> Phase:
+    distils = options.method != "vanilla"
+    schedules = schedules_of_part(options, 0, options.iterations, distils)
+    return next(schedule for schedule in schedules if step < schedule.end).at(step)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -147,7 +155,7 @@ def test_a_change_that_was_killed_before_it_was_kept_leaves_the_run_as_it_was(ru
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr("mkdext.training.run_directory.write_text", killed)
+        context.setattr("mkdext.training.run.directory.write_text", killed)
         assert main(flags(run, "--iterations", 9)) == 130
     assert RunDirectory(run).options()["iterations"] == 6
     assert main(flags(run)) == 0  # measures again
@@ -335,7 +343,7 @@ def test_networks_given_as_objects_are_trained_longer_from_any_first_weights(opt
 
 
 def test_a_second_training_in_another_thread_is_refused(options, tmp_path, monkeypatch):
-    compute, refused = StudentLoop.compute, []
+    compute, refused = StudentStage.take, []
 
     def second() -> None:
         try:
@@ -343,14 +351,14 @@ def test_a_second_training_in_another_thread_is_refused(options, tmp_path, monke
         except ValueError as error:
             refused.append(str(error))
 
-    def second_begins(self: StudentLoop, step: int) -> dict[str, torch.Tensor]:
+    def second_begins(self: StudentStage, step: int, batch: Batch) -> dict[str, torch.Tensor]:
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
-        return compute(self, step)
+        return compute(self, step, batch)
 
     with monkeypatch.context() as context:
-        context.setattr(StudentLoop, "compute", second_begins)
+        context.setattr(StudentStage, "take", second_begins)
         train(dataclasses.replace(options, out=tmp_path / "first"), QUIET)
     assert len(refused) == 6 and "another training is at work in this process" in refused[0]
     assert not (tmp_path / "second").exists()
@@ -359,13 +367,13 @@ def test_a_second_training_in_another_thread_is_refused(options, tmp_path, monke
 
 
 def test_a_folder_that_is_deleted_meanwhile_is_told(options, tmp_path, monkeypatch, capsys):
-    compute, out = StudentLoop.compute, tmp_path / "run"
+    compute, out = StudentStage.take, tmp_path / "run"
 
-    def deleted(self: StudentLoop, step: int) -> dict[str, torch.Tensor]:
+    def deleted(self: StudentStage, step: int, batch: Batch) -> dict[str, torch.Tensor]:
         shutil.rmtree(out, ignore_errors=True)
-        return compute(self, step)
+        return compute(self, step, batch)
 
-    monkeypatch.setattr(StudentLoop, "compute", deleted)
+    monkeypatch.setattr(StudentStage, "take", deleted)
     folder = str(options.train_dir[0])
     given = ["--train-dir", folder, "--val-dir", folder, "--method", "vanilla", "--log-every", "1"]
     sizes = ["--batch-size", "2", "--patch-size", "8"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from mkdext.models.gradient_watch import STEPS, GradientWatch, silence_in_words
 from mkdext.train import main
-from mkdext.training.gradient_watch import STEPS, GradientWatch, silence_in_words
 
 NETS = """
 from torch import nn

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mkdext import datafree, train
-from mkdext.training import run_directory
-from mkdext.training.run_directory import Checkpoint, RunDirectory
+from mkdext.training.run import directory
+from mkdext.training.run.directory import Checkpoint, RunDirectory
 
 SIZES = [
     *("--iterations", "6", "--batch-size", "2", "--patch-size", "8", "--log-every", "1"),
@@ -28,7 +28,7 @@ def half_a_line(kill_at: int) -> tuple[object, str, Callable]:
     def add(self: RunDirectory, record: dict) -> None:
         nonlocal lines
         lines += 1
-        text = run_directory.as_json(record) + "\n"
+        text = directory.as_json(record) + "\n"
         with self.metrics.open("a") as file:
             file.write(text[: len(text) // 2] if lines == kill_at else text)
         if lines == kill_at:
@@ -53,7 +53,7 @@ def before_a_checkpoint(kill_at: int) -> tuple[object, str, Callable]:
 
 def between_weights_and_state(kill_at: int) -> tuple[object, str, Callable]:
     """A kill when the weights are newer than the state."""
-    writes, write = 0, run_directory.write_state
+    writes, write = 0, directory.write_state
 
     def killed(*given: object) -> None:
         nonlocal writes
@@ -62,7 +62,7 @@ def between_weights_and_state(kill_at: int) -> tuple[object, str, Callable]:
             raise Killed
         write(*given)
 
-    return run_directory, "write_state", killed
+    return directory, "write_state", killed
 
 
 def after_a_checkpoint(kill_at: int) -> tuple[object, str, Callable]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from mkdext.models import builtin_teacher, create_model
 from mkdext.train import main, parse
 from mkdext.training import NonFiniteError, TrainOptions, distill
-from mkdext.training.plan import prepare
-from mkdext.training.steps import TrainingStep
+from mkdext.training.setup import prepare
+from mkdext.training.step import TrainingStep
 from mkdext.training.teacher import Teacher
 
 QUIET = Console(quiet=True)
@@ -152,9 +152,9 @@ def test_a_cached_training_resumes_exactly_and_spares_the_teacher(
         lambda self, lr, original=OWN_MAPS: calls.append(len(lr)) or original(self, lr),
     )
     interrupted = tmp_path / "interrupted"
-    monkeypatch.setattr("mkdext.training.steps.TrainingStep.__call__", _failing_at(7))
+    monkeypatch.setattr("mkdext.training.step.TrainingStep.__call__", _failing_at(7))
     assert main([*cached, "--out", str(interrupted)]) == 1
-    monkeypatch.setattr("mkdext.training.steps.TrainingStep.__call__", CALL)
+    monkeypatch.setattr("mkdext.training.step.TrainingStep.__call__", CALL)
     assert main([*cached, "--out", str(interrupted)]) == 0
     # Once at each start, to see that the teacher is still the same.
     assert len(calls) == 2
@@ -179,9 +179,9 @@ def test_a_student_that_draws_at_random_trains_the_same_again_and_after_a_stop(
     torch.manual_seed(2)
     drawn = torch.rand(1)
     torch.manual_seed(2)
-    monkeypatch.setattr("mkdext.training.steps.TrainingStep.__call__", _failing_at(7))
+    monkeypatch.setattr("mkdext.training.step.TrainingStep.__call__", _failing_at(7))
     assert main([*flags, *own, "--out", str(runs[1])]) == 1
-    monkeypatch.setattr("mkdext.training.steps.TrainingStep.__call__", CALL)
+    monkeypatch.setattr("mkdext.training.step.TrainingStep.__call__", CALL)
     assert main([*flags, *own, "--out", str(runs[1])]) == 0
     assert torch.equal(torch.rand(1), drawn)  # The caller's random numbers are left alone.
     one, two = ((run / "checkpoints/student.safetensors").read_bytes() for run in runs)

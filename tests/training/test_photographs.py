@@ -5,7 +5,7 @@ import torch
 
 from mkdext.data import PatchSampler, prepare_store
 from mkdext.training.options import TrainOptions
-from mkdext.training.photographs import training_photographs, validation_photographs
+from mkdext.training.sources import training_photographs, validation_sets
 
 
 def silent(title):
@@ -33,8 +33,8 @@ def test_a_training_sees_the_same_patches_from_a_folder_and_from_its_store(photo
 
 def test_validation_takes_stores_too(photographs, store):
     options = TrainOptions(val_dir=(photographs, store))
-    folder, stored = validation_photographs(options, silent).values()
-    for a, b in zip(folder, stored, strict=True):
+    folder, stored = validation_sets(options, silent).values()
+    for a, b in zip(folder.pairs, stored.pairs, strict=True):
         assert all(map(torch.equal, a, b))
 
 

@@ -11,23 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from mkdext._system.terminal import Terminal
 from mkdext.methods.pisr import privileged_loss
 from mkdext.models import adapt, builtin_teacher, features_at
 from mkdext.train import main, parse
 from mkdext.training import NonFiniteError, TrainOptions, distill
-from mkdext.training.photographs import training_photographs
-from mkdext.training.plan import Networks, estimate_memory, make_networks, prepare
-from mkdext.training.privileged import PrivilegedNetwork, PrivilegedStep
-from mkdext.training.progress import track
-from mkdext.training.steps import TrainingStep
-from mkdext.training.student import _crops
+from mkdext.training.assembly import Networks
+from mkdext.training.checks import estimate_memory
+from mkdext.training.setup import make_networks, open_photographs, prepare
+from mkdext.training.sources import Photographs
+from mkdext.training.stages import PrivilegedNetwork, PrivilegedStage, StudentStage
+from mkdext.training.step import Batch
 
-STEPS = {PrivilegedStep: PrivilegedStep.__call__, TrainingStep: TrainingStep.__call__}
+STEPS = {stage: stage.take for stage in (PrivilegedStage, StudentStage)}
 TEACHER = "checkpoints/privileged_teacher.safetensors"
 
 
@@ -63,16 +63,16 @@ def reference(tmp_path_factory, pisr, seen) -> Path:
     run = tmp_path_factory.mktemp("runs") / "reference"
 
     def watched(kind, name):
-        def call(self, step, lr, *rest):
-            network = getattr(self, name).state_dict()
-            seen.append((name, step, lr, {n: t.clone() for n, t in network.items()}))
-            return STEPS[kind](self, step, lr, *rest)
+        def call(self, step, batch):
+            network = self.network.state_dict()
+            seen.append((name, step, batch.low, {n: t.clone() for n, t in network.items()}))
+            return STEPS[kind](self, step, batch)
 
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrivilegedStep, "__call__", watched(PrivilegedStep, "network"))
-        patch.setattr(TrainingStep, "__call__", watched(TrainingStep, "student"))
+        patch.setattr(PrivilegedStage, "take", watched(PrivilegedStage, "network"))
+        patch.setattr(StudentStage, "take", watched(StudentStage, "student"))
         assert main([*pisr, "--out", str(run)]) == 0
     return run
 
@@ -110,16 +110,14 @@ def test_the_teacher_learns_from_the_batches_of_the_student(reference, seen):
 
 
 def test_with_a_cache_it_learns_from_the_crops_of_all_others_and_keeps_nothing(options, tmp_path):
-    folder, console = tmp_path / "cache", Console(quiet=True)
+    folder, terminal = tmp_path / "cache", Terminal(quiet=True)
     options = dataclasses.replace(options, teacher_cache=folder, teacher_cache_crops=2)
-    pairs, _ = training_photographs(options, track(console))
     batches = []
     for method in ("pisr", "vanilla"):
-        sampler, cache = _crops(
-            prepare(dataclasses.replace(options, method=method).resolved()), pairs, console
-        )
-        assert cache is None
-        batches.append(sampler.batch(3))
+        training = prepare(dataclasses.replace(options, method=method).resolved())
+        source = open_photographs(training, None, terminal)
+        assert isinstance(source, Photographs)
+        batches.append(next(source.batches(3, 4))[:2])
     torch.testing.assert_close(*batches, rtol=0, atol=0)
     assert not folder.exists()
 
@@ -150,26 +148,26 @@ def test_a_run_that_ends_early_anywhere_comes_to_the_same_weights(
     run = tmp_path / "run"
 
     def end_at(kind, number, by) -> int:
-        def ending(self, step, lr, *rest):
-            if step == number and not lr.is_meta:
+        def ending(self, step, batch):
+            if step == number and not batch.low.is_meta:
                 by()
-            return STEPS[kind](self, step, lr, *rest)
+            return STEPS[kind](self, step, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr(kind, "__call__", ending)
+            patch.setattr(kind, "take", ending)
             return main([*pisr, "--out", str(run)])
 
     def fail() -> None:
         raise NonFiniteError("a loss is nan")
 
-    assert end_at(PrivilegedStep, 1, fail) == 1  # before any checkpoint
+    assert end_at(PrivilegedStage, 1, fail) == 1  # before any checkpoint
     assert "step 2 of the privileged teacher: a loss is nan. Lower --lr" in capsys.readouterr().err
     stop = 128 + signal.SIGTERM
-    assert end_at(PrivilegedStep, 2, lambda: os.kill(os.getpid(), signal.SIGTERM)) == stop
+    assert end_at(PrivilegedStage, 2, lambda: os.kill(os.getpid(), signal.SIGTERM)) == stop
     assert "stopped after step 3 of the privileged teacher; the same" in capsys.readouterr().err
-    assert end_at(TrainingStep, 1, fail) == 1  # of the student there is no checkpoint
+    assert end_at(StudentStage, 1, fail) == 1  # of the student there is no checkpoint
     assert "going on after step 3 of 4 of the privileged teacher" in capsys.readouterr().out
-    assert end_at(TrainingStep, 3, fail) == 1
+    assert end_at(StudentStage, 3, fail) == 1
     # As one does who finds it damaged: the teacher is trained again, the student goes on.
     (run / "checkpoints/privileged_teacher.pt").unlink()
     assert main([*pisr, "--out", str(run)]) == 0
@@ -180,28 +178,30 @@ def test_a_run_that_ends_early_anywhere_comes_to_the_same_weights(
 
 
 def test_hints_are_the_decoders_maps_of_what_the_encoder_makes_of_high_resolution(options):
-    step = prepare(options.resolved()).step
-    teacher = step.distillation.teacher
+    training = prepare(options.resolved())
+    (stage,), teacher = training.student_stages, training.teacher
+    stage.begin(None)
     torch.manual_seed(0)
-    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    low, high = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        encoded = teacher.network.encoder(hr)
-        expected = features_at(teacher.network.decoder, step.distillation.student_points, encoded)
-    hints = teacher(lr, hr)
+        encoded = teacher.network.encoder(high)
+        expected = features_at(teacher.network.decoder, stage.step.distillation.points, encoded)
+    hints = teacher(low, high).maps
     assert len(hints) == 2 and all(map(torch.equal, hints, expected))
-    assert all(map(torch.equal, hints, teacher(lr * float("nan"), hr)))
+    assert all(map(torch.equal, hints, teacher(low * float("nan"), high).maps))
 
 
 def test_a_step_of_the_teacher_descends_its_loss_by_adam(options):
     options = dataclasses.replace(options, lr=1e-3, warmup=0).resolved()
-    network = prepare(options.resolved()).teacher.network
+    stage = prepare(options.resolved()).stages[0]
+    network = stage.network
     torch.manual_seed(0)
-    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
-    encoded = network.encoder(hr)
-    loss, reconstruction, imitation = privileged_loss(network.decoder(encoded), hr, encoded, lr)
+    low, high = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    encoded = network.encoder(high)
+    loss, reconstruction, imitation = privileged_loss(network.decoder(encoded), high, encoded, low)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     gradients = torch.autograd.grad(loss, list(network.parameters()))
-    values = PrivilegedStep(options, network)(0, lr, hr)
+    values = stage.take(0, Batch(low, high))
     torch.testing.assert_close(values["privileged_reconstruction"], reconstruction.detach())
     torch.testing.assert_close(values["privileged_imitation"], imitation.detach())
     for (name, parameter), gradient in zip(network.named_parameters(), gradients, strict=True):
@@ -269,7 +269,7 @@ class Rounded(Sharpener):
 
 
 def networks(student: nn.Module) -> Networks:
-    return Networks(adapt(student, 4, "--student"), None)
+    return Networks(adapt(student, 4, "`student`"), {})
 
 
 def test_a_network_of_enlarged_luma_can_be_the_decoder(options):
@@ -277,17 +277,19 @@ def test_a_network_of_enlarged_luma_can_be_the_decoder(options):
     options = dataclasses.replace(options, student_points=("0", "2")).resolved()
     student = Sharpener()
     nn.init.zeros_(student[2].weight)  # as a network that begins as the identity
-    plan = prepare(options.resolved(), networks(student))
-    network = plan.teacher.network
+    training = prepare(options.resolved(), networks(student))
+    network = training.teacher.network
     assert isinstance(network, PrivilegedNetwork)
-    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
-    encoded = network.encoder(hr)
-    loss = functional.l1_loss(network.decoder(encoded), hr)
+    low, high = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    encoded = network.encoder(high)
+    loss = functional.l1_loss(network.decoder(encoded), high)
     assert torch.autograd.grad(loss, network.encoder[0].weight)[0].any()
-    step = PrivilegedStep(options, network)
-    losses = [float(step(0, lr, hr)["privileged_reconstruction"]) for _ in range(5)]
+    teaching, learning = training.stages
+    batch = Batch(low, high, scale=4)
+    losses = [float(teaching.take(0, batch)["privileged_reconstruction"]) for _ in range(5)]
     assert losses[-1] < losses[0]
-    assert plan.step(0, lr, hr)["distillation"].isfinite()
+    learning.begin(None)
+    assert learning.take(0, batch)["distillation"].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_a_network_of_enlarged_luma_can_be_the_decoder(options):
     [
         (Detached, ("0", "2"), "student Detached must pass a gradient to its image, .* arrives"),
         (Rounded, ("0", "2"), "student Rounded must pass a gradient .*: no gradient arrives"),
-        (Sharpener, (), "--student-points: network Sharpener declares no distillation points"),
+        (Sharpener, (), "`student_points`: network Sharpener declares no distillation points"),
     ],
 )
 def test_a_network_that_cannot_be_a_decoder_is_refused(student, points, reason, options):
@@ -307,6 +309,6 @@ def test_a_network_that_cannot_be_a_decoder_is_refused(student, points, reason, 
 def test_networks_given_as_objects_are_refused(options):
     images = [np.zeros((40, 40, 3), np.uint8)]
     student = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4))
-    with pytest.raises(ValueError, match=r"distill: --method pisr trains a teacher of its own and"):
+    with pytest.raises(ValueError, match=r"distill: `method` pisr trains a teacher of its own and"):
         distill(student, builtin_teacher(), images, options)
     assert not options.out.exists()

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mkdext._system.saved_state import SavedState, write_state
 from mkdext.datafree import main as datafree
 from mkdext.train import main
-from mkdext.training.saved_state import SavedState, write_state
+from mkdext.training.trainer import Trainer
 
 NETS = """
 import torch
@@ -136,13 +137,11 @@ def test_a_module_decides_about_its_own_buffers_also_on_resume(
     runs = [tmp_path / "whole", tmp_path / "stopped"]
     given = [*flags, *student(kind), "--iterations", "4", "--checkpoint-every", "2"]
     assert main([*given, "--out", str(runs[0])]) == 0
-    from mkdext.training.loop import Loop
-
-    save = Loop.state
-    monkeypatch.setattr(Loop, "state", lambda self, done: _stop_at(self, done, save))
+    save = Trainer._save
+    monkeypatch.setattr(Trainer, "_save", lambda self, done: _stop_at(self, done, save))
     with pytest.raises(Stopped):
         main([*given, "--out", str(runs[1])])
-    monkeypatch.setattr(Loop, "state", save)
+    monkeypatch.setattr(Trainer, "_save", save)
     assert main([*given, "--out", str(runs[1])]) == 0
     weights = [(run / "checkpoints/student.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1]
@@ -152,10 +151,10 @@ class Stopped(Exception):
     pass
 
 
-def _stop_at(loop, done, save):
+def _stop_at(trainer, done, save):
     if done.step == 4:
         raise Stopped
-    return save(loop, done)
+    return save(trainer, done)
 
 
 def test_a_network_that_exits_in_a_step_does_not_end_as_if_all_was_well(
@@ -181,7 +180,7 @@ def test_weights_that_a_module_would_change_are_refused(tmp_path):
 def test_the_rehearsal_changes_no_weight(student, flags, tmp_path, monkeypatch):
     given = [*flags, *student("Net"), "--iterations", "3"]
     assert main([*given, "--out", str(tmp_path / "with")]) == 0
-    monkeypatch.setattr("mkdext.training.student.rehearse", lambda *given: None)
+    monkeypatch.setattr("mkdext.training.trainer.rehearse", lambda *given: None)
     assert main([*given, "--out", str(tmp_path / "without")]) == 0
     one, other = (
         (Path(tmp_path, name) / "checkpoints/student.safetensors").read_bytes()

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_maps_from_the_cache_are_those_of_the_teacher_in_any_order(tmp_path, pai
     for step, (lr, hr) in enumerate(cache.crops.batches(0, 6)):
         assert hr.shape == (4, 3, 16, 16)
         for kept, computed in zip(
-            cache.maps(cache.rows(step, lr)), cache.teacher(lr, hr), strict=True
+            cache.taught(cache.rows(step, lr)).maps, cache.teacher(lr, hr).maps, strict=True
         ):
             # A convolution of another batch may round otherwise.
             tolerance = 1e-6 if dtype == torch.float32 else 1e-2
@@ -151,7 +151,7 @@ def test_a_cache_of_something_else_is_refused_and_left_as_it_is(
     with pytest.raises(ValueError, match=reason) as refused:
         make(folder, pairs, net, **change).fill()
     message = str(refused.value)
-    assert message.startswith(f"--teacher-cache {folder} does not fit: ")
+    assert message.startswith(f"`teacher_cache` {folder} does not fit: ")
     assert message.endswith("name another folder, or delete this one to compute it again")
     assert before == [(folder / name).read_bytes() for name in ("maps.bin", "cache.json")]
 
@@ -171,7 +171,7 @@ def test_an_edited_index_is_told(change, reason, tmp_path, pairs):
     make(tmp_path, pairs).fill()
     index = tmp_path / "cache.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | change))
-    with pytest.raises(ValueError, match=r"--teacher-cache .* does not fit") as told:
+    with pytest.raises(ValueError, match=r"`teacher_cache` .* does not fit") as told:
         make(tmp_path, pairs).fill()
     assert reason in str(told.value)
 

@@ -10,7 +10,7 @@ from mkdext.data import imresize
 from mkdext.datafree import main as datafree
 from mkdext.models import builtin_teacher
 from mkdext.train import main
-from mkdext.training.teacher_check import require_strong_teacher
+from mkdext.training.validation import require_strong_teacher
 
 WRAPPED = """
 from torch import nn
@@ -50,7 +50,7 @@ class Changed(nn.Module):
 def test_what_is_worse_than_bicubic_is_refused_with_what_to_try(before, after, message):
     with pytest.raises(ValueError, match=r"worse than bicubic .*bicubic 27\.1 dB\): ") as refused:
         require_strong_teacher(Changed(before, after), 4, {})
-    assert message in str(refused.value) and "--allow-weak-teacher" in str(refused.value)
+    assert message in str(refused.value) and "`allow_weak_teacher`" in str(refused.value)
 
 
 def test_a_teacher_that_is_clearly_better_with_other_colours_is_refused():

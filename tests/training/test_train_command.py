@@ -22,7 +22,7 @@ from mkdext.models import create_model
 from mkdext.train import main, parse
 from mkdext.training import TrainOptions, train
 from mkdext.training.options_file import config_of
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from mkdext.training.report import save_curves, score_table
-from mkdext.training.steps import NonFiniteError
-from mkdext.training.tensorboard import _flat
-from mkdext.training.validation import bicubic, exact_note, measure, picture
+from mkdext.training.run.live import _flat
+from mkdext.training.run.report import save_curves, score_table
+from mkdext.training.step import NonFiniteError
+from mkdext.training.validation import bicubic, measure, picture
 
 RANDOM = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
 PAIRS = [(image[:, ::2, ::2], image) for image in RANDOM]
@@ -29,12 +29,6 @@ def test_a_photograph_that_is_met_exactly_is_named_and_left_out_of_the_mean_psnr
         "ssim_y": 1.0,
         "exact": ["picture 0"],
     }
-
-
-def test_many_exact_photographs_are_counted():
-    assert exact_note("bicubic", ["a.png"]).startswith("bicubic: 1 photograph met exactly (a.png)")
-    note = exact_note("teacher", [f"{number}.png" for number in range(12)])
-    assert "12 photographs met exactly (0.png, " in note and "9.png and 2 more)" in note
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-import mkdext
+from mkdext import __version__
 from mkdext._system.files import as_json
 from mkdext._system.reading import entry, parse_json
 from mkdext.models.registry import is_as_made
@@ -46,7 +46,7 @@ class WeightsMetadata:
     """Enlargement factor that the weights were trained for."""
     value_range: tuple[float, float] = VALUE_RANGE
     """Black and white, as the network takes and gives them."""
-    version: str = mkdext.__version__
+    version: str = __version__
     """Of the package that wrote the file."""
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """How the weights came about: command, student, scale, teacher, photographs, steps."""

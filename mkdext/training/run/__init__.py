@@ -1,1 +1,1 @@
-"""The folder of a run: what is kept in it, and how a training goes on from it."""
+"""A training's folder, and what a user sees of it."""

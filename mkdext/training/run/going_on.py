@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from mkdext._system.files import check_writable
-from mkdext.training.data_free_options import DataFreeOptions, ResolvedDataFree
+from mkdext._system.saved_state import SavedState
+from mkdext.training.data_free_options import DataFreeOptions, Options, ResolvedDataFree
 from mkdext.training.options import ResolvedShared, ResolvedTraining, SharedOptions, TrainOptions
 from mkdext.training.options_file import OptionsFile, as_flags, config_of
-from mkdext.training.run_directory import Changes, RunDirectory, flat, in_words
-from mkdext.training.saved_state import SavedState
+from mkdext.training.run.directory import Changes, RunDirectory, flat, in_words
 from mkdext.training.schedule import Phase
 
 _FREE = frozenset(
@@ -117,9 +118,9 @@ class Run(Generic[_Resolved]):
 def checked_run(options: TrainOptions, resume: bool = False) -> Run[ResolvedTraining]: ...
 @overload
 def checked_run(options: DataFreeOptions, resume: bool = False) -> Run[ResolvedDataFree]: ...
-def checked_run(
-    options: TrainOptions | DataFreeOptions, resume: bool = False
-) -> Run[ResolvedTraining] | Run[ResolvedDataFree]:
+@overload
+def checked_run(options: Options, resume: bool = False) -> Run[Any]: ...
+def checked_run(options: Options, resume: bool = False) -> Run[Any]:
     """Check that a training can begin in its run directory or go on; nothing is written.
 
     Args:
@@ -149,7 +150,7 @@ def checked_run(
     return Run(now, before, changes)
 
 
-def options_there(like: SharedOptions) -> TrainOptions | DataFreeOptions | None:
+def options_there(like: SharedOptions) -> Options | None:
     """The options of the run that is in `like.out`; none: there is no run.
 
     Args:
@@ -178,7 +179,7 @@ def options_there(like: SharedOptions) -> TrainOptions | DataFreeOptions | None:
         )
     file = OptionsFile(str(directory.config), there, directory.config)
     kind = TrainOptions if isinstance(like, TrainOptions) else DataFreeOptions
-    options: TrainOptions | DataFreeOptions = file.made(file.over(kind(out=like.out)))
+    options: Options = file.made(file.over(kind(out=like.out)))
     return options
 
 
@@ -214,12 +215,12 @@ def _other_options(root: Path, changes: Changes, hint: str = "") -> ValueError:
     )
 
 
-def require_same_run(state: SavedState, options: SharedOptions) -> None:
+def require_same_run(state: SavedState, options: ResolvedShared) -> None:
     """Check that a checkpoint is of a training with these options.
 
     Args:
         state: It has `options`, where a version wrote it that knew of them.
-        options: Resolved ones.
+        options: Those of the training.
 
     Raises:
         ValueError: It is of others.
@@ -232,6 +233,35 @@ def require_same_run(state: SavedState, options: SharedOptions) -> None:
     refused = {n: change for n, change in changes.items() if _why_not(n, changes, options)}
     if refused:
         raise state.unfit(f"is of another run ({in_words(refused)})")
+
+
+class Done(NamedTuple):
+    """How far the training of a network has come."""
+
+    step: int = 0
+    """Steps done."""
+    seconds: float = 0.0
+    """Time spent on them."""
+    values: Mapping[str, float] = {}
+    """The last value of everything that is logged."""
+
+    @classmethod
+    def of(cls, state: SavedState, options: ResolvedShared, iterations: int) -> Done:
+        """What a checkpoint tells that a trainer wrote.
+
+        Raises:
+            ValueError: It is not that of a training with these options and so many steps.
+        """
+        require_same_run(state, options)
+        step, seconds = state.number("step", 1), state.entry("seconds", float)
+        if step > iterations:
+            raise ValueError(
+                f"{state.where} is of step {step}, beyond the {iterations} steps asked for; ask "
+                f"for {step} or more"
+            )
+        if not 0 <= seconds < math.inf:
+            raise state.unfit(f"does not fit ('seconds' is {seconds})")
+        return cls(step, seconds, state.numbers("values"))
 
 
 def rates_in_words(changes: Changes, before: Phase, now: Phase, iterations: int) -> str:

@@ -393,7 +393,7 @@ def test_weights_that_fit_nothing_say_which_network_is_nearest(file: Path) -> No
             load_model(file)
     torch.save({"conv1.weight": torch.ones(1)}, file)
     with pytest.raises(
-        ValueError, match=r"known here; it holds conv1\.weight; name what .*--model"
+        ValueError, match=r"known here; it holds conv1\.weight; name what .*`model`"
     ):
         load_model(file)
     with pytest.raises(ValueError, match=r"another architecture, 0 of 66 names are the same"):

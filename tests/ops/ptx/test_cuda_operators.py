@@ -29,6 +29,8 @@ from tests.ops.ptx.fault import Fault
 from tests.ops.ptx.operators import PtxOperators, buffers_of
 from tests.ops.ptx.toolchain import compile_operators, find_nvcc, toolkit_version
 
+pytestmark = pytest.mark.slow
+
 EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
 
 # What the mangled names of a precision's kernels contain.

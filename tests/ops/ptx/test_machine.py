@@ -13,6 +13,8 @@ from tests.ops.ptx.global_memory import Buffer
 from tests.ops.ptx.machine import Machine
 from tests.ops.ptx.program import Module
 
+pytestmark = pytest.mark.slow
+
 # %rd1 is where a thread's 16 bytes of the result lie, %rd2 those of its input, %r1 its number and
 # %r2 its four bytes of shared memory.
 KERNEL = """

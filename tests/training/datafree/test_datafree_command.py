@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from mkdext.datafree import main, parse
 from mkdext.models import create_model, load_model
-from mkdext.training.datafree import student
-from mkdext.training.datafree.plan import prepare
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run import report
+from mkdext.training.run.directory import RunDirectory
+from mkdext.training.setup import prepare
+from mkdext.training.step import Batch
 
 
 def weights(run: Path) -> bytes:
@@ -146,16 +147,16 @@ def test_no_photograph_is_opened_before_the_training_is_done(
 ):
     flags = [flag for flag in flags if flag not in ("--val-dir", str(photographs))]
     held_out = [photographs / "smooth.png"]
-    monkeypatch.setattr("mkdext.training.photographs.builtin_photographs", lambda split: held_out)
+    monkeypatch.setattr("mkdext.training.sources.builtin_photographs", lambda split: held_out)
     opened = Opened()
     measured = []
-    photographs_of = student.photographs
+    sets_of = report.validation_sets
 
     def measure(*arguments):
         measured.append(list(opened.paths))
-        return photographs_of(*arguments)
+        return sets_of(*arguments)
 
-    monkeypatch.setattr(student, "photographs", measure)
+    monkeypatch.setattr(report, "validation_sets", measure)
     opened.paths = []
     try:
         assert main([*flags, "--out", str(tmp_path / "run")]) == 0
@@ -183,16 +184,18 @@ def test_no_photograph_is_opened_before_the_training_is_done(
 )
 def test_every_option_trains_all_stages(extra, flags):
     options = parse([*flags, *extra]).options().resolved()
-    plan = prepare(options.resolved())
-    (maker,) = plan.makers.values()
-    stage = None
-    for index in range(len(plan.schedule.parts)):
-        stage = plan.begin_stage(index, stage)
-        values = stage.imitate(stage.first, 2, maker.images(stage.first))
+    training = prepare(options.resolved())
+    (maker,) = training.made.makers.values()
+    before = None
+    for stage in training.stages:
+        stage.begin(before)
+        first = stage.schedule.first
+        values = stage.take(first, Batch(maker.images(first), None, scale=2))
         assert values["student_gradient"] > 0
         if maker.generator:
-            assert maker.improve(stage.first, stage.student)["generator_gradient"] > 0
+            assert maker.improve(first, stage.network)["generator_gradient"] > 0
         maker.end_stage()
+        before = stage
 
 
 def test_several_scales_are_trained_together(teachers, flags, photographs, tmp_path, monkeypatch):

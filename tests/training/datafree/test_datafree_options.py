@@ -4,9 +4,8 @@ import pytest
 
 from mkdext.datafree import parse
 from mkdext.synthesis.losses import LossWeights
-from mkdext.training import MetaOptions
-from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
-from mkdext.training.datafree.student import origin
+from mkdext.training import ContrastiveOptions, DataFreeOptions, GeneratorOptions, MetaOptions
+from mkdext.training.origin import origin
 
 
 @pytest.mark.parametrize(
@@ -48,14 +47,12 @@ def test_a_wrong_value_is_told_with_its_name(make, message):
 
 
 def test_pictures_of_all_scales_have_one_size():
-    options = DataFreeOptions(scale=(2, 3, 4), patch_size=24).resolved()
-    assert [options.size(scale) for scale in (2, 3, 4)] == [24, 16, 12]
-    for_three = options.for_scale(3, iterations=7)
-    assert (for_three.scale, for_three.patch_size, for_three.iterations) == (3, 16, 7)
+    options = DataFreeOptions(scale=(2, 3, 4), patch_size=24)
+    assert options.sizes == {2: 24, 3: 16, 4: 12}
 
 
 def test_without_a_generator_any_size_will_do():
-    assert DataFreeOptions(source="procedural", patch_size=9, batch_size=1).size(4) == 9
+    assert DataFreeOptions(source="procedural", patch_size=9, batch_size=1).sizes == {4: 9}
 
 
 def test_a_generator_that_is_never_trained_needs_no_second_image():

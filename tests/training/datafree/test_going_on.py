@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mkdext._system.terminal import Terminal
 from mkdext.datafree import main, parse
 from mkdext.models import read_metadata
-from mkdext.training.datafree.plan import prepare
-from mkdext.training.datafree.student import load_checkpoint
-from mkdext.training.run_directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory
+from mkdext.training.setup import prepare
+from mkdext.training.trainer import Trainer, begun
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,9 @@ def test_an_edited_checkpoint_is_told_with_what_is_wrong(name, finished, flags, 
     state = torch.load(finished / "checkpoints/state.pt", weights_only=True)
     change(state)
     torch.save(state, run.state)
-    plan = prepare(parse([*flags, "--iterations", "4"]).options().resolved())
+    training = prepare(parse([*flags, "--iterations", "4"]).options().resolved())
+    stages, terminal = training.student_stages, Terminal(quiet=True)
     with pytest.raises(ValueError) as told:
-        load_checkpoint(run, plan)
+        trainer = Trainer(training, stages, training.made, run, {}, terminal)
+        trainer.run(*begun(run, stages, training.options))
     assert message in str(told.value) and "\n" not in str(told.value)

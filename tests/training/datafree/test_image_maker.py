@@ -4,27 +4,29 @@ import dataclasses
 
 import pytest
 import torch
-from rich.console import Console
 
+from mkdext._system.saved_state import SavedState
+from mkdext._system.terminal import Terminal
 from mkdext.data import imresize
 from mkdext.models import features_at
 from mkdext.synthesis import global_views, local_views, procedural_images
 from mkdext.synthesis.contrastive import discrimination_loss, pooled
 from mkdext.synthesis.generator import LATENT
 from mkdext.synthesis.losses import LossWeights
-from mkdext.training.datafree import ContrastiveOptions, DataFreeOptions, GeneratorOptions
-from mkdext.training.datafree.image_maker import (
+from mkdext.synthesis.randomness import Draw, random_for
+from mkdext.training import ContrastiveOptions, DataFreeOptions, GeneratorOptions
+from mkdext.training.assembly import Training
+from mkdext.training.image_maker import (
     CollapseError,
     ImageMaker,
     measured,
     require_different,
 )
-from mkdext.training.datafree.plan import Plan, prepare
-from mkdext.training.datafree.randomness import Draw, drawn, random_for
-from mkdext.training.datafree.student import DataFreeLoop
-from mkdext.training.loop import Done
-from mkdext.training.run_directory import RunDirectory
-from mkdext.training.saved_state import SavedState
+from mkdext.training.run.directory import RunDirectory
+from mkdext.training.run.going_on import Done
+from mkdext.training.setup import prepare
+from mkdext.training.step import Batch
+from mkdext.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -47,9 +49,11 @@ def numbers(module: torch.nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
 
-def begun(options: DataFreeOptions) -> tuple[Plan, ImageMaker, torch.nn.Module]:
-    plan = prepare(options.resolved())
-    return plan, plan.makers[2], plan.begin_stage(0).student
+def begun(options: DataFreeOptions) -> tuple[Training, ImageMaker, torch.nn.Module]:
+    training = prepare(options.resolved())
+    stage = training.student_stages[0]
+    stage.begin(None)
+    return training, training.made.makers[2], stage.network
 
 
 def test_a_step_of_the_generator_changes_what_makes_images_and_nothing_else(options):
@@ -182,13 +186,18 @@ def test_the_bank_is_filled_when_the_student_grows(options, tmp_path):
     options = dataclasses.replace(
         options, contrastive=contrastive, generator=generator, stages=2, iterations=4
     )
-    plan, maker, _ = begun(options)
-    console, done = Console(quiet=True), Done(0, 0.0, {})
-    loop = DataFreeLoop(plan, RunDirectory(tmp_path), plan.begin_stage(0), {}, done, console)
+    training, maker, _ = begun(options)
+    run = RunDirectory(tmp_path)
+    run.samples.mkdir()
+    run.state.parent.mkdir()
     sizes = []
-    for step in range(4):
-        loop.compute(step)
+
+    def callback(step, values, student):
         sizes.append(len(maker.bank))
+
+    quiet = Terminal(quiet=True)
+    trainer = Trainer(training, training.stages, training.made, run, {}, quiet, callback)
+    trainer.run(None, Done())
     assert sizes == [0, 0, 3, 3]
 
 
@@ -219,7 +228,7 @@ def test_images_of_a_step_are_the_same_whenever_asked_for(source, options):
     assert images.shape == (3, 3, 8, 8) and images.min() >= 0 and images.max() <= 1
     assert torch.equal(images, maker.images(7))
     assert not torch.equal(images, maker.images(8))
-    other = prepare(dataclasses.replace(options, seed=1).resolved()).makers[2]
+    other = prepare(dataclasses.replace(options, seed=1).resolved()).made.makers[2]
     assert not torch.equal(images, other.images(7))
 
 
@@ -252,25 +261,20 @@ def test_a_collapse_is_measured_against_the_untrained_generator(options):
     assert 0.01 < maker.least_diversity < diversity
 
 
-def test_scales_are_drawn_evenly_and_by_the_seed():
-    scales = (2, 3, 4)
-    sequence = [drawn(scales, 0, Draw.SCALE, step) for step in range(600)]
-    assert all(150 < sequence.count(scale) < 250 for scale in scales)
-    assert sequence == [drawn(scales, 0, Draw.SCALE, step) for step in range(600)]
-    assert sequence != [drawn(scales, 0, Draw.GENERATION_SCALE, step) for step in range(600)]
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("teacher", ["rcan", "vdsr"])
 def test_the_steps_of_student_and_generator_wait_for_nothing(options, teachers, teacher):
     device, weights = "cuda", teachers[teacher]
-    plan = prepare(dataclasses.replace(options, teacher_weights=weights, device=device).resolved())
-    maker, stage = plan.makers[2], plan.begin_stage(0)
+    training = prepare(
+        dataclasses.replace(options, teacher_weights=weights, device=device).resolved()
+    )
+    maker, stage = training.made.makers[2], training.student_stages[0]
+    stage.begin(None)
 
     def take(step):
-        stage.imitate(step, 2, maker.images(step))
-        return maker.improve(step, stage.student)
+        stage.take(step, Batch(maker.images(step), None, scale=2))
+        return maker.improve(step, stage.network)
 
     take(0)
     try:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mkdext.synthesis.growth import name_in
-from mkdext.training import MetaOptions
-from mkdext.training.datafree import DataFreeOptions
-from mkdext.training.datafree.plan import prepare
+from mkdext.training import DataFreeOptions, MetaOptions
+from mkdext.training.assembly import Training
+from mkdext.training.setup import prepare
+from mkdext.training.stages import StudentStage
+from mkdext.training.step import Batch
 
 
 @pytest.fixture
@@ -24,15 +26,25 @@ def options(teachers) -> DataFreeOptions:
     )
 
 
+def begin(training: Training, index: int, before: StudentStage | None = None) -> StudentStage:
+    stage = training.student_stages[index]
+    stage.begin(before)
+    return stage
+
+
+def take(stage: StudentStage, step: int, low: torch.Tensor, scale: int = 2) -> dict:
+    return stage.take(step, Batch(low, None, scale=scale))
+
+
 def images() -> torch.Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_student_imitates_the_picture_of_the_teacher(options):
-    plan = prepare(options.resolved())
-    stage, teacher = plan.begin_stage(0), plan.networks.teachers[2]
-    expected = (stage.student(images()) - teacher(images())).abs().mean().detach()
-    losses = [stage.imitate(step, 2, images())["reconstruction"].item() for step in range(6)]
+    training = prepare(options.resolved())
+    stage, teacher = begin(training, 0), training.networks.teachers[2]
+    expected = (stage.network(images()) - teacher(images())).abs().mean().detach()
+    losses = [take(stage, step, images())["reconstruction"].item() for step in range(6)]
     assert losses[0] == pytest.approx(expected.item(), rel=1e-5)
     assert losses[-1] < losses[0]
 
@@ -42,15 +54,15 @@ def test_squared_errors_are_summed_and_their_gradient_is_cut(options):
     options = dataclasses.replace(
         options, error="squared", reduction="sum", optimizer="sgd", lr=0.1
     )
-    plan = prepare(options.resolved())
-    stage, teacher = plan.begin_stage(0), plan.networks.teachers[2]
-    parameters = dict(stage.student.named_parameters())
+    training = prepare(options.resolved())
+    stage, teacher = begin(training, 0), training.networks.teachers[2]
+    parameters = dict(stage.network.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    loss = (stage.student(images()) - teacher(images())).square().sum()
+    loss = (stage.network(images()) - teacher(images())).square().sum()
     gradients = torch.autograd.grad(loss, parameters.values())
     norm = torch.cat([g.flatten() for g in gradients]).norm()
     assert norm > 0.4
-    values = stage.imitate(0, 2, images())
+    values = take(stage, 0, images())
     assert values["reconstruction"].item() == pytest.approx(loss.item(), rel=1e-5)
     assert values["student_gradient"].item() == pytest.approx(norm.item(), rel=1e-4)
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
@@ -59,17 +71,17 @@ def test_squared_errors_are_summed_and_their_gradient_is_cut(options):
 
 
 def test_a_stage_begins_with_the_weights_of_the_one_before_and_a_fresh_optimizer(options):
-    plan = prepare(dataclasses.replace(options, stages=4).resolved())
-    stage = plan.begin_stage(0)
+    training = prepare(dataclasses.replace(options, stages=4).resolved())
+    stage = begin(training, 0)
     for step in (0, 1):
-        stage.imitate(step, 2, images())
+        take(stage, step, images())
         assert len(stage.step.optimizer.state)
-    grown = plan.begin_stage(1, stage)
-    assert len(grown.student.stages()) == 2 and not grown.step.optimizer.state
-    state = grown.student.state_dict()
-    for name, weight in stage.student.state_dict().items():
-        assert torch.equal(state[name_in(grown.student, stage.student, name)], weight)
-    grown.imitate(2, 2, images())
+    grown = begin(training, 1, stage)
+    assert len(grown.network.stages()) == 2 and not grown.step.optimizer.state
+    state = grown.network.state_dict()
+    for name, weight in stage.network.state_dict().items():
+        assert torch.equal(state[name_in(grown.network, stage.network, name)], weight)
+    take(grown, 2, images())
     assert grown.step.optimizer.param_groups[0]["lr"] == options.lr
 
 
@@ -78,16 +90,16 @@ def test_features_are_compared_where_the_student_has_grown_to(options):
     options = dataclasses.replace(
         options, method="mkd", stages=4, meta=MetaOptions(every=1, lr=1e-2), kd_fade=False
     )
-    plan = prepare(options.resolved())
+    training = prepare(options.resolved())
     stage, kept = None, {}
     for index in range(4):
-        stage = plan.begin_stage(index, stage)
+        stage = begin(training, index, stage)
         distillation = stage.step.distillation
-        assert distillation.student_points == [f"body.{part}" for part in range(index + 1)]
-        assert distillation.teacher.points == [f"body.{part}" for part in range(index + 1)]
+        assert distillation.points == [f"body.{part}" for part in range(index + 1)]
+        assert stage.step.teacher.points == [f"body.{part}" for part in range(index + 1)]
         state = distillation.method.state_dict()
         assert all(torch.equal(state[name], weight) for name, weight in kept.items())
-        values = stage.imitate(stage.first, 2, images())
+        values = take(stage, stage.part.first, images())
         assert values["meta_gradient"] > 0
         kept = {name: w.clone() for name, w in distillation.method.state_dict().items()}
 
@@ -102,13 +114,13 @@ def test_a_stage_without_a_point_compares_pictures_alone(options, teachers):
         teacher_points=("body.3",),
         hint_share=0.5,
     )
-    plan = prepare(options.resolved())
-    first = plan.begin_stage(0)
+    training = prepare(options.resolved())
+    first = begin(training, 0)
     assert first.step.distillation is None
-    assert "distillation" not in first.imitate(0, 2, images())
-    last = plan.begin_stage(1, first)
-    assert last.step.distillation.student_points == ["body.3"]
-    assert last.imitate(4, 2, images())["distillation"] > 0
+    assert "distillation" not in take(first, 0, images())
+    last = begin(training, 1, first)
+    assert last.step.distillation.points == ["body.3"]
+    assert take(last, 4, images())["distillation"] > 0
 
 
 def test_students_of_several_scales_share_weights_optimizer_and_method(options, teachers):
@@ -123,14 +135,14 @@ def test_students_of_several_scales_share_weights_optimizer_and_method(options, 
         source="generator",
         patch_size=16,
     )
-    plan = prepare(options.resolved())
-    stage = plan.begin_stage(1, plan.begin_stage(0))
+    training = prepare(options.resolved())
+    stage = begin(training, 1, begin(training, 0))
     two, four = stage.steps[2], stage.steps[4]
     assert two.student.luma is four.student.luma and two.optimizer is four.optimizer
     assert two.distillation.method is four.distillation.method
-    assert two.distillation.teacher.network is plan.networks.teachers[2]
-    assert four.distillation.teacher.network is plan.networks.teachers[4]
+    assert two.teacher.network is training.networks.teachers[2]
+    assert four.teacher.network is training.networks.teachers[4]
     before = [p.detach().clone() for p in two.student.parameters()]
-    stage.imitate(1, 4, torch.rand(2, 3, 8, 8))
+    take(stage, 1, torch.rand(2, 3, 8, 8), scale=4)
     after = list(two.student.parameters())
     assert all(not torch.equal(b, a) for b, a in zip(before, after, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -13,13 +14,14 @@ from torch.nn import functional
 from mkdext._system.errors import WorkFailed
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.methods import DistillationMethod
-from mkdext.models import forward_with_features
+from mkdext.methods.base import MetaDefaults
+from mkdext.models import features_at, forward_with_features
+from mkdext.models.gradient_watch import GradientWatch
+from mkdext.models.own import evaluation_mode
 from mkdext.models.stand_ins import call_with
-from mkdext.training.gradient_watch import GradientWatch
-from mkdext.training.options import ResolvedTraining
-from mkdext.training.precision import computing_in
-from mkdext.training.schedule import phase
-from mkdext.training.teacher import Teacher
+from mkdext.training.options import ResolvedMeta
+from mkdext.training.schedule import Phase
+from mkdext.training.teacher import Teacher, computing_in
 
 _T = TypeVar("_T")
 
@@ -27,11 +29,26 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 """A distance of two batches of pictures, a scalar."""
 
 
-class Distillation(NamedTuple):
-    """Who teaches, what is compared, and where."""
+class Batch(NamedTuple):
+    """What a student learns from in one step."""
 
-    teacher: Teacher
-    student_points: list[str]
+    low: Tensor
+    """`[B, 3, p, p]` in [0, 1]."""
+    high: Tensor | None
+    """`[B, 3, scale*p, scale*p]` in [0, 1]; none for images that are made: there is no truth."""
+    maps: list[Tensor] | None = None
+    """The teacher's feature maps; none: not known yet."""
+    picture: Tensor | None = None
+    """The teacher's enlarged picture; none: not known yet, or not needed."""
+    scale: int = 0
+    """Enlargement factor, where a student is trained at several."""
+
+
+class Distillation(NamedTuple):
+    """What is compared, and where."""
+
+    points: list[str]
+    """Sub-modules of the student."""
     method: DistillationMethod
     optimizer: torch.optim.Optimizer | None
     """Of those of the method's parameters that the meta-gradient trains; none: of no one's."""
@@ -49,35 +66,49 @@ class Distillation(NamedTuple):
         return {n: p for n, p in self.method.named_parameters() if id(p) not in meta}
 
 
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How a step is computed."""
+
+    meta: ResolvedMeta = dataclasses.field(
+        default_factory=lambda: ResolvedMeta(**MetaDefaults()._asdict())
+    )
+    """The meta-gradient."""
+    imitation: float = 0.0
+    """Share of the reconstruction loss that is taken against the teacher's picture."""
+    dtype: torch.dtype = torch.float32
+    """What the student computes in, in its own steps."""
+    criterion: Criterion = functional.l1_loss
+    """How far pictures are apart."""
+    largest_gradient: float = math.inf
+    """Norm to which the student's gradient is cut, and that of the adapters."""
+
+
 class TrainingStep:
     """The computation of one student step, with a meta step before it when one is due."""
 
     def __init__(
         self,
-        options: ResolvedTraining,
         student: nn.Module,
         optimizer: torch.optim.Optimizer,
-        distillation: Distillation | None,
-        criterion: Criterion = functional.l1_loss,
-        largest_gradient: float = math.inf,
+        teacher: Teacher | None = None,
+        distillation: Distillation | None = None,
+        options: StepOptions | None = None,
     ) -> None:
         """Take what is trained.
 
         Args:
-            options: How.
             student: Who.
             optimizer: Of the student's parameters and the method's adapters.
-            distillation: None for vanilla training.
-            criterion: How far pictures are apart.
-            largest_gradient: Norm to which the student's gradient is cut, and that of the adapters.
+            teacher: Who teaches; none: no one.
+            distillation: What is compared beside the pictures; none: nothing.
+            options: How; none: by the defaults.
         """
-        self.options = options
         self.student = student
         self.optimizer = optimizer
+        self.teacher = teacher
         self.distillation = distillation
-        self.criterion = criterion
-        self.largest_gradient = largest_gradient
-        self.dtype: torch.dtype = getattr(torch, self.options.student_dtype)
+        self.options = options or StepOptions()
         self.watch = GradientWatch(student)
 
     @property
@@ -85,53 +116,42 @@ class TrainingStep:
         """Whether gradients are taken through gradients of the student."""
         return self.distillation is not None and self.distillation.optimizer is not None
 
-    def __call__(
-        self, step: int, lr: Tensor, hr: Tensor, hints: Sequence[Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def __call__(self, step: int, batch: Batch, now: Phase) -> dict[str, Tensor]:
         """Compute all gradients of one step, then change the parameters.
 
         Args:
             step: Which one, from 0.
-            lr: `[B, 3, p, p]` in [0, 1].
-            hr: `[B, 3, scale*p, scale*p]` in [0, 1].
-            hints: The teacher's feature maps of the batch, if they are known already.
+            batch: What to learn from.
+            now: Learning rate and weights.
 
         Returns:
             Losses and gradient norms by name, scalars.
 
         Raises:
             NonFiniteError: One of them is NaN or infinite; no parameter was changed by it. On a GPU
-                nothing waits for them here, see `mkdext.training.readings`.
+                nothing waits for them here, see `mkdext.training.run.metrics`.
         """
-        now = phase(step, self.options)
-        if step and step == self.options.hint_steps:
-            # The next stage has another loss; Adam's moments of this one would slow it for long.
-            self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
         distillation = self.distillation if now.distillation > 0 else None
-        if hints is None:
-            taught = self.distillation if self.options.imitation else distillation
-            hints = taught.teacher(lr, hr) if taught else []
-        reconstruction = self.reconstruction(hr, hints)
-        points = distillation.student_points if distillation else []
+        batch = self.taught(batch, distillation is not None)
+        reconstruction = self.reconstruction(batch)
+        points = distillation.points if distillation else []
         values: dict[str, Tensor] = {}
         computed = None
-        meta_due = step % self.options.meta.every == 0
-        if distillation and distillation.optimizer and meta_due:
-            if self.options.meta.rollback:
-                computed = self.forward(points, lr)
-            shared = computed[1] if computed and self.dtype == torch.float32 else None
-            values |= self.meta_step(distillation, lr, reconstruction, hints, shared)
-        sr, features = computed or self.forward(points, lr)
+        meta = self.options.meta
+        if distillation and distillation.optimizer and step % meta.every == 0:
+            if meta.rollback:
+                computed = self.forward(points, batch.low)
+            shared = computed[1] if computed and self.options.dtype == torch.float32 else None
+            values |= self.meta_step(distillation, batch, reconstruction, shared)
+        sr, features = computed or self.forward(points, batch.low)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         outputs, slopes, adapters = [], [], []
         adapter_gradients: tuple[Tensor, ...] = ()
         if distillation:
             adapters = list(distillation.adapters.values())
-            descent = distillation.method.gradient(
-                features, hints[: len(points)], parameters=adapters
-            )
+            descent = distillation.method.gradient(features, batch.maps or [], parameters=adapters)
             values["distillation"] = descent.loss
             outputs += features
             slopes += [now.distillation * slope for slope in descent.maps]
@@ -148,7 +168,7 @@ class TrainingStep:
             for p, gradient in zip(parameters, found, strict=True)
         )
         values["student_gradient"] = gradient_norm(gradients)
-        if self.largest_gradient < math.inf:
+        if self.options.largest_gradient < math.inf:
             gradients = self._cut(gradients)
             adapter_gradients = self._cut(adapter_gradients)
         values = {name: value.detach() for name, value in values.items()}
@@ -156,64 +176,93 @@ class TrainingStep:
         apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
         return values
 
-    def forward(self, points: Sequence[str], lr: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def taught(self, batch: Batch, with_maps: bool) -> Batch:
+        """A batch with what the teacher makes of it, as far as it is needed and not known yet.
+
+        Args:
+            batch: The batch.
+            with_maps: Whether feature maps are needed.
+        """
+        if self.teacher is None:
+            return batch
+        with_picture = batch.high is None or self.options.imitation > 0
+        if not (with_maps and batch.maps is None) and not (with_picture and batch.picture is None):
+            return batch
+        if batch.high is None:
+            taught = self.teacher.enlarged(batch.low)
+        else:
+            taught = self.teacher(batch.low, batch.high)
+        return batch._replace(maps=taught.maps, picture=taught.picture)
+
+    def statistics(self, batch: Batch) -> dict[str, float]:
+        """What the method tells of itself on a batch; nothing where there is none."""
+        if self.distillation is None:
+            return {}
+        with torch.no_grad(), evaluation_mode(self.student):
+            features = features_at(self.student, self.distillation.points, batch.low)
+        maps = self.taught(batch, with_maps=True).maps or []
+        return self.distillation.method.statistics(features, maps)
+
+    def forward(self, points: Sequence[str], low: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The student's picture and its feature maps, float32 whatever they are computed in.
 
         Args:
             points: Names of sub-modules.
-            lr: `[B, 3, p, p]` in [0, 1].
+            low: `[B, 3, p, p]` in [0, 1].
         """
-        with computing_in(self.dtype, lr):
-            sr, features = forward_with_features(self.student, points, lr)
-        if self.dtype == torch.float32:  # or float64, if the parameters are
+        with computing_in(self.options.dtype, low):
+            sr, features = forward_with_features(self.student, points, low)
+        if self.options.dtype == torch.float32:  # or float64, if the parameters are
             return sr, features
         return sr.float(), [f.float() for f in features]
 
     def _cut(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        shorter = (self.largest_gradient / gradient_norm(gradients)).clamp(max=1)
+        shorter = (self.options.largest_gradient / gradient_norm(gradients)).clamp(max=1)
         return tuple(gradient * shorter for gradient in gradients)
 
-    def reconstruction(self, hr: Tensor, hints: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    def reconstruction(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         """The loss of a super-resolved batch: to the photograph, the teacher's picture, or both.
 
         Args:
-            hr: `[B, 3, scale*p, scale*p]` in [0, 1].
-            hints: The teacher's maps, of which the last is its picture if that is imitated.
+            batch: With the teacher's picture, where that is imitated.
         """
-        share = self.options.imitation
+        criterion, share = self.options.criterion, self.options.imitation
+        high, picture = batch.high, batch.picture
 
         def loss(sr: Tensor) -> Tensor:
+            if high is None:
+                assert picture is not None
+                return criterion(sr, picture)
             if not share:
-                return self.criterion(sr, hr)
-            imitated = self.criterion(sr, hints[-1])
-            return (1 - share) * self.criterion(sr, hr) + share * imitated
+                return criterion(sr, high)
+            assert picture is not None
+            imitated = criterion(sr, picture)
+            return (1 - share) * criterion(sr, high) + share * imitated
 
         return loss
 
     def meta_step(
         self,
         distillation: Distillation,
-        lr: Tensor,
+        batch: Batch,
         loss: Callable[[Tensor], Tensor],
-        hints: Sequence[Tensor],
         features: Sequence[Tensor] | None,
     ) -> dict[str, Tensor]:
         """Improve the method by the meta-gradient (MKD eq. 3), in float32.
 
         Args:
             distillation: The method, and where it looks.
-            lr: `[B, 3, p, p]` in [0, 1].
-            loss: Of what the student makes of them, `[B, 3, scale*p, scale*p]`.
-            hints: The teacher's feature maps.
+            batch: With the teacher's feature maps.
+            loss: Of what the student makes of it, `[B, 3, scale*p, scale*p]`.
             features: The student's in float32, with their graph, from which the inner loop begins;
                 none: they are computed.
         """
         options = self.options.meta
-        method, points = distillation.method, distillation.student_points
+        method, points = distillation.method, distillation.points
+        low, maps_of_teacher = batch.low, batch.maps or []
         named = self.student.named_parameters()
         theta: dict[str, Tensor] = {f"student.{n}": p for n, p in named if p.requires_grad}
         theta |= {f"method.{name}": p for name, p in distillation.adapters.items()}
-        hints = hints[: len(points)]
         # Batch normalisation keeps statistics of all that it has seen; of what the student only
         # tries here it shall keep none.
         buffers = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
@@ -223,10 +272,10 @@ class TrainingStep:
             at_first = all(parameters[name] is parameter for name, parameter in theta.items())
             maps = features if at_first else None
             if maps is None:
-                _, maps = forward_with_features(self.student, points, lr, student | buffers)
+                _, maps = forward_with_features(self.student, points, low, student | buffers)
             own = list(adapters.values())
             descent = with_parameters(
-                method, adapters, lambda: method.gradient(maps, hints, True, own)
+                method, adapters, lambda: method.gradient(maps, maps_of_teacher, True, own)
             )
             gradients = torch.autograd.grad(
                 maps,
@@ -239,15 +288,15 @@ class TrainingStep:
             return descent.loss, gradients + descent.parameters
 
         def reconstruction(parameters: dict[str, Tensor]) -> Tensor:
-            return loss(call_with(self.student, split(parameters)[0] | buffers, lr))
+            return loss(call_with(self.student, split(parameters)[0] | buffers, low))
 
         def objective(parameters: dict[str, Tensor]) -> Tensor:
             if not options.keep:
                 return reconstruction(parameters)
             student, adapters = split(parameters)
-            sr, maps = forward_with_features(self.student, points, lr, student | buffers)
+            sr, maps = forward_with_features(self.student, points, low, student | buffers)
             kept = with_parameters(
-                method, adapters, lambda: method.once_differentiable(maps, hints)
+                method, adapters, lambda: method.once_differentiable(maps, maps_of_teacher)
             )
             return loss(sr) + options.keep * kept
 

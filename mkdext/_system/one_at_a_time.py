@@ -1,4 +1,4 @@
-"""Trainings that keep out of each other's way."""
+"""Computations that keep out of each other's way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
 _TRAINING = threading.Lock()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.device import sent
+from mkdext._system.saved_state import SavedState
 from mkdext.models import check_points, features_at, forward_with_features
 from mkdext.models.own import evaluation_mode
 from mkdext.synthesis import (
@@ -30,11 +31,10 @@ from mkdext.synthesis import (
 )
 from mkdext.synthesis.contrastive import discrimination_loss, pooled
 from mkdext.synthesis.generator import LATENT
+from mkdext.synthesis.randomness import Draw, random_for
 from mkdext.training.data_free_options import DataFreeOptions
-from mkdext.training.datafree.randomness import Draw, random_for
-from mkdext.training.saved_state import SavedState
 from mkdext.training.schedule import cosine
-from mkdext.training.steps import TrainingFailed, apply, gradient_norm, require_finite
+from mkdext.training.step import TrainingFailed, apply, gradient_norm, require_finite
 
 _LEAST_CONTRAST = 1 / 255  # below which a student learns nothing
 _LEAST_SHARE = 0.2  # of the diversity that images have before the generator is trained
@@ -70,7 +70,7 @@ class ImageMaker:
             ValueError: The bank is smaller than a batch.
         """
         self.options = options
-        self.size = options.size(scale)
+        self.size = options.sizes[scale]
         self.teacher = teacher
         self.points = list(points)
         self.device = device

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from mkdext.methods import MKD, MKDOptions
 from mkdext.models import create_model, default_points
-from mkdext.training import TrainOptions
-from mkdext.training.readings import Readings
-from mkdext.training.steps import Distillation, TrainingStep
-from mkdext.training.teacher import Teacher
-from mkdext.training.transfer import transferred
+from mkdext.training.run.live import Readings
+from mkdext.training.schedule import Phase
+from mkdext.training.sources import transferred
+from mkdext.training.step import Batch, Distillation, TrainingStep
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -53,23 +51,19 @@ def test_a_step_waits_for_nothing() -> None:
     device = torch.device("cuda")
     student = create_model("rcan-a", scale=4).to(device, memory_format=torch.channels_last)
     method = MKD([16] * 4, [8] * 4, MKDOptions(grid=2)).to(device)
-    distillation = Distillation(
-        Teacher(nn.Identity(), [], []),
-        default_points(student),
-        method,
-        torch.optim.Adam(method.parameters(), 1e-4),
-    )
-    options = TrainOptions(batch_size=2, patch_size=12)
-    optimizer = torch.optim.Adam(student.parameters(), options.lr)
-    step = TrainingStep(options.resolved(), student, optimizer, distillation)
-    hints = [torch.rand(2, 8, 12, 12, device=device) for _ in range(4)]
-    lr, hr = torch.rand(2, 3, 12, 12, device=device), torch.rand(2, 3, 48, 48, device=device)
-    step(0, lr, hr, hints)
+    trained = torch.optim.Adam(method.parameters(), 1e-4)
+    distillation = Distillation(default_points(student), method, trained)
+    optimizer = torch.optim.Adam(student.parameters(), 1e-4)
+    step = TrainingStep(student, optimizer, distillation=distillation)
+    maps = [torch.rand(2, 8, 12, 12, device=device) for _ in range(4)]
+    low, high = torch.rand(2, 3, 12, 12, device=device), torch.rand(2, 3, 48, 48, device=device)
+    batch, now = Batch(low, high, maps), Phase(1e-4, 1.0, 0.003)
+    step(0, batch, now)
     readings = Readings({}, lambda values: None)
     try:
         torch.cuda.set_sync_debug_mode("error")
         for index in range(0, 12, 4):
-            readings.add(index, step(index, lr, hr, hints))
+            readings.add(index, step(index, batch, now))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     readings.wait()

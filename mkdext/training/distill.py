@@ -14,16 +14,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from mkdext._system.one_at_a_time import one_at_a_time
 from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.own import evaluation_mode, modes_kept
-from mkdext.training.one_at_a_time import one_at_a_time
+from mkdext.training.assembly import Networks
 from mkdext.training.options import TrainOptions
-from mkdext.training.plan import Networks, prepare
 from mkdext.training.run.going_on import checked_run
-from mkdext.training.student import Summary, finished, run_plan
+from mkdext.training.run.report import Summary, finished
+from mkdext.training.setup import prepare
 from mkdext.training.teacher_cache import digest_of
+from mkdext.training.trainer import Callback, carry_out
 
 Image = Tensor | npt.NDArray[np.uint8]
 Images = str | Path | Sequence[str | Path] | Sequence[Image]
@@ -50,6 +52,7 @@ def distill(
     options: TrainOptions | None = None,
     console: Console | None = None,
     resume: bool = False,
+    callback: Callback | None = None,
 ) -> Distilled:
     """Train a student to be like a teacher: `python -m mkdext.train` for networks given as objects.
 
@@ -67,6 +70,7 @@ def distill(
             None: the defaults of `TrainOptions`.
         console: Where progress is shown; none: the standard output.
         resume: As for `train`; the student may then be of other initial weights too.
+        callback: As for `train`.
 
     Returns:
         The trained student, and how it came to be.
@@ -128,9 +132,9 @@ def distill(
         with evaluation_mode(teacher), modes_kept(student):
             networks = Networks(
                 adapt(student, options.scale, "distill: student"),
-                adapt(teacher, options.scale, "distill: teacher"),
+                {options.scale: adapt(teacher, options.scale, "distill: teacher")},
             )
-            summary = run_plan(prepare(options, networks), run, pairs, terminal)
+            summary = carry_out(prepare(options, networks), run, terminal, pairs, callback)
     return Distilled(student, run.directory.records(), summary)
 
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from mkdext.training.signals import StopSignals
+from mkdext._system.signals import StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

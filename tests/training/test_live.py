@@ -9,11 +9,12 @@ import math
 import pytest
 import torch
 from rich.console import Console
-
-from mkdext.training import NonFiniteError, readings, train
-from mkdext.training.readings import Arrival, Readings
-from mkdext.training.steps import TrainingStep
 from tests.training.test_steps import TINY
+
+from mkdext.training import NonFiniteError, train
+from mkdext.training.run import live
+from mkdext.training.run.live import Arrival, Readings
+from mkdext.training.step import TrainingStep
 
 
 class Late(Arrival):
@@ -25,7 +26,7 @@ class Late(Arrival):
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readings, "Arrival", Late)
+    monkeypatch.setattr(live, "Arrival", Late)
 
 
 def value(number: float) -> dict[str, torch.Tensor]:

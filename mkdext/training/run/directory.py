@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 from torch import nn
 
-from mkdext._system.errors import WorkFailed
+from mkdext._system.errors import WorkFailed, WorkStopped
 from mkdext._system.files import as_json, locked, write_text
 from mkdext._system.reading import entry, parse_json, read_bytes, read_json, read_yaml
+from mkdext._system.saved_state import SavedState, write_state
 from mkdext.models import save_model
-from mkdext.training.saved_state import SavedState, write_state
 
 HISTORY = "changes"
 """Name in `config.yaml` of what became of the options since the run began: a list of mappings,
@@ -27,6 +27,15 @@ _MOST_METRICS = 1 << 30  # bytes
 
 Changes = dict[str, tuple[Any, Any]]
 """Values of options before and after by their names, those of groups as `group.name`."""
+
+
+class TrainingStopped(WorkStopped):
+    """The training was asked to stop; its checkpoint is written."""
+
+    def __init__(self, signal_number: int, after: str, out: Path) -> None:
+        """Tell what stopped it and where."""
+        message = f"stopped after {after}; the same command goes on from {out}"
+        super().__init__(signal_number, message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +96,17 @@ class RunDirectory:
         """The student's weights."""
         return self.root / "checkpoints" / "student.safetensors"
 
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The student and its training."""
-        return Checkpoint(self.student, self.state)
-
-    @property
-    def privileged_checkpoint(self) -> Checkpoint:
-        """The teacher of a method that trains its own, and its training."""
+    def checkpoint(self, network: str = "student") -> Checkpoint:
+        """A network that is trained in the run, by its name, and its training."""
         folder = self.root / "checkpoints"
-        return Checkpoint(
-            folder / "privileged_teacher.safetensors", folder / "privileged_teacher.pt"
-        )
+        state = self.state if network == "student" else folder / f"{network}.pt"
+        return Checkpoint(folder / f"{network}.safetensors", state)
+
+    def events(self, network: str) -> Path:
+        """Folder for TensorBoard of the steps of a network."""
+        # Each its own: those of a network are purged when it begins or goes on.
+        folder = self.root / "tensorboard"
+        return folder if network == "student" else folder / network
 
     @property
     def samples(self) -> Path:

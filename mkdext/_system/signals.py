@@ -1,26 +1,14 @@
-"""Ending a training cleanly when the system or the user asks for it."""
+"""Ending a long work cleanly when the system or the user asks for it."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
 from types import FrameType, TracebackType
-
-from mkdext._system.errors import WorkStopped
 
 # A terminal that is closed sends SIGHUP, where there are terminals.
 _OF_TERMINAL = getattr(signal, "SIGHUP", None)
 _STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-
-
-class TrainingStopped(WorkStopped):
-    """The training was asked to stop; its checkpoint is written."""
-
-    def __init__(self, signal_number: int, after: str, out: Path) -> None:
-        """Tell what stopped it and where."""
-        message = f"stopped after {after}; the same command goes on from {out}"
-        super().__init__(signal_number, message)
 
 
 class StopSignals:

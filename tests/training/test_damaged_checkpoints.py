@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
 
 from mkdext.train import main
 from mkdext.training import TrainOptions, train
-from mkdext.training.plan import Plan, prepare
-from mkdext.training.run_directory import RunDirectory
-from mkdext.training.saved_state import SavedState
-from mkdext.training.student import load_checkpoint
+from mkdext.training.assembly import Training
+from mkdext.training.run.directory import RunDirectory
+from mkdext.training.run.going_on import Done
+from mkdext.training.setup import prepare
+from mkdext.training.trainer import begun
 
 State = dict[str, Any]
 
@@ -44,7 +44,7 @@ def finished(options, tmp_path_factory) -> RunDirectory:
 
 
 @pytest.fixture(scope="module")
-def plan(options) -> Plan:
+def plan(options) -> Training:
     return prepare(options.resolved())
 
 
@@ -62,13 +62,23 @@ def edit(run: RunDirectory, change: Callable[[State], object]) -> None:
     torch.save(state, run.state)
 
 
+def load_checkpoint(run: RunDirectory, training: Training) -> Done:
+    """What a training does that goes on."""
+    state, done = begun(run, training.student_stages, training.options)
+    (stage,) = training.student_stages
+    stage.begin(None)
+    assert state is not None
+    stage.load(state)
+    return done
+
+
 def test_a_checkpoint_is_read_as_it_was_written(run, plan):
     assert load_checkpoint(run, plan).step == 3
 
 
 def test_no_flipped_bit_is_read_as_another_state(finished, plan, run):
     """Bits that no checksum covers, of names and padding, change nothing that is read."""
-    right = run.checkpoint.load().content
+    right = run.checkpoint().load().content
     content = finished.state.read_bytes()
     places = random.Random(0)
     refused = 0
@@ -78,7 +88,7 @@ def test_no_flipped_bit_is_read_as_another_state(finished, plan, run):
         flipped[place] ^= 1 << places.randrange(8)
         run.state.write_bytes(flipped)
         try:
-            state = run.checkpoint.load().content
+            state = run.checkpoint().load().content
         except ValueError as error:
             refused += 1
             assert "is damaged (" in str(error) and "delete it to begin again" in str(error)
@@ -91,14 +101,14 @@ def test_no_flipped_bit_is_read_as_another_state(finished, plan, run):
 def test_what_is_no_checkpoint_is_told(content, run):
     run.state.write_bytes(content)
     with pytest.raises(ValueError, match=r"state\.pt is damaged \("):
-        run.checkpoint.load()
+        run.checkpoint().load()
 
 
 def test_a_cut_or_packed_checkpoint_is_told(run):
     content = run.state.read_bytes()
     run.state.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="is damaged"):
-        run.checkpoint.load()
+        run.checkpoint().load()
     packed = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as archive,
@@ -108,7 +118,7 @@ def test_a_cut_or_packed_checkpoint_is_told(run):
             other.writestr(name, archive.read(name))
     run.state.write_bytes(packed.getvalue())
     with pytest.raises(ValueError, match="is damaged"):
-        run.checkpoint.load()
+        run.checkpoint().load()
 
 
 def test_a_folder_or_pickled_code_is_told(run, tmp_path):
@@ -118,12 +128,12 @@ def test_a_folder_or_pickled_code_is_told(run, tmp_path):
 
     torch.save({"step": Code()}, run.state)
     with pytest.raises(ValueError, match="is damaged"):
-        run.checkpoint.load()
+        run.checkpoint().load()
     assert not (tmp_path / "executed").exists()
     run.state.unlink()
     run.state.mkdir()
     with pytest.raises(ValueError, match="is a directory"):
-        run.checkpoint.load()
+        run.checkpoint().load()
 
 
 def first(values: dict[Any, Any]) -> Any:
@@ -212,25 +222,6 @@ def test_an_edited_checkpoint_is_told_with_what_is_wrong(name, run, plan):
         load_checkpoint(run, plan)
     assert message in str(told.value) and "state.pt" in str(told.value)
     assert "\n" not in str(told.value)
-
-
-class Observer(nn.Module):
-    """Keeps as many numbers as it has seen channels, like those of quantisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("largest", torch.empty(0))
-
-    def _load_from_state_dict(self, state, prefix, *given) -> None:
-        self.largest = torch.empty_like(state[f"{prefix}largest"])
-        super()._load_from_state_dict(state, prefix, *given)
-
-
-def test_a_module_may_decide_about_its_buffers():
-    module = nn.Sequential(nn.Linear(2, 2), Observer())
-    trained = {**module.state_dict(), "1.largest": torch.tensor([1.0, 2.0, 3.0])}
-    SavedState({"student": trained}, "it", "delete it").load_module("student", module)
-    assert module[1].largest.tolist() == [1, 2, 3]
 
 
 def test_a_state_that_is_no_mapping_is_told(run, plan):

@@ -12,58 +12,78 @@ from mkdext.meta import InnerAdam
 from mkdext.methods import DistillationMethod, MKDOptions, method_names
 from mkdext.methods.registry import _METHODS
 from mkdext.models import builtin_teacher, create_model, forward_with_features
-from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError, steps
-from mkdext.training.plan import Networks, make_step, prepare
-from mkdext.training.steps import require_finite
+from mkdext.training import BUILTIN_DEMO, MetaOptions, NonFiniteError
+from mkdext.training import step as step_module
+from mkdext.training.assembly import Networks
+from mkdext.training.schedule import Phase
+from mkdext.training.setup import prepare
+from mkdext.training.stages import StudentStage
+from mkdext.training.step import Batch, TrainingStep, apply, require_finite
 
 TINY = dataclasses.replace(
     BUILTIN_DEMO, iterations=4, batch_size=2, patch_size=8, mkd=MKDOptions(grid=2)
 )
 
 
-def patches() -> tuple[torch.Tensor, torch.Tensor]:
+def patches() -> Batch:
     torch.manual_seed(0)
-    return torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    return Batch(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), scale=4)
+
+
+def stage_of(options, networks: Networks | None = None) -> StudentStage:
+    """The first stage of a student, at its beginning."""
+    stage = prepare(options.resolved(), networks).student_stages[0]
+    stage.begin(None)
+    return stage
+
+
+def meta_step(step: TrainingStep, batch: Batch) -> dict[str, torch.Tensor]:
+    """A meta step alone, from the student's features."""
+    batch = step.taught(batch, with_maps=True)
+    _, features = forward_with_features(step.student, step.distillation.points, batch.low)
+    return step.meta_step(step.distillation, batch, step.reconstruction(batch), features)
 
 
 def test_each_stage_begins_with_fresh_moments():
-    step = prepare(dataclasses.replace(TINY, hint_share=0.5).resolved()).step
-    counts = []
-    for index in range(4):
-        step(index, *patches())
-        (count,) = {float(state["step"]) for state in step.optimizer.state.values()}
-        counts.append(count)
+    before, counts = None, []
+    for stage in prepare(dataclasses.replace(TINY, hint_share=0.5).resolved()).stages:
+        stage.begin(before)
+        for index in range(stage.schedule.first, stage.schedule.end):
+            stage.take(index, patches())
+            (count,) = {float(state["step"]) for state in stage.optimizer.state.values()}
+            counts.append(count)
+        before = stage
     assert counts == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("rollback", [True, False])
 def test_the_inner_loop_moves_the_student_only_without_rollback(rollback):
     meta = MetaOptions(rollback=rollback, inner_lr=0.1)
-    step = prepare(dataclasses.replace(TINY, meta=meta).resolved()).step
+    stage = stage_of(dataclasses.replace(TINY, meta=meta))
+    step = stage.step
     before = [p.clone() for p in step.student.parameters()]
-    lr, hr = patches()
-    hints = step.distillation.teacher(lr, hr)
-    _, features = forward_with_features(step.student, step.distillation.student_points, lr)
-    step.meta_step(step.distillation, lr, step.reconstruction(hr, hints), hints, features)
+    meta_step(step, patches())
     same = [torch.equal(p, b) for p, b in zip(step.student.parameters(), before, strict=True)]
     assert all(same) == rollback
 
 
 def test_a_value_that_is_not_finite_changes_no_parameter():
-    step = prepare(dataclasses.replace(TINY, method="vanilla").resolved()).step
+    stage = stage_of(dataclasses.replace(TINY, method="vanilla"))
+    step = stage.step
     before = [p.clone() for p in step.student.parameters()]
-    lr, hr = patches()
+    batch = patches()
     with pytest.raises(NonFiniteError, match="reconstruction is nan"):
-        step(0, lr, hr * float("nan"))
+        stage.take(0, batch._replace(high=batch.high * float("nan")))
     assert all(torch.equal(p, b) for p, b in zip(step.student.parameters(), before, strict=True))
 
 
 def test_in_bfloat16_the_student_is_nearly_the_same_and_the_meta_gradient_exactly():
     results = []
     for dtype in ("float32", "bfloat16"):
-        step = prepare(dataclasses.replace(TINY, student_dtype=dtype).resolved()).step
+        stage = stage_of(dataclasses.replace(TINY, student_dtype=dtype))
+        step = stage.step
         before = [p.clone() for p in step.student.parameters()]
-        values = step(0, *patches())
+        values = stage.take(0, patches())
         moved = [p - b for p, b in zip(step.student.parameters(), before, strict=True)]
         assert all(p.dtype == torch.float32 and p.grad is None for p in step.student.parameters())
         results.append((values, torch.cat([m.flatten() for m in moved])))
@@ -85,34 +105,35 @@ def test_features_that_the_inner_loop_begins_from_are_those_of_the_student(steps
     meta = MetaOptions(steps=steps, mode=mode, rollback=rollback, inner_lr=0.1)
     results = []
     for shared in (True, False):
-        step = prepare(dataclasses.replace(TINY, meta=meta).resolved()).step
+        stage = stage_of(dataclasses.replace(TINY, meta=meta))
+        step = stage.step
         if not shared:
             compute = step.meta_step
             step.meta_step = lambda *given, compute=compute, step=step: compute(
-                *given[:-1], again(step, given[1])
+                *given[:-1], again(step, given[1].low)
             )
-        step(0, *patches())
+        stage.take(0, patches())
         phi = step.distillation.method.parameters()
         results.append([p.detach().clone() for p in (*step.student.parameters(), *phi)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def again(step, lr: torch.Tensor) -> list[torch.Tensor]:
-    return forward_with_features(step.student, step.distillation.student_points, lr)[1]
+def again(step, low: torch.Tensor) -> list[torch.Tensor]:
+    return forward_with_features(step.student, step.distillation.points, low)[1]
 
 
 @pytest.mark.parametrize("rollback", [True, False])
 def test_what_batch_normalisation_has_seen_is_the_students_own_step_alone(rollback):
     meta = MetaOptions(rollback=rollback, inner_lr=1e-12)
     statistics = []
-    for method, teacher in (("mkd", builtin_teacher()), ("vanilla", None)):
+    for method, teacher in (("mkd", {4: builtin_teacher()}), ("vanilla", {})):
         torch.manual_seed(0)
         layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 48, 3, padding=1)
         student = nn.Sequential(*layers, nn.PixelShuffle(4))
         options = dataclasses.replace(TINY, method=method, student_points=("0", "2"), meta=meta)
-        step = make_step(options.resolved(), Networks(student, teacher), torch.device("cpu"))
-        assert ("meta_objective" in step(0, *patches())) == (method == "mkd")
+        stage = stage_of(options, Networks(student, teacher))
+        assert ("meta_objective" in stage.take(0, patches())) == (method == "mkd")
         statistics.append((student[1].running_mean, student[1].num_batches_tracked))
     torch.testing.assert_close(*statistics)
 
@@ -154,21 +175,22 @@ def matched(monkeypatch):
 
 
 def test_adapters_descend_the_weighted_loss_with_the_student(matched):
-    step = prepare(dataclasses.replace(matched, kd_fade=False).resolved()).step
+    stage = stage_of(dataclasses.replace(matched, kd_fade=False))
+    step = stage.step
     assert step.distillation.optimizer is None
     weight = step.distillation.method.match.weight
     student = step.student.head[0].weight
-    lr, hr = patches()
-    sr, maps = forward_with_features(step.student, step.distillation.student_points, lr)
-    hints = step.distillation.teacher(lr, hr)
-    loss = functional.l1_loss(sr, hr) + 0.5 * step.distillation.method(maps, hints)
+    batch = patches()
+    sr, maps = forward_with_features(step.student, step.distillation.points, batch.low)
+    gap = step.distillation.method(maps, step.taught(batch, with_maps=True).maps)
+    loss = functional.l1_loss(sr, batch.high) + 0.5 * gap
     expected = torch.autograd.grad(loss, (weight, student))
     before = weight.detach().clone()
     given = []
     step.optimizer.register_step_pre_hook(
         lambda *_: given.extend(p.grad.clone() for p in (weight, student))
     )
-    step(0, lr, hr)
+    stage.take(0, batch)
     torch.testing.assert_close(given, list(expected))
     assert not torch.equal(weight, before)
 
@@ -177,18 +199,18 @@ def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     """The meta-gradient for other parameters is that of the joint step, by finite differences."""
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
     meta = MetaOptions(steps=2, inner_lr=1e-4, keep=0.1)
-    step = prepare(dataclasses.replace(matched, meta=meta).resolved()).step
+    stage = stage_of(dataclasses.replace(matched, meta=meta))
+    step = stage.step
     step.student.double()
     step.distillation.method.double()
     scale = step.distillation.method.scale
-    lr, hr = (side.double() for side in patches())
-    hints = [h.double() for h in step.distillation.teacher(lr.float(), hr.float())]
+    batch = step.taught(patches(), with_maps=True)
+    batch = Batch(batch.low.double(), batch.high.double(), [m.double() for m in batch.maps])
 
     def objective(value: float) -> float:
         with torch.no_grad():
             scale.fill_(value)
-        _, maps = forward_with_features(step.student, step.distillation.student_points, lr)
-        return step.meta_step(step.distillation, lr, step.reconstruction(hr, hints), hints, maps)
+        return meta_step(step, batch)
 
     taken = []
     step.distillation.optimizer.register_step_pre_hook(lambda *_: taken.append(scale.grad.item()))
@@ -202,13 +224,13 @@ def test_the_meta_objective_holds_the_share_of_the_distillation_loss_that_is_kep
 ):
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
     meta = MetaOptions(inner_lr=1e-12, keep=0.3, lr=5e-3, weight_decay=0.25)
-    step = prepare(dataclasses.replace(matched, meta=meta).resolved()).step
-    lr, hr = patches()
-    sr, maps = forward_with_features(step.student, step.distillation.student_points, lr)
-    hints = step.distillation.teacher(lr, hr)
-    gap = step.distillation.method(maps, hints).detach()
-    values = step.meta_step(step.distillation, lr, step.reconstruction(hr, hints), hints, maps)
-    torch.testing.assert_close(values["meta_objective"], (sr - hr).abs().mean() + 0.3 * gap)
+    stage = stage_of(dataclasses.replace(matched, meta=meta))
+    step = stage.step
+    batch = step.taught(patches(), with_maps=True)
+    sr, maps = forward_with_features(step.student, step.distillation.points, batch.low)
+    gap = step.distillation.method(maps, batch.maps).detach()
+    error = (sr - batch.high).abs().mean()
+    torch.testing.assert_close(meta_step(step, batch)["meta_objective"], error + 0.3 * gap)
     # The first step of Adam is as long as its rate.
     assert step.distillation.method.scale.item() == pytest.approx(1 - 5e-3)
     assert step.distillation.optimizer.param_groups[0]["weight_decay"] == 0.25
@@ -218,19 +240,19 @@ def test_the_meta_objective_holds_the_share_of_the_distillation_loss_that_is_kep
 def test_a_step_on_the_reconstruction_loss_may_close_the_inner_loop(closing, matched, monkeypatch):
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
     meta = MetaOptions(inner_lr=0.1, keep=0, closing_step=closing)
-    step = prepare(dataclasses.replace(matched, meta=meta).resolved()).step
+    stage = stage_of(dataclasses.replace(matched, meta=meta))
+    step = stage.step
     step.distillation.method.scale.data.zero_()  # so that the other step leads nowhere
-    lr, hr = patches()
-    hints = step.distillation.teacher(lr, hr)
-    values = step.meta_step(
-        step.distillation, lr, step.reconstruction(hr, hints), hints, features=None
-    )
+    batch = step.taught(patches(), with_maps=True)
+    low, high = batch.low, batch.high
+    loss_of = step.reconstruction(batch)
+    values = step.meta_step(step.distillation, batch, loss_of, features=None)
     named = dict(step.student.named_parameters())
-    loss = functional.l1_loss(step.student(lr), hr)
+    loss = functional.l1_loss(step.student(low), high)
     slopes = torch.autograd.grad(loss, named.values(), allow_unused=True, materialize_grads=True)
     if closing:
         named = {n: p - 0.1 * s for (n, p), s in zip(named.items(), slopes, strict=True)}
-    expected = functional.l1_loss(functional_call(step.student, named, (lr,)), hr)
+    expected = functional.l1_loss(functional_call(step.student, named, (low,)), high)
     torch.testing.assert_close(values["meta_objective"], expected.detach())
 
 
@@ -238,11 +260,11 @@ def test_a_step_on_the_reconstruction_loss_may_close_the_inner_loop(closing, mat
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_trains_either_way(name, way):
     options = dataclasses.replace(TINY, method=name, method_training=way).resolved()
-    teacher = None if options.privileged else builtin_teacher()
-    student = create_model("rcan-a", 4)
-    step = make_step(options, Networks(student, teacher), torch.device("cpu"))
+    teachers = {} if options.privileged else {4: builtin_teacher()}
+    stage = stage_of(options, Networks(create_model("rcan-a", 4), teachers))
+    step = stage.step
     own = [p.detach().clone() for p in step.distillation.method.parameters()]
-    values = step(0, *patches())
+    values = stage.take(0, patches())
     assert ("meta_gradient" in values) == (way == "meta" and bool(own))
     moved = zip(step.distillation.method.parameters(), own, strict=True)
     assert not own or sum(not torch.equal(p, before) for p, before in moved) >= len(own) / 2
@@ -250,62 +272,64 @@ def test_every_method_trains_either_way(name, way):
 
 def test_an_inner_loop_with_the_students_own_optimizer_has_its_rate_and_moments(monkeypatch):
     rates = {"lr": 3e-3, "lr_min": 1e-3, "warmup": 0}
-    step = prepare(
-        dataclasses.replace(TINY, method="l2t-ww", iterations=8, **rates).resolved()
-    ).step
-    step(0, *patches())
-    step(1, *patches())
+    stage = stage_of(dataclasses.replace(TINY, method="l2t-ww", iterations=8, **rates))
+    step = stage.step
+    stage.take(0, patches())
+    stage.take(1, patches())
     inner, state = step.inner_optimizer(dict(step.student.named_parameters()))
     assert inner == InnerAdam(step.optimizer.param_groups[0]["lr"])
     assert 1e-3 < inner.lr < 3e-3
     assert state is not None
     moments = [step.optimizer.state[p]["exp_avg"].clone() for p in step.student.parameters()]
     given = []
-    compute = steps.meta_gradient
+    compute = step_module.meta_gradient
 
     def watched(*arguments):
         given.extend(tensor.clone() for tensor in arguments[-1])
         return compute(*arguments)
 
-    monkeypatch.setattr(steps, "meta_gradient", watched)
-    step(4, *patches())  # The next meta step is due.
+    monkeypatch.setattr(step_module, "meta_gradient", watched)
+    stage.take(4, patches())  # The next meta step is due.
     assert given[0] == 2
     torch.testing.assert_close(given[1 : 1 + len(moments)], moments)
 
 
 def test_a_method_of_pictures_compares_what_the_networks_give():
-    step = prepare(dataclasses.replace(TINY, method="response").resolved()).step
-    lr, hr = patches()
+    stage = stage_of(dataclasses.replace(TINY, method="response"))
+    step = stage.step
+    low = patches().low
     with torch.no_grad():
-        gap = (step.student(lr) - step.distillation.teacher.network(lr)).abs().mean()
-    torch.testing.assert_close(step(0, lr, hr)["distillation"], gap)
+        gap = (step.student(low) - step.teacher.network(low)).abs().mean()
+    torch.testing.assert_close(stage.take(0, patches())["distillation"], gap)
 
 
 @pytest.mark.parametrize("hint_share", [0.0, 0.5])
 def test_a_share_of_the_reconstruction_loss_is_taken_against_the_teachers_picture(hint_share):
-    step = prepare(dataclasses.replace(TINY, imitation=0.25, hint_share=hint_share).resolved()).step
-    lr, hr = patches()
+    stage = stage_of(dataclasses.replace(TINY, imitation=0.25, hint_share=hint_share))
+    step, batch = stage.step, patches()
     with torch.no_grad():
-        sr, imitated = step.student(lr), step.distillation.teacher.network(lr)
-    expected = 0.75 * (sr - hr).abs().mean() + 0.25 * (sr - imitated).abs().mean()
-    torch.testing.assert_close(step(2, lr, hr)["reconstruction"], expected)
+        sr, imitated = step.student(batch.low), step.teacher.network(batch.low)
+    expected = 0.75 * (sr - batch.high).abs().mean() + 0.25 * (sr - imitated).abs().mean()
+    values = step(2, batch, Phase(lr=1e-3, reconstruction=1.0, distillation=0.0))
+    torch.testing.assert_close(values["reconstruction"], expected)
 
 
 def test_nobody_can_be_imitated_without_a_teacher():
-    with pytest.raises(ValueError, match=r"--imitation must be 0 with --method vanilla.*got 0\.5"):
+    with pytest.raises(ValueError, match=r"`imitation` must be 0 with `method` vanilla.*got 0\.5"):
         dataclasses.replace(TINY, method="vanilla", imitation=0.5)
 
 
 def test_points_of_a_method_of_pictures_are_refused():
     options = dataclasses.replace(TINY, method="response", student_points=("body.0",))
-    with pytest.raises(ValueError, match=r"--student-points: --method response compares .*body\.0"):
+    with pytest.raises(ValueError, match=r"`student_points`: `method` response compares .*body\.0"):
         prepare(options.resolved())
 
 
 def test_a_method_trained_plainly_has_no_meta_step():
-    step = prepare(dataclasses.replace(TINY, method_training="plain").resolved()).step
+    stage = stage_of(dataclasses.replace(TINY, method_training="plain"))
+    step = stage.step
     phi = [p.clone() for p in step.distillation.method.parameters()]
-    assert "meta_objective" not in step(0, *patches())
+    assert "meta_objective" not in stage.take(0, patches())
     moved = zip(step.distillation.method.parameters(), phi, strict=True)
     assert not any(torch.equal(p, before) for p, before in moved)
 
@@ -321,4 +345,4 @@ def test_a_step_that_no_number_can_hold_is_not_finite():
     optimizer = torch.optim.Adam([parameter], lr=1e38)
     with pytest.raises(NonFiniteError, match="step is infinite"):
         for _ in range(3):
-            steps.apply(optimizer, [parameter], [torch.ones(3)])
+            apply(optimizer, [parameter], [torch.ones(3)])

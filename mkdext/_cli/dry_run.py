@@ -1,0 +1,96 @@
+"""What a training would do, shown without doing it."""
+
+from __future__ import annotations
+
+import yaml
+from torch import nn
+
+from mkdext._system.terminal import Terminal, text_table
+from mkdext.data import find_photographs
+from mkdext.training.assembly import Training
+from mkdext.training.checks import check_teachers
+from mkdext.training.data_free_options import Options, Resolved
+from mkdext.training.options import TrainOptions
+from mkdext.training.run.directory import in_words
+from mkdext.training.run.going_on import checked_run
+from mkdext.training.run.live import reading_bar
+from mkdext.training.run.report import count_parameters
+from mkdext.training.setup import prepare
+from mkdext.training.sources import validation_sets
+from mkdext.training.stages import PrivilegedStage
+from mkdext.training.teacher_cache import row_bytes, stored_shapes
+
+
+def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> None:
+    """Print the resolved options, sizes and the memory that a step needs.
+
+    Args:
+        options: What would be trained.
+        terminal: Where.
+        resume: Whether it would go on with other options.
+
+    Raises:
+        ValueError: It would be refused.
+    """
+    run = checked_run(options, resume)
+    run.require_files()
+    resolved: Resolved = run.options
+    for folder in getattr(resolved, "train_dir", ()):
+        find_photographs(folder, resolved.scales[0])
+    sets = validation_sets(resolved, reading_bar(terminal))
+    training = prepare(resolved)
+    terminal.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
+    _show_sizes(training, terminal)
+    memory = f"about {training.memory / 1e9:.2f} GB" if training.memory else "unknown here"
+    terminal.say(f"memory of a step: {memory}")
+    for stage in training.stages:
+        if isinstance(stage, PrivilegedStage):
+            terminal.say(
+                "the teacher, which sees high resolution, is trained for "
+                f"{stage.schedule.end} steps, then the student"
+            )
+    if isinstance(resolved, TrainOptions) and resolved.teacher_cache and training.teacher:
+        shapes = stored_shapes(training.teacher, resolved.patch_size)
+        bytes_each, crops = row_bytes(shapes, training.teacher.dtype), resolved.teacher_cache_crops
+        terminal.say(
+            f"teacher cache: {crops} crops of {bytes_each:,} bytes, {crops * bytes_each / 1e9:.2f} "
+            f"GB in {resolved.teacher_cache}"
+        )
+    check_teachers(training, sets)
+    if run.changes:
+        terminal.say(f"from here on: {in_words(run.changes)}")
+    terminal.say(f"would write to {resolved.out}")
+
+
+def _show_sizes(training: Training, terminal: Terminal) -> None:
+    table = text_table("sizes", "", "parameters")
+    student = f"student {training.options.student}"
+    parts = {stage.part: stage for stage in training.student_stages}
+    for part, stage in parts.items():
+        stage.begin(None)
+        grown = f", {part.parts} parts, from step {part.first}" if len(parts) > 1 else ""
+        table.add_row(f"{student}{grown}", f"{count_parameters(stage.network):,}")
+    if training.teachers:
+        name = training.teacher.name.replace("_", " ") if training.teacher else "teacher"
+        network = next(iter(training.teachers.values()))
+        table.add_row(name, f"{count_parameters(network):,}")
+    distillation = stage.step.distillation
+    if distillation:
+        method = f"method {training.options.method}"
+        table.add_row(method, f"{count_parameters(distillation.method):,}")
+    makers = training.made.makers if training.made else {}
+    for scale, maker in makers.items():
+        made_by: dict[str, nn.Module | None] = {
+            "generator": maker.generator,
+            "discriminator": maker.discriminator,
+        }
+        for what, made in made_by.items():
+            if made:
+                table.add_row(f"{what} x{scale}", f"{count_parameters(made):,}")
+    terminal.show(table)
+    for scale, maker in makers.items():
+        if maker.discriminator:
+            terminal.say(
+                f"memory bank x{scale}: {maker.bank.capacity} images of {4 * maker.bank.width} "
+                f"bytes, {maker.bank.nbytes:,} bytes"
+            )

@@ -1,0 +1,157 @@
+"""From options to a training that is ready to run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from mkdext._system.device import checked_device
+from mkdext._system.terminal import Terminal, track
+from mkdext.data import ImagePairs, PatchSampler
+from mkdext.models import resolve_student, resolve_teacher
+from mkdext.models.own import evaluation_mode, layout, set_training_mode
+from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.training.assembly import Networks, Training, assemble, seeded
+from mkdext.training.checks import (
+    estimate_memory,
+    is_users,
+    require_memory,
+    require_memory_for_banks,
+)
+from mkdext.training.data_free_options import DataFreeOptions, Resolved
+from mkdext.training.options import TrainOptions
+from mkdext.training.run.live import reading_bar
+from mkdext.training.scales import at_scales
+from mkdext.training.sources import CachedCrops, Photographs, Source, training_photographs
+from mkdext.training.teacher_cache import FixedCrops, TeacherCache
+
+_NO_TEACHER = {
+    "teacher": "made of an encoder and the student's network",
+    "teacher_weights": "made of an encoder and the student's network",
+    "teacher_points": "whose points are the student's",
+}
+
+
+def prepare(options: Resolved, networks: Networks | None = None) -> Training:
+    """Make the networks and check that everything fits, before any work is done.
+
+    Args:
+        options: What to do.
+        networks: Who learns from whom; none: those that the options name.
+
+    Raises:
+        ValueError: The options do not go together, networks or weights are not usable, or the
+            memory does not suffice.
+    """
+    device = checked_device(options.device)
+    networks = networks or make_networks(options)
+    set_training_mode(networks.student)
+    check_has_parameters(networks.student)
+    _check_gradients(options, networks)
+    require_memory_for_banks(options)
+    memory = estimate_memory(options, networks)
+    require_memory(memory, options)
+    training = dataclasses.replace(assemble(options, networks, device), memory=memory)
+    _try_step(training)
+    return training
+
+
+def make_networks(options: Resolved) -> Networks:
+    """The networks that the options name.
+
+    Raises:
+        ValueError: A name or weights are not usable.
+    """
+    scale = options.scales[0]
+    with seeded(options.seed, torch.device("cpu")):
+        student = resolve_student(options.student, scale)
+    at_scales(student, options.scales, "`student`")
+    if options.privileged:
+        _refuse_teacher_options(options)
+    has_teacher = isinstance(options, DataFreeOptions) or options.method != "vanilla"
+    if options.privileged or not has_teacher:
+        return Networks(student, {})
+    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale)
+    return Networks(student, at_scales(teacher, options.scales, "`teacher`"))
+
+
+def _refuse_teacher_options(options: Resolved) -> None:
+    for name, reason in _NO_TEACHER.items():
+        value = getattr(options, name)
+        if value:
+            given = " ".join(value) if isinstance(value, tuple) else value
+            raise ValueError(
+                f"`{name}`: `method` {options.method} trains a teacher of its own, {reason}; leave "
+                f"out `{name}` {given}"
+            )
+
+
+def _check_gradients(options: Resolved, networks: Networks) -> None:
+    """Check that a gradient passes those of the user's networks that something else learns from."""
+    checked: dict[str, nn.Module] = {}
+    learns = "an encoder"
+    if options.privileged:
+        checked["student"] = networks.student
+    elif isinstance(options, DataFreeOptions) and options.trains_generator:
+        learns = "a generator (not with `source` procedural or `generator.every` 0)"
+        checked["student"] = networks.student
+        checked["teacher"] = networks.teachers[options.scales[0]]
+    for whose, network in checked.items():
+        if is_users(network):
+            check_passes_gradient(network, whose, learns)
+
+
+def _try_step(training: Training) -> None:
+    """Check that a student that is not as this package makes it can take a step.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    student = training.networks.student
+    frozen = not all(parameter.requires_grad for parameter in student.parameters())
+    if not (is_users(student) or frozen):
+        return
+    stage = training.student_stages[0]
+    stage.begin(None)
+    points = stage.step.distillation.points if stage.step.distillation else []
+    side = training.options.sizes[training.options.scales[0]]
+    check_trains(stage.network, points, stage.step.takes_meta_gradient, (side, side))
+
+
+def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Terminal) -> Source:
+    """What cuts patches of photographs, with the teacher's maps where these are kept.
+
+    Args:
+        training: What was prepared.
+        pairs: The photographs; none: those that the options name.
+        terminal: Where progress is shown.
+
+    Raises:
+        ValueError: Photographs or the folder of the teacher's maps are not usable.
+    """
+    options, teacher = training.options, training.teacher
+    assert isinstance(options, TrainOptions)
+    device, like = torch.device(options.device), layout(training.networks.student)
+    if pairs is None:
+        pairs, bad = training_photographs(options, reading_bar(terminal))
+        for image in bad:
+            terminal.say(f"left out: {image}")
+    if teacher and options.teacher_compile:
+        terminal.say("compiling the teacher")
+        sides = options.patch_size, options.patch_size * options.scale
+        shapes = [(options.batch_size, 3, side, side) for side in sides]
+        with evaluation_mode(teacher.network):
+            zeros = (torch.zeros(shape, device=device) for shape in shapes)
+            teacher.compile(*(batch.to(memory_format=like) for batch in zeros))
+    sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
+    if options.teacher_cache is None:
+        return Photographs(PatchSampler(pairs, *sizes), device, like)
+    crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
+    if teacher is None or options.privileged:
+        # Nothing can be kept, but trainings that are compared must see the same patches.
+        return Photographs(crops, device, like)
+    cache = TeacherCache(options.teacher_cache, teacher, crops, device)
+    cache.fill(lambda batches: track(batches, "the teacher's feature maps", terminal))
+    return CachedCrops(crops, cache, like)
