@@ -42,7 +42,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from mkdext._system import extension
-from mkdext.methods import MKD, MKDOptions, mkd
+from mkdext.methods import MKD, MKDOptions
+from mkdext.methods.mkd import krnet
 from mkdext.models import create_model, default_points
 from mkdext.ops import reference
 from mkdext.training import MetaOptions, TrainOptions
@@ -126,7 +127,7 @@ def check_gradients(arguments: argparse.Namespace) -> None:
 def stock_operators() -> Iterator[None]:
     """KRNets on plain PyTorch."""
     with mock.patch.multiple(
-        mkd,
+        krnet,
         dynamic_conv2d=reference.dynamic_conv2d,
         texture_kernels=reference.texture_kernels,
     ):

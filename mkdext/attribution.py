@@ -23,6 +23,7 @@ from mkdext._system.errors import is_out_of_memory
 from mkdext._system.figures import figure_file, label
 from mkdext._system.files import check_replaceable, check_writable, write_csv, write_json
 from mkdext._system.memory import LiveBytes, available_bytes
+from mkdext._system.plugins import in_words
 from mkdext._system.terminal import Terminal, progress_bar, text_table
 from mkdext.data import (
     BadImage,
@@ -46,8 +47,7 @@ from mkdext.metrics import (
 from mkdext.metrics.attribution import SIDE_MIN, STEPS, detail
 from mkdext.models import SRNetwork
 from mkdext.models.builtin import BUILTIN_SCALE
-from mkdext.models.own import copy_with_tensors
-from mkdext.models.user_code import in_words
+from mkdext.models.handling import copy_with_tensors
 
 _BICUBIC = "bicubic"
 _BUILTIN = "built-in"

@@ -52,7 +52,7 @@ class CompareCommand(TrainOptions):
     """How many seeds, counted from --seed."""
     jobs: int | None = None
     """Trainings at once; default: one for each core of the processor, or one on a GPU."""
-    method_options: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    method_options: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # type: ignore[assignment]
     """Options of one method alone: its name and then the options, as in
     --method-options mkd kd-weight=3e-3 meta.every=4; may be given for each method."""
     config: Path | None = None
@@ -74,7 +74,7 @@ class CompareCommand(TrainOptions):
             ValueError: A list is empty or has a name that is unknown or twice, or an option of one
                 method is not usable.
         """
-        names = [field.name for field in dataclasses.fields(TrainOptions)]
+        names = {field.name for field in dataclasses.fields(TrainOptions)} - {"method_options"}
         own = _method_options_of(config_file(self.config)) if self.config else {}
         return Comparison(
             TrainOptions(**{name: getattr(self, name) for name in names}),

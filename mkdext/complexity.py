@@ -10,10 +10,10 @@ import torch
 
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
+from mkdext._system.plugins import in_words, is_reference
 from mkdext._system.terminal import text_table
 from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.complexity import Complexity, complexity
-from mkdext.models.user_code import in_words, is_own
 
 _NOTES = (
     "Papers: as thop 0.0.31 counts, and with it tables of super-resolution papers. Parameters are "
@@ -26,7 +26,7 @@ _NOTES = (
 
 
 def _count(name: str, scale: int, size: int) -> Complexity:
-    if is_own(name):
+    if is_reference(name):
         model = adapt(make_own(name, "network"), scale, f"network {name}")
         try:
             return complexity(model, size)

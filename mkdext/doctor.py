@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from mkdext import __version__
 from mkdext._system import extension
+from mkdext._system.errors import first_line
 from mkdext._system.streams import printable, replace_unencodable
 
 MINIMUM_TORCH = (2, 10)
@@ -117,7 +118,7 @@ def _torch(torch: Any) -> Finding:
     if isinstance(torch, ModuleNotFoundError):
         return Finding("torch", "not installed", "problem", fix)
     if isinstance(torch, Exception):
-        return Finding("torch", f"does not import: {_first_line(torch)}", "problem", fix)
+        return Finding("torch", f"does not import: {first_line(torch)}", "problem", fix)
     kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     value = f"{torch.__version__} ({kind} build)"
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
@@ -179,7 +180,7 @@ def _operators() -> Iterator[Finding]:
         yield Finding("instruction set", _instruction_set())
     except RuntimeError as error:
         yield Finding(
-            "instruction set", _first_line(error), "problem", "unset MKDEXT_INSTRUCTION_SET"
+            "instruction set", first_line(error), "problem", "unset MKDEXT_INSTRUCTION_SET"
         )
     else:
         yield _trial()
@@ -207,16 +208,16 @@ def _trial(device: str = "cpu") -> Finding:
         try:
             x, w = (t.to(device, dtype) for t in (features, weight))
         except RuntimeError as error:  # no memory, a GPU that is busy, or one that has failed
-            return Finding(name, _first_line(error), "problem", _LOOK)
+            return Finding(name, first_line(error), "problem", _LOOK)
         try:
             results = (
                 _dispatch.call(operators.dynamic_conv2d, x.device, x, w).cpu(),
                 _dispatch.call(operators.texture_kernels, x.device, x, 1, 1).cpu(),
             )
         except torch.OutOfMemoryError as error:
-            return Finding(name, _first_line(error), "problem", _LOOK)
+            return Finding(name, first_line(error), "problem", _LOOK)
         except RuntimeError as error:
-            return Finding(name, _first_line(error), "problem", _REPORT)
+            return Finding(name, first_line(error), "problem", _REPORT)
         for result, expected in zip(results, (convolved, pooled), strict=True):
             if (result - expected).abs().max() > _TOLERANCE * expected.abs().max():
                 wrong = f"the compiled operators give wrong numbers in {dtype}"
@@ -253,7 +254,7 @@ def _gpu(torch: Any, index: int) -> Finding:
         device = torch.cuda.get_device_name(index)
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
     except RuntimeError as error:
-        return Finding("cuda", f"cuda:{index}: {_first_line(error)}", "problem", _LOOK)
+        return Finding("cuda", f"cuda:{index}: {first_line(error)}", "problem", _LOOK)
     return Finding("cuda", f"cuda:{index}: {device}, {free:.1f} of {total:.1f} GiB are free")
 
 
@@ -261,7 +262,7 @@ def _why_no_cuda(torch: Any) -> str:
     try:
         torch.cuda.init()
     except (AssertionError, RuntimeError) as error:  # no driver, one that is too old, no device
-        return f"no device: {_first_line(error)}"
+        return f"no device: {first_line(error)}"
     return "no device"
 
 
@@ -295,10 +296,6 @@ def _cuda_operators(device_count: int) -> Iterator[Finding]:
 
 def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _print(findings: Sequence[Finding], usable: bool) -> None:

@@ -53,7 +53,6 @@ from mkdext.inference import (
 from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.inference.failures import noted
 from mkdext.metrics import exact_note, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
-from mkdext.models import VDSR
 
 Protocol = Literal["8bit", "float"]
 
@@ -218,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def default_protocol(network: Network) -> Protocol:
     """How the paper of a network measures."""
-    return "float" if isinstance(network.model, VDSR) else "8bit"
+    return network.model.protocol
 
 
 def photographs_of(command: EvaluateCommand, scale: int) -> list[Photograph]:

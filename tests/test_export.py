@@ -23,7 +23,6 @@ from mkdext.export import check_packages, main
 from mkdext.exporting import GRAPH, TRACE
 from mkdext.exporting import attempt as attempts
 from mkdext.exporting.attempt import EXPORT_KEY, attempt
-from mkdext.exporting.exportable import exportable
 from mkdext.exporting.onnx_file import compare, exporters, write_onnx
 from mkdext.inference import Network, load_network
 from mkdext.models import (
@@ -33,12 +32,14 @@ from mkdext.models import (
     RDN,
     SAN,
     VDSR,
+    AdaptedNetwork,
     EDSRConfig,
     HANConfig,
     RCANConfig,
     RDNConfig,
     SANConfig,
     SRNetwork,
+    SuperResolver,
     VDSRConfig,
     WeightsMetadata,
     save_model,
@@ -71,8 +72,10 @@ def network(model: nn.Module, scale: int = 2) -> Network:
     model.eval().requires_grad_(False)
     if isinstance(model, SRNetwork):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    scale = getattr(model, "scale", scale)
-    return Network(type(model).__name__, model, scale, torch.device("cpu"))
+    name = type(model).__name__
+    if not isinstance(model, SuperResolver):
+        model = AdaptedNetwork(model, scale, channels=3, enlarged=False).eval()
+    return Network(name, model, model.scale, torch.device("cpu"))
 
 
 def difference(network: Network, file: Path, *sizes: tuple[int, int]) -> float:
@@ -211,7 +214,7 @@ def test_weights_beyond_what_a_file_holds_are_refused_before_the_work(tmp_path: 
             super().__init__()
             self.weight = nn.Parameter(torch.empty(600_000_000, device="meta"))
 
-    huge = Network("Huge", Huge(), 2, torch.device("cpu"))
+    huge = Network("Huge", AdaptedNetwork(Huge(), 2, 3, False), 2, torch.device("cpu"))
     with pytest.raises(Failed, match=r"take 2\.4 GB, and an ONNX file .* less than 2 GB"):
         write_onnx(huge, tmp_path / "model.onnx", GRAPH)
 
@@ -221,7 +224,7 @@ def test_vdsr_for_export_enlarges_as_matlab_does_to_the_edge(scale: int) -> None
     model = VDSR(VDSRConfig(features=8, blocks=1), scale).eval()
     lr = torch.rand(1, 3, 7, 9)
     with torch.no_grad():
-        torch.testing.assert_close(exportable(model)(lr), model(lr), atol=2e-6, rtol=0)
+        torch.testing.assert_close(model.for_export()(lr), model(lr), atol=2e-6, rtol=0)
 
 
 @pytest.fixture(scope="module")

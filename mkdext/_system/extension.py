@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from mkdext._system.errors import first_line
 from mkdext._system.source_hash import source_hash
 
 REQUIRE_VARIABLE = "MKDEXT_REQUIRE_EXT"
@@ -169,11 +170,10 @@ def load(library: Library) -> ExtensionStatus:
             "loaded", path, f"{library.called} are in use", build=extension.build_info()
         )
     except (ImportError, OSError, RuntimeError) as error:
-        summary = str(error).strip().splitlines()[0]
         return ExtensionStatus(
             "broken",
             path,
-            f"{path} does not load ({summary})",
+            f"{path} does not load ({first_line(error)})",
             f"check that torch>=2.10 imports, then {_REBUILD}",
         )
 

@@ -7,11 +7,14 @@ file and its path, or a flag and its value.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from mkdext._system.errors import first_line
 
 MOST_BYTES = 64 << 20
 _MOST_DEPTH = 32
@@ -129,11 +132,23 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{what} is not YAML: {error.problem}{where}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{what} is not YAML: {reason[0]}") from None
+        raise ValueError(f"{what} is not YAML: {first_line(error)}") from None
     if _is_deeper(content, _MOST_DEPTH):
         raise _too_deep(what)
     return content
+
+
+def damaged_entry(archive: zipfile.ZipFile) -> str | None:
+    """The name of the first entry of a zip archive whose checksum is wrong; none if all are right.
+
+    PyTorch does not compare the checksums that `torch.save` writes, and a flipped bit is another
+    number. With `torch.serialization.set_crc32_options(False)` it writes zeros: those are not
+    checksums.
+
+    Raises:
+        Exception: An entry cannot be read, in any of the ways in which zip archives are damaged.
+    """
+    return archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
 
 
 def entry(content: Any, name: str, kind: type[_Kind], what: str) -> _Kind:

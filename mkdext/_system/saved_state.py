@@ -14,9 +14,9 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mkdext._system.errors import is_out_of_memory
+from mkdext._system.errors import first_line, is_out_of_memory
 from mkdext._system.files import atomic_write
-from mkdext._system.reading import entry, require_file
+from mkdext._system.reading import damaged_entry, entry, require_file
 
 _Kind = TypeVar("_Kind")
 
@@ -79,10 +79,9 @@ class SavedState:
         """
         state = cls(None, where, remedy)
         try:
-            # PyTorch does not look at the checksums.
             with zipfile.ZipFile(file) as archive:
                 packed = [i for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-                damaged = packed[0].filename if packed else archive.testzip()
+                damaged = packed[0].filename if packed else damaged_entry(archive)
             if damaged:
                 raise ValueError(f"in {damaged}")
             file.seek(0)
@@ -90,8 +89,7 @@ class SavedState:
         except Exception as error:  # A damaged archive or pickle fails in every way there is.
             if is_out_of_memory(error):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise state.unfit(f"is damaged ({reason})") from None
+            raise state.unfit(f"is damaged ({first_line(error)})") from None
         return dataclasses.replace(state, content=content)
 
     def unfit(self, reason: str) -> ValueError:

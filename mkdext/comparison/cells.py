@@ -16,7 +16,7 @@ from mkdext._system.memory import available_bytes
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
-from mkdext.methods import method_class
+from mkdext.methods import known_method, method_class
 from mkdext.training.checks import check_teachers
 from mkdext.training.options import ResolvedTraining, TrainOptions, known_methods
 from mkdext.training.options_file import OptionsFile, config_of
@@ -109,7 +109,7 @@ class Comparison:
         known = known_methods()
         for flag, names in (("methods", self.methods), ("method_options", self.method_options)):
             for name in names:
-                if name not in known:
+                if name != REFERENCE and not known_method(name):
                     raise ValueError(
                         f"`{flag}`: {name} is unknown, there are {', '.join(known)}"
                         f"{did_you_mean(name, known)}"
@@ -146,7 +146,7 @@ class Comparison:
         ]
 
     def _options(self, student: str, method: str, seed: int) -> ResolvedTraining:
-        where = Path(as_folder(student)) / method / f"seed-{seed}"
+        where = Path(as_folder(student)) / as_folder(method) / f"seed-{seed}"
         options = dataclasses.replace(
             self.base,
             student=student,
@@ -244,11 +244,11 @@ class Comparison:
             yield
 
 
-def as_folder(student: str) -> str:
-    """The name of a student's folder.
+def as_folder(name: str) -> str:
+    """The name of the folder of a student or method.
 
     Example:
         >>> as_folder("nets/small.py:make")
         'nets_small.py_make'
     """
-    return re.sub(r"[^\w.-]+", "_", student)
+    return re.sub(r"[^\w.-]+", "_", name)

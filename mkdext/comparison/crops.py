@@ -17,7 +17,7 @@ from mkdext.comparison.results import Result
 from mkdext.inference.contact_sheet import ContactSheet, strongest_window
 from mkdext.metrics import Window, psnr_y
 from mkdext.models import load_weights, read_weights, resolve_student
-from mkdext.models.own import unwrapped
+from mkdext.models.handling import unwrapped
 from mkdext.training import TrainOptions
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import validation_sets

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from mkdext._system.alone import Failed, in_one_line, one_line
 from mkdext._system.errors import is_out_of_memory
 from mkdext.exporting import GRAPH, TRACE
-from mkdext.exporting.exportable import exportable, weights_kept
+from mkdext.exporting.weights_kept import weights_kept
 from mkdext.inference import Network
-from mkdext.models import SAN
+from mkdext.models import SuperResolver
 
 EXAMPLE = (24, 20)
 """Height and width of the picture that the exporters are given for a file for any size."""
@@ -43,10 +43,9 @@ _KNOWN_REASONS = {
 }
 
 
-def exporters(model: nn.Module) -> tuple[str, str]:
+def exporters(model: SuperResolver) -> tuple[str, str]:
     """The exporters for a network, the more promising one first."""
-    # About the sizes of halves of a picture torch.export cannot prove what it must.
-    return (TRACE, GRAPH) if isinstance(model, SAN) else (GRAPH, TRACE)
+    return (TRACE, GRAPH) if model.is_best_traced else (GRAPH, TRACE)
 
 
 def write_onnx(
@@ -81,7 +80,8 @@ def write_onnx(
     example = example.view(1, 3, *(size or EXAMPLE))
     try:
         with _quiet(), torch.no_grad():
-            model = exportable(network.model)
+            # Kernels in another order than that of ONNX are written as views, and reshaped.
+            model = network.model.for_export().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             with weights_kept(model, example):
                 write = _write_graph if exporter == GRAPH else _write_trace
                 write(model, example, size is None, path)

@@ -8,21 +8,22 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mkdext._system.device import checked_device
 from mkdext._system.errors import is_out_of_memory
+from mkdext._system.plugins import in_words, is_reference
 from mkdext.inference.tiling import GLOBAL_OVERLAP, Costs, forward_costs, reach
 from mkdext.models import (
     SRNetwork,
+    SuperResolver,
     builtin_teacher,
     load_model,
     load_own,
     read_metadata,
 )
 from mkdext.models.builtin import BUILTIN_SCALE
-from mkdext.models.own import layout, placed, unwrapped
-from mkdext.models.user_code import in_words, is_own
+from mkdext.models.handling import layout, placed, unwrapped
 
 
 class EnlargementError(ValueError):
@@ -35,7 +36,7 @@ class Network:
 
     name: str
     """For tables: that of the weights file without its suffix."""
-    model: nn.Module
+    model: SuperResolver
     """In evaluation mode, without gradients."""
     scale: int
     """Enlargement factor."""
@@ -137,9 +138,9 @@ def load_network(
         torch.Size([1, 3, 32, 32])
     """
     place = checked_device(device)
-    if name is not None and is_own(name):
+    if name is not None and is_reference(name):
         scale = scale or _scale_of(weights, name)
-        model = load_own(name, weights, scale, "`model`", size)
+        model: SuperResolver = load_own(name, weights, scale, "`model`", size)
     else:
         model = _of_this_package(weights, scale, name)
         scale = model.scale

@@ -1,11 +1,18 @@
-"""Distillation methods, one file each; a file in this folder is a method to choose from."""
+"""Distillation methods, one file or folder each: what is here is a method to choose from."""
 
 import importlib
 import pkgutil
 
 from mkdext.methods.base import Descent, DistillationMethod, MetaDefaults
 from mkdext.methods.mkd import MKD, KRNet, MKDOptions
-from mkdext.methods.registry import method_class, method_names, register
+from mkdext.methods.registry import (
+    known_method,
+    make_method,
+    method_class,
+    method_names,
+    register,
+    try_method,
+)
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
@@ -17,7 +24,10 @@ __all__ = [
     "KRNet",
     "MKDOptions",
     "MetaDefaults",
+    "known_method",
+    "make_method",
     "method_class",
     "method_names",
     "register",
+    "try_method",
 ]

@@ -1,4 +1,4 @@
-"""What a distillation method is."""
+"""What a distillation method is, and what several of them compute alike."""
 
 from __future__ import annotations
 
@@ -41,10 +41,13 @@ class DistillationMethod(nn.Module, ABC):
 
     A method is made for the channels of the distillation points, `Method(student_channels,
     teacher_channels)` with one number for each point, and sees nothing of the networks but their
-    feature maps, which are of one size. Its parameters are trained together with the student, but
-    for those that the meta-gradient trains.
+    feature maps, which are of one size. What else its constructor takes are its options: one object
+    of its class `Options`, or arguments by name. Its parameters are trained together with the
+    student, but for those that the meta-gradient trains.
     """
 
+    Options: ClassVar[type | None] = None
+    """A frozen dataclass with defaults, which the constructor takes as its third argument."""
     compares: ClassVar[Literal["features", "pictures"]] = "features"
     """What the maps are: those of the distillation points, or the enlarged pictures alone."""
     privileged: ClassVar[bool] = False
@@ -122,3 +125,28 @@ class DistillationMethod(nn.Module, ABC):
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
         """Numbers that show how the method fares, to be logged now and then."""
         return {}
+
+
+def matching_convolutions(
+    student_channels: Sequence[int], teacher_channels: Sequence[int], kernel_size: int = 1
+) -> nn.ModuleList:
+    """One convolution `C_s -> C_t` with 'same' padding for each distillation point."""
+    return nn.ModuleList(
+        nn.Conv2d(cs, ct, kernel_size, padding=kernel_size // 2)
+        for cs, ct in zip(student_channels, teacher_channels, strict=True)
+    )
+
+
+def inverse_norm(vectors: Tensor) -> Tensor:
+    """`1 / max(|v|, 1e-12)` of each last dimension, which is kept; smooth at 0, to any order.
+
+    Example:
+        >>> inverse_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))[0]
+        tensor([0.2000])
+    """
+    return vectors.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
+
+
+def total(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of the losses of all points."""
+    return torch.stack(list(losses)).sum()

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mkdext.methods.adapters import total
-from mkdext.methods.base import DistillationMethod
+from mkdext.methods.base import DistillationMethod, total
 from mkdext.methods.registry import register
 from mkdext.ops import spatial_affinity_gap
 

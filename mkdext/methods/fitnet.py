@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from mkdext.methods.adapters import matching_convolutions, total
-from mkdext.methods.base import DistillationMethod
+from mkdext.methods.base import DistillationMethod, matching_convolutions, total
 from mkdext.methods.registry import register
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mkdext.methods.adapters import inverse_norm, total
-from mkdext.methods.base import DistillationMethod
+from mkdext.methods.base import DistillationMethod, inverse_norm, total
 from mkdext.methods.registry import register
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mkdext.methods.adapters import matching_convolutions, total
-from mkdext.methods.base import DistillationMethod, MetaDefaults
+from mkdext.methods.base import DistillationMethod, MetaDefaults, matching_convolutions, total
 from mkdext.methods.registry import register
 
 _FACTOR = 0.5  # beta in the authors' code

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mkdext.methods.adapters import total
-from mkdext.methods.base import DistillationMethod
+from mkdext.methods.base import DistillationMethod, total
 from mkdext.methods.registry import register
 
 IMITATION_WEIGHT = 1e-4

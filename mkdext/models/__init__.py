@@ -1,6 +1,12 @@
-"""Super-resolution networks, their weights and their feature maps."""
+"""Super-resolution networks, their weights and their feature maps.
 
-from mkdext.models.blocks import SRNetwork
+A file in this folder that registers a network is all that a network needs.
+"""
+
+import importlib
+import pkgutil
+
+from mkdext.models.blocks import SRNetwork, SuperResolver
 from mkdext.models.builtin import builtin_teacher
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
@@ -14,13 +20,14 @@ from mkdext.models.features import (
     select_points,
 )
 from mkdext.models.han import HAN, HANConfig
-from mkdext.models.own import AdaptedNetwork, adapt
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.rdn import RDN, RDNConfig
-from mkdext.models.registry import MODEL_NAMES, create_model
-from mkdext.models.resolve import load_own, resolve_student, resolve_teacher
+from mkdext.models.registry import create_model, model_names, register
+from mkdext.models.resolve import resolve_student, resolve_teacher
 from mkdext.models.san import SAN, SANConfig
-from mkdext.models.user_code import make_own
+from mkdext.models.scales import at_scales
+from mkdext.models.user.adapted import AdaptedNetwork, adapt
+from mkdext.models.user.factory import load_own, make_own
 from mkdext.models.vdsr import VDSR, LumaVDSR, VDSRConfig
 from mkdext.models.weights.files import (
     check_comes_back,
@@ -33,6 +40,12 @@ from mkdext.models.weights.files import (
     serialized,
 )
 from mkdext.models.weights.metadata import WeightsMetadata
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
+
+MODEL_NAMES = model_names()
+"""The networks of this package; `model_names()` has those as well that a program registers."""
 
 __all__ = [
     "EDSR",
@@ -52,9 +65,11 @@ __all__ = [
     "RDNConfig",
     "SANConfig",
     "SRNetwork",
+    "SuperResolver",
     "VDSRConfig",
     "WeightsMetadata",
     "adapt",
+    "at_scales",
     "builtin_teacher",
     "check_comes_back",
     "check_points",
@@ -67,8 +82,10 @@ __all__ = [
     "load_weights",
     "load_weights_file",
     "make_own",
+    "model_names",
     "read_metadata",
     "read_weights",
+    "register",
     "resized",
     "resolve_student",
     "resolve_teacher",

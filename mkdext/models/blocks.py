@@ -7,7 +7,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,58 @@ from torch import Tensor, nn
 from mkdext.models.weights.rgb_range import DIV2K_MEAN, RGB_RANGE, with_rgb_range
 from mkdext.models.weights.shapes import renamed
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 SCALES = (2, 3, 4, 8)
 
 
-class SRNetwork(nn.Module, ABC):
-    """A super-resolution network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, colours in [0, 1].
+class SuperResolver(nn.Module):
+    """What is known of every network that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`.
 
-    The output is not clipped. It can be differentiated any number of times.
+    Colours are in [0, 1]. The commands ask the network and nobody else.
+    """
+
+    scale: int
+    """Enlargement factor."""
+    protocol: ClassVar[Literal["8bit", "float"]] = "8bit"
+    """Whether its paper rounds pictures to 8 bits before it measures them."""
+    layout: ClassVar[torch.memory_format] = torch.contiguous_format
+    """Of images and weights, in which it runs best of those that it can run in; a user's network
+    may run in no other."""
+    is_best_traced: ClassVar[bool] = False
+    """Whether an export by tracing is more promising than one by `torch.export`."""
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The network as its author knows it."""
+        return self
+
+    def at_scale(self, scale: int) -> SuperResolver | None:
+        """The network at another scale, sharing all weights; none: they serve for one scale."""
+        return None
+
+    def for_export(self) -> nn.Module:
+        """The same function in operators that ONNX has, for images of any size."""
+        return self
+
+
+class SRNetwork(SuperResolver, ABC):
+    """A network of this package.
+
+    Its output is not clipped. It can be differentiated any number of times.
+
+    Its file says all that is particular about it: sizes and their names (`register`), how weights
+    are recognised (`infer`, `own_names`, `own_range`, `first_layers`), what its body is made of
+    (`stages`, `part_count`, `name_in`, `widened`) and what `SuperResolver` asks.
     """
 
     config: Any
-    scale: int
+    layout = torch.channels_last  # in which convolutions are faster
+    part_count: ClassVar[str] = "blocks"
+    """What the number of the equal parts of the body is called in the configuration."""
+    first_layers: ClassVar[tuple[str, ...]]
+    """Weights of the first layer, by their names here and in other code bases."""
 
     def __init__(self, config: Any, scale: int) -> None:
         """Keep the size.
@@ -72,6 +113,48 @@ class SRNetwork(nn.Module, ABC):
             raise ValueError(f"distillation_points: count must be 1..{len(stages)}, got {count}")
         return [stages[math.ceil(i * len(stages) / count) - 1] for i in range(1, count + 1)]
 
+    def with_parts(self, parts: int) -> Self:
+        """A network like this one with a body of `parts` parts, with new random weights.
+
+        Example:
+            >>> from mkdext.models import create_model
+            >>> create_model("edsr-s", scale=4).with_parts(2).stages()
+            ['body.0', 'body.1']
+        """
+        config = dataclasses.replace(self.config, **{self.part_count: parts})
+        return type(self)(config, self.scale)
+
+    def name_in(self, other: SRNetwork, name: str) -> str | None:
+        """What a sub-module or weight is called in the same network with other parts.
+
+        Args:
+            other: What `with_parts` makes.
+            name: Of a sub-module, parameter or buffer of this network.
+
+        Returns:
+            The name; none if it belongs to a part that `other` has not.
+
+        Example:
+            >>> from mkdext.models import create_model
+            >>> whole = create_model("rcan-a", scale=4)
+            >>> half = whole.with_parts(2)
+            >>> names = "body.1.body.0", "body.2", "body.4", "tail.0"
+            >>> [whole.name_in(half, name) for name in names]
+            ['body.1.body.0', None, 'body.2', 'tail.0']
+        """
+        missing = self.stages()[len(other.stages()) :]
+        return None if any(is_within(name, part) for part in missing) else name
+
+    def widened(self, name: str, trained: Tensor, new: Tensor) -> Tensor:
+        """A weight of this network, trained in one with fewer parts.
+
+        Args:
+            name: Of the weight.
+            trained: Its numbers there, smaller where it sees the outputs of all parts.
+            new: Its numbers here, from which those for the outputs of the new parts are taken.
+        """
+        return trained
+
     @classmethod
     def own_names(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of another code base under the names used here; others as they are."""
@@ -97,11 +180,23 @@ class SRNetwork(nn.Module, ABC):
         """
 
 
+def is_within(name: str, part: str) -> bool:
+    """Whether a name is that of a sub-module or of what it holds.
+
+    Example:
+        >>> is_within("body.1.conv.weight", "body.1"), is_within("body.10", "body.1")
+        (True, False)
+    """
+    return name == part or name.startswith(f"{part}.")
+
+
 class MeanShiftedNetwork(SRNetwork):
     """The frame of EDSR that others took over: head, body with a skip over all of it, tail.
 
     Inside, colours run from 0 to 255, less their mean, as in the official code.
     """
+
+    first_layers = ("head.0.weight", "conv_first.weight")  # the latter in BasicSR
 
     def __init__(self, config: Any, scale: int) -> None:
         """Make a network with random weights.
@@ -163,6 +258,13 @@ class SequentialNetwork(MeanShiftedNetwork):
     def stages(self) -> list[str]:
         """Names of the parts."""
         return [f"body.{part}" for part in range(len(self.body) - 1)]
+
+    def name_in(self, other: SRNetwork, name: str) -> str | None:
+        """As for any network; the convolution after the parts has the number after theirs."""
+        end = f"body.{len(self.stages())}"
+        if is_within(name, end):
+            return f"body.{len(other.stages())}{name.removeprefix(end)}"
+        return super().name_in(other, name)
 
     @staticmethod
     def from_basicsr(
@@ -246,13 +348,16 @@ def upsampler(features: int, scale: int, in_features: int | None = None) -> nn.S
 def check_sizes(config: Any) -> None:
     """Check that numbers of a configuration are of their kinds, finite, and make a network.
 
+    Whole numbers tell the shapes of weights; those that are `float` do not.
+
     Raises:
         TypeError: One is of another kind.
         ValueError: A whole number is less than 1, or a reduction is impossible.
     """
-    kind, sizes = type(config).__name__, dataclasses.asdict(config)
-    for name, value in sizes.items():
-        if name == "residual_scale":
+    kind, shaping = type(config).__name__, _shaping(config)
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if name not in shaping:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{kind}: {name} must be a number, got {value!r:.80}")
             if not abs(value) <= sys.float_info.max:
@@ -261,10 +366,10 @@ def check_sizes(config: Any) -> None:
             raise TypeError(f"{kind}: {name} must be a whole number, got {value!r:.80}")
         elif value < 1:
             raise ValueError(f"{kind}: {name} must be at least 1, got {value}")
-    for name, value in sizes.items():
-        if name.endswith("reduction") and sizes["features"] < value:
+    for name, value in shaping.items():
+        if name.endswith("reduction") and shaping["features"] < value:
             raise ValueError(
-                f"{kind}: features must be at least {name}={value}, got {sizes['features']}"
+                f"{kind}: features must be at least {name}={value}, got {shaping['features']}"
             )
 
 
@@ -275,14 +380,19 @@ def same_shapes(one: Any, other: Any) -> bool:
     """
 
     def shapes(config: Any) -> dict[str, Any]:
-        sizes = dataclasses.asdict(config)
-        sizes.pop("residual_scale", None)
+        sizes = _shaping(config)
         return {
             name: sizes["features"] // value if name.endswith("reduction") else value
             for name, value in sizes.items()
         }
 
     return shapes(one) == shapes(other)
+
+
+def _shaping(config: Any) -> dict[str, Any]:
+    """The numbers of a configuration on which the shapes of weights depend."""
+    fields = dataclasses.fields(config)
+    return {f.name: getattr(config, f.name) for f in fields if f.type not in (float, "float")}
 
 
 def repetitions(config: Any) -> int:

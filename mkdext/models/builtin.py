@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from importlib import resources
 
-from torch import nn
-
+from mkdext.models.blocks import SRNetwork
 from mkdext.models.weights.files import load_model
 
 BUILTIN_SCALE = 4
 _FILE = "rcan-c-x4.safetensors"
 
 
-def builtin_teacher(scale: int = BUILTIN_SCALE) -> nn.Module:
+def builtin_teacher(scale: int = BUILTIN_SCALE) -> SRNetwork:
     """The trained RCAN that comes with the package.
 
     Returns:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SequentialNetwork, check_sizes, conv3x3
+from mkdext.models.registry import register
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 _WIDE = 256
@@ -52,6 +53,13 @@ class ResBlock(nn.Module):
         return residual * self.residual_scale + x
 
 
+@register(
+    {
+        # MKD Table 5.
+        "edsr-t": EDSRConfig(blocks=32, features=256, residual_scale=0.1),
+        "edsr-s": EDSRConfig(blocks=4, features=16),
+    }
+)
 class EDSR(SequentialNetwork):
     """Enhanced deep network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, colours in [0, 1].
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._system.near_names import did_you_mean
-from mkdext.models.own import evaluation_mode, unwrapped
+from mkdext._system.plugins import in_words
+from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.models.stand_ins import call_with
-from mkdext.models.user_code import in_words
 
 WHOLE = ""
 """The distillation point whose feature map is what the network gives, the enlarged picture."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mkdext.models.blocks import conv3x3
 from mkdext.models.rcan import RCAN, RCANConfig
+from mkdext.models.registry import register
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,6 +72,13 @@ class VolumeConvolution(nn.Conv3d):
         return self
 
 
+@register(
+    {
+        # MKD Table 5.
+        "han-t": HANConfig(groups=10, blocks=20, features=64),
+        "han-s": HANConfig(groups=4, blocks=4, features=16, reduction=4),
+    }
+)
 class HAN(RCAN):
     """Holistic attention network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, in [0, 1].
 
@@ -102,6 +110,14 @@ class HAN(RCAN):
         layers = self.last_conv(self.la(torch.stack(outputs[::-1], dim=1)))
         deep: Tensor = self.last(torch.cat((self.csa(x), layers), dim=1))
         return deep
+
+    def widened(self, name: str, trained: Tensor, new: Tensor) -> Tensor:
+        """Layer attention sees the output of the whole body first, then the last part's, and on."""
+        if name != "last_conv.weight":
+            return trained
+        features = self.config.features
+        added = new[:, features : features + new.shape[1] - trained.shape[1]]
+        return torch.cat((trained[:, :features], added, trained[:, features:]), dim=1)
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[RCANConfig, int] | None:

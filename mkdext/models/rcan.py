@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SequentialNetwork, channel_weights, check_sizes, conv3x3
+from mkdext.models.registry import register
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 
@@ -81,6 +82,15 @@ class ResidualGroup(nn.Module):
         return residual + x
 
 
+@register(
+    {
+        # MKD Table 1: the teacher and three students.
+        "rcan-t": RCANConfig(groups=10, blocks=20, features=64),
+        "rcan-a": RCANConfig(groups=4, blocks=1, features=16),
+        "rcan-b": RCANConfig(groups=4, blocks=4, features=16),
+        "rcan-c": RCANConfig(groups=4, blocks=4, features=32),
+    }
+)
 class RCAN(SequentialNetwork):
     """Residual channel attention network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, in [0, 1].
 
@@ -93,6 +103,7 @@ class RCAN(SequentialNetwork):
 
     config: RCANConfig
     config_class = RCANConfig
+    part_count = "groups"
 
     def parts(self) -> list[nn.Module]:
         """The groups."""

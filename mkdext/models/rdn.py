@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3, upsampler
+from mkdext.models.registry import register
 from mkdext.models.weights.rgb_range import RGB_RANGE
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
@@ -63,6 +64,13 @@ class RDB(nn.Module):
         return residual + x
 
 
+@register(
+    {
+        # MKD Table 5.
+        "rdn-t": RDNConfig(blocks=16, layers=8, growth=64, features=64),
+        "rdn-s": RDNConfig(blocks=4, layers=4, growth=16, features=16),
+    }
+)
 class RDN(SRNetwork):
     """Residual dense network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, colours in [0, 1].
 
@@ -77,6 +85,7 @@ class RDN(SRNetwork):
     """
 
     config: RDNConfig
+    first_layers = ("SFENet1.weight",)
 
     def __init__(self, config: RDNConfig, scale: int) -> None:
         """Make a network with random weights.
@@ -108,6 +117,12 @@ class RDN(SRNetwork):
     def stages(self) -> list[str]:
         """Names of the blocks."""
         return [f"RDBs.{block}" for block in range(self.config.blocks)]
+
+    def widened(self, name: str, trained: Tensor, new: Tensor) -> Tensor:
+        """Global feature fusion sees the outputs of all blocks, the first one first."""
+        if name != "GFF.0.weight":
+            return trained
+        return torch.cat((trained, new[:, trained.shape[1] :]), dim=1)
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[RDNConfig, int] | None:

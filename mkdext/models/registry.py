@@ -3,51 +3,51 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mkdext._system.near_names import did_you_mean
 from mkdext.models.blocks import SRNetwork
-from mkdext.models.edsr import EDSR, EDSRConfig
-from mkdext.models.han import HAN, HANConfig
-from mkdext.models.rcan import RCAN, RCANConfig
-from mkdext.models.rdn import RDN, RDNConfig
-from mkdext.models.san import SAN, SANConfig
-from mkdext.models.vdsr import VDSR, VDSRConfig
 
-_MODELS: dict[str, tuple[type[SRNetwork], Any]] = {
-    # MKD Table 1: the teacher and three students.
-    "rcan-t": (RCAN, RCANConfig(groups=10, blocks=20, features=64)),
-    "rcan-a": (RCAN, RCANConfig(groups=4, blocks=1, features=16)),
-    "rcan-b": (RCAN, RCANConfig(groups=4, blocks=4, features=16)),
-    "rcan-c": (RCAN, RCANConfig(groups=4, blocks=4, features=32)),
-    # MKD Table 5: teachers and students.
-    "edsr-t": (EDSR, EDSRConfig(blocks=32, features=256, residual_scale=0.1)),
-    "edsr-s": (EDSR, EDSRConfig(blocks=4, features=16)),
-    "rdn-t": (RDN, RDNConfig(blocks=16, layers=8, growth=64, features=64)),
-    "rdn-s": (RDN, RDNConfig(blocks=4, layers=4, growth=16, features=16)),
-    "san-t": (SAN, SANConfig(groups=20, blocks=10, features=64)),
-    "san-s": (SAN, SANConfig(groups=4, blocks=1, features=16, reduction=4)),
-    "han-t": (HAN, HANConfig(groups=10, blocks=20, features=64)),
-    "han-s": (HAN, HANConfig(groups=4, blocks=4, features=16, reduction=4)),
-    # Data-free contrastive distillation (Wang et al.), section 4.2.
-    "vdsr": (VDSR, VDSRConfig(features=64)),
-    "vdsr-half": (VDSR, VDSRConfig(features=32)),
-}
-
-# HAN has all layers of RCAN and more.
-_NETWORKS: tuple[type[SRNetwork], ...] = (HAN, RCAN, EDSR, RDN, SAN, VDSR)
-
-MODEL_NAMES = tuple(_MODELS)
-
-FIRST_LAYERS = ("head.0.weight", "conv_first.weight", "SFENet1.weight", "input.weight")
-"""Weights of the first layers, under the names here and in other code bases."""
+_MODELS: dict[str, tuple[type[SRNetwork], Any]] = {}
+_Network = TypeVar("_Network", bound=type[SRNetwork])
 
 
-def create_model(name: str, scale: int) -> nn.Module:
+def register(sizes: Mapping[str, Any]) -> Callable[[_Network], _Network]:
+    """Decorator that makes a network known under the names of its sizes.
+
+    Args:
+        sizes: Configurations by name, at least one, of which the last is a small one. The network
+            is made as `network(configuration, scale)`.
+
+    Raises:
+        ValueError: A name is taken.
+    """
+
+    def add(network: _Network) -> _Network:
+        for name, config in sizes.items():
+            if name in _MODELS:
+                raise ValueError(f"register: {name!r} is the name of another network")
+            _MODELS[name] = network, config
+        return network
+
+    return add
+
+
+def model_names() -> tuple[str, ...]:
+    """The names of all networks that are registered so far."""
+    return tuple(_MODELS)
+
+
+def first_layers() -> list[str]:
+    """Weights of the first layers of all networks, by their names here and in other code bases."""
+    return [name for network in _networks() for name in network.first_layers]
+
+
+def create_model(name: str, scale: int) -> SRNetwork:
     """Make a network with random weights, drawn from torch's global generator.
 
     Args:
@@ -66,8 +66,8 @@ def create_model(name: str, scale: int) -> nn.Module:
     """
     if name not in _MODELS:
         raise ValueError(
-            f"network {name!r} is unknown, there are {', '.join(MODEL_NAMES)}"
-            f"{did_you_mean(name, MODEL_NAMES)}"
+            f"network {name!r} is unknown, there are {', '.join(_MODELS)}"
+            f"{did_you_mean(name, _MODELS)}"
         )
     network, config = _MODELS[name]
     return network(config, scale)
@@ -89,7 +89,7 @@ def recognise(weights: Mapping[str, Tensor]) -> Recognised | None:
         >>> recognise(create_model("edsr-s", scale=3).state_dict())[1:]
         (EDSRConfig(blocks=4, features=16, residual_scale=1.0), 3)
     """
-    for network in _NETWORKS:
+    for network in _networks():
         found = network.infer(network.own_names(weights))
         if found is not None:
             return Recognised(network, *found)
@@ -104,11 +104,17 @@ def is_as_made(model: nn.Module) -> TypeGuard[SRNetwork]:
         >>> is_as_made(model), is_as_made(nn.Sequential(model))
         (True, False)
     """
-    if type(model) not in _NETWORKS:
+    if not isinstance(model, SRNetwork) or type(model) not in _networks():
         return False
     with torch.device("meta"):
         fresh = type(model)(model.config, model.scale)
     return _make(model) == _make(fresh)
+
+
+def _networks() -> list[type[SRNetwork]]:
+    """Each network once, those first that have all layers of another and more."""
+    networks = dict.fromkeys(network for network, _ in _MODELS.values())
+    return sorted(networks, key=lambda network: -len(network.__mro__))
 
 
 def _make(model: nn.Module) -> list[Any]:
@@ -127,11 +133,11 @@ def nearest_network(names: Iterable[str]) -> str:
         '; nearest is RDN, with 3 of its 12 kinds of weights'
     """
     given = _kinds(names)
-    students = dict(_MODELS.values())  # The last of each network, which is small.
+    small = dict(_MODELS.values())  # the last of each network
     with torch.device("meta"):
         known = {
             network.__name__: _kinds(network(config, scale=4).state_dict())
-            for network, config in students.items()
+            for network, config in small.items()
         }
     name = max(known, key=lambda name: len(known[name] & given) / len(known[name] | given))
     common = len(known[name] & given)

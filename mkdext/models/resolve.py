@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from mkdext._system.near_names import did_you_mean
+from mkdext._system.plugins import is_reference
+from mkdext.models.blocks import SuperResolver
 from mkdext.models.builtin import builtin_teacher
-from mkdext.models.own import adapt
-from mkdext.models.registry import MODEL_NAMES, create_model
-from mkdext.models.user_code import is_own, make_own
-from mkdext.models.weights.files import load_model, load_weights_file
+from mkdext.models.registry import create_model, model_names
+from mkdext.models.user.adapted import adapt
+from mkdext.models.user.factory import load_own, make_own
+from mkdext.models.weights.files import load_model
 
 BUILTIN = "builtin"
-TEACHER_NAMES = (BUILTIN, *MODEL_NAMES)
 _OWN = "or a network of yours, package.module:factory or file.py:factory"
 
 
-def resolve_student(student: str, scale: int) -> nn.Module:
+def resolve_student(
+    student: str, scale: int, options: Mapping[str, Any] | None = None
+) -> SuperResolver:
     """The student that `student` means, with new weights.
 
     Args:
         student: One of `MODEL_NAMES`, or a network of the user: `package.module:factory` or
-            `file.py:factory`, as `mkdext.models.own` describes them.
+            `file.py:factory`, as `make_own` takes it.
         scale: Enlargement factor.
+        options: Arguments of the user's factory by name.
 
     Returns:
         A network that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
 
     Raises:
-        ValueError: The name is unknown, or the user's network is not usable.
+        ValueError: The name is unknown, the user's network is not usable, or options are given to
+            a network of this package.
 
     Example:
         >>> resolve_student("rcan-a", scale=2).scale
         2
     """
-    if is_own(student):
-        return adapt(make_own(student, "`student`"), scale, f"`student` {student}")
-    if student not in MODEL_NAMES:
-        raise _unknown("`student`", student, MODEL_NAMES)
+    if is_reference(student):
+        network = make_own(student, "`student`", options)
+        return adapt(network, scale, f"`student` {student}")
+    if student not in model_names():
+        raise _unknown("`student`", student, model_names())
+    _refuse_options("student", student, options)
     return create_model(student, scale)
 
 
-def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int) -> nn.Module:
+def resolve_teacher(
+    teacher: str | None,
+    weights: str | Path | None,
+    scale: int,
+    options: Mapping[str, Any] | None = None,
+) -> SuperResolver:
     """The teacher that `teacher` and `teacher_weights` mean.
 
     Args:
@@ -53,6 +66,7 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
             built-in one without weights.
         weights: A file that `read_weights` can read. The user's factory may load its own instead.
         scale: Scale that the teacher must have.
+        options: Arguments of the user's factory by name.
 
     Returns:
         A trained network in evaluation mode, whose parameters take no gradient. It maps
@@ -60,19 +74,22 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
         is not touched.
 
     Raises:
-        ValueError: The name is unknown, weights are missing or too many, they do not fit, or the
-            user's network is not usable.
+        ValueError: The name is unknown, weights are missing or too many, they do not fit, the
+            user's network is not usable, or options are given to a network of this package.
 
     Example:
         >>> resolve_teacher("builtin", None, scale=4).scale
         4
     """
-    if teacher is not None and is_own(teacher):
+    model: SuperResolver
+    if teacher is not None and is_reference(teacher):
         with torch.random.fork_rng(devices=[]):
-            model = load_own(teacher, weights, scale, "`teacher`")
+            model = load_own(teacher, weights, scale, "`teacher`", options=options)
         return model.eval().requires_grad_(False)
-    if teacher is not None and teacher not in TEACHER_NAMES:
-        raise _unknown("`teacher`", teacher, TEACHER_NAMES)
+    names = BUILTIN, *model_names()
+    if teacher is not None and teacher not in names:
+        raise _unknown("`teacher`", teacher, names)
+    _refuse_options("teacher", teacher or BUILTIN, options)
     if teacher == BUILTIN and weights is not None:
         raise ValueError(
             f"`teacher` {BUILTIN} has its own weights, got `teacher_weights` {weights}; "
@@ -90,43 +107,12 @@ def resolve_teacher(teacher: str | None, weights: str | Path | None, scale: int)
     return model.eval().requires_grad_(False)
 
 
-def load_own(
-    name: str,
-    weights: str | Path | None,
-    scale: int,
-    flag: str,
-    size: tuple[int, int] | None = None,
-) -> nn.Module:
-    """A user's network with its weights.
-
-    Args:
-        name: `package.module:factory` or `file.py:factory`.
-        weights: A file that `read_weights` can read; none: those that the factory gives it.
-        scale: Enlargement factor.
-        flag: The option that `name` was given to, for error messages.
-        size: Height and width of the only pictures that it must take; none: any.
-
-    Returns:
-        A network that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
-
-    Raises:
-        ValueError: There is no such factory, the weights do not fit what it makes, or that is not
-            usable at this scale.
-
-    Example:
-        >>> sharpen_nothing = load_own("torch.nn:Identity", None, scale=2, flag="`model`")
-        >>> sharpen_nothing(torch.ones(1, 3, 4, 5)).shape
-        torch.Size([1, 3, 8, 10])
-    """
-    network = make_own(name, flag)
-    if weights is not None:
-        try:
-            load_weights_file(network, weights)
-        except ValueError:
-            # Some networks make what is to be loaded when they run first, as `adapt` has them.
-            adapt(network, scale, f"{flag} {name}", size)
-            load_weights_file(network, weights)
-    return adapt(network, scale, f"{flag} {name}", size)
+def _refuse_options(role: str, name: str, options: Mapping[str, Any] | None) -> None:
+    if options:
+        raise ValueError(
+            f"`{role}_options` {', '.join(options)}: they go with a network of yours, "
+            f"package.module:factory or file.py:factory, and `{role}` is {name}; leave them out"
+        )
 
 
 def _unknown(flag: str, name: str, known: tuple[str, ...]) -> ValueError:

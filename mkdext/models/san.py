@@ -6,6 +6,7 @@ its forward pass never uses.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext.models.blocks import MeanShiftedNetwork, channel_weights, check_sizes, conv3x3
+from mkdext.models.registry import register
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
 _ITERATIONS = 5
@@ -172,6 +174,22 @@ class RegionNonLocal(nn.Module):
         return torch.cat(rows, dim=2)
 
 
+class _FullQuarters(nn.Module):
+    """The same on maps of at least two rows and columns, without a condition on their size."""
+
+    def __init__(self, non_local: NonLocal) -> None:
+        super().__init__()
+        self.non_local = non_local
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2] // 2, x.shape[3] // 2
+        halves = [
+            torch.cat((self.non_local(half[..., :width]), self.non_local(half[..., width:])), dim=3)
+            for half in (x[:, :, :height], x[:, :, height:])
+        ]
+        return torch.cat(halves, dim=2)
+
+
 class ResBlock(nn.Module):
     """Residual block: convolution, ReLU, convolution, plus input."""
 
@@ -209,6 +227,13 @@ class LSRAG(nn.Module):
         return attended + x
 
 
+@register(
+    {
+        # MKD Table 5.
+        "san-t": SANConfig(groups=20, blocks=10, features=64),
+        "san-s": SANConfig(groups=4, blocks=1, features=16, reduction=4),
+    }
+)
 class SAN(MeanShiftedNetwork):
     """Second-order attention network: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, in [0, 1].
 
@@ -222,6 +247,9 @@ class SAN(MeanShiftedNetwork):
     """
 
     config: SANConfig
+    part_count = "groups"
+    # torch.export cannot prove what it must of the sizes of halves of a picture.
+    is_best_traced = True
 
     def add_body(self) -> None:
         """Make the groups and the non-local block."""
@@ -243,6 +271,12 @@ class SAN(MeanShiftedNetwork):
     def stages(self) -> list[str]:
         """Names of the groups."""
         return [f"RG.{group}" for group in range(self.config.groups)]
+
+    def for_export(self) -> nn.Module:
+        """A copy that compares quarters which are never empty."""
+        network = copy.deepcopy(self)
+        network.non_local = _FullQuarters(network.non_local.non_local)  # type: ignore[assignment]
+        return network
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[SANConfig, int] | None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from mkdext.data import imresize
 from mkdext.metrics import luma
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3
+from mkdext.models.registry import register
+from mkdext.models.user.adapted import AdaptedNetwork
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels
 
 _WHITE, _BLACK = 235, 16  # levels of Y
@@ -88,6 +90,13 @@ class LumaVDSR(nn.Module):
         return added
 
 
+@register(
+    {
+        # Data-free contrastive distillation (Wang et al.), section 4.2.
+        "vdsr": VDSRConfig(features=64),
+        "vdsr-half": VDSRConfig(features=32),
+    }
+)
 class VDSR(SRNetwork):
     """VDSR on colour images: `[B, 3, h, w]` -> `[B, 3, scale*h, scale*w]`, colours in [0, 1].
 
@@ -102,6 +111,8 @@ class VDSR(SRNetwork):
     """
 
     config: VDSRConfig
+    protocol = "float"
+    first_layers = ("input.weight",)
 
     def __init__(self, config: VDSRConfig, scale: int) -> None:
         """Make a network with random weights.
@@ -122,6 +133,16 @@ class VDSR(SRNetwork):
     def stages(self) -> list[str]:
         """Names of the convolutions between the first and the last; their maps are enlarged."""
         return [f"luma.residual_layer.{block}" for block in range(self.config.blocks)]
+
+    def at_scale(self, scale: int) -> VDSR:
+        """The network at another scale, with the same `luma`."""
+        other = VDSR(self.config, scale)
+        other.luma = self.luma
+        return other
+
+    def for_export(self) -> nn.Module:
+        """`luma` between bicubic and colours that are convolutions."""
+        return AdaptedNetwork(self.luma, self.scale, channels=1, enlarged=True).for_export()
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[VDSRConfig, None] | None:

@@ -3,7 +3,7 @@
 from mkdext.synthesis.contrastive import InstanceDiscriminator, MemoryBank, contrastive_loss
 from mkdext.synthesis.diversity import mean_pairwise_distance
 from mkdext.synthesis.generator import Generator
-from mkdext.synthesis.growth import carry_over, part_counts, with_parts
+from mkdext.synthesis.growth import carry_over, part_counts
 from mkdext.synthesis.inversion import FeatureStatistics
 from mkdext.synthesis.losses import Criterion, adversarial_loss, reconstruction_loss
 from mkdext.synthesis.procedural import MIXTURE, PROCEDURAL_KINDS, procedural_images
@@ -26,5 +26,4 @@ __all__ = [
     "part_counts",
     "procedural_images",
     "reconstruction_loss",
-    "with_parts",
 ]

@@ -11,22 +11,24 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from mkdext.methods import MKD, DistillationMethod, method_class
+from mkdext._system.plugins import is_reference, named_options
+from mkdext.methods import DistillationMethod, make_method, method_class, try_method
 from mkdext.models import (
     WHOLE,
     SRNetwork,
+    SuperResolver,
+    at_scales,
     check_points,
     default_points,
     select_points,
 )
-from mkdext.models.own import layout, placed
-from mkdext.synthesis import carry_over, part_counts, with_parts
-from mkdext.synthesis.growth import name_in
+from mkdext.models.handling import layout, placed
+from mkdext.synthesis import carry_over, part_counts
 from mkdext.synthesis.randomness import Draw, seed_of
 from mkdext.training.data_free_options import Resolved, ResolvedDataFree
 from mkdext.training.image_maker import ImageMaker
+from mkdext.training.losses import make_loss
 from mkdext.training.options import TrainOptions
-from mkdext.training.scales import at_scales
 from mkdext.training.sources import Made
 from mkdext.training.stages import (
     Part,
@@ -47,9 +49,9 @@ _DFSR_GRADIENT = 0.4  # norm to which the code of DFSR cuts the gradient of its 
 class Networks(NamedTuple):
     """Who learns from whom."""
 
-    student: nn.Module
+    student: SuperResolver
     """With all its parts, of the first scale."""
-    teachers: Mapping[int, nn.Module]
+    teachers: Mapping[int, SuperResolver]
     """By scale; none: vanilla training on photographs, or a method that makes a teacher."""
 
 
@@ -168,7 +170,7 @@ class Growth:
         if self._grows and points:
             assert isinstance(networks.student, SRNetwork)  # Others have one stage.
             with torch.device("meta"):
-                grown = with_parts(networks.student, parts)
+                grown = networks.student.with_parts(parts)
             self.points = _points_of_parts(grown, networks.student, points)
 
     @property
@@ -181,7 +183,7 @@ class Growth:
         if self._grows:
             assert isinstance(student, SRNetwork)  # Others have one stage.
             with seeded(seed_of(options.seed, Draw.NEW_PARTS, self.index), self.device):
-                student = with_parts(student, self.parts)
+                student = student.with_parts(self.parts)
             if before:
                 trained = next(iter(before.values())).student
                 assert isinstance(trained, SRNetwork)
@@ -228,9 +230,14 @@ def make_steps(
         teacher_maps = check_points(placed(teachers[scale], device), teacher_points, teacher_side)
         with seeded(options.seed, device):
             channels = [m.channels for m in maps], [m.channels for m in teacher_maps]
-            method = _make_method(options, *channels).to(device)
+            given = named_options(options.method_options, "`method_options`")
+            method = make_method(options.method, *channels, [options.mkd], given).to(device)
         sizes = [(m.height, m.width) for m in maps]
         distillation = Distillation(own_points, method, _meta_optimizer(options, method))
+        if is_reference(options.method) and device.type != "meta":
+            seen = [(t.channels, *size) for t, size in zip(teacher_maps, sizes, strict=True)]
+            twice = distillation.optimizer is not None
+            try_method(method, maps, seen, twice, f"`method` {options.method}")
         trained += distillation.adapters.values()
     optimizer, step_options = _optimizer(options, trained), _step_options(options)
     dtype, picture = torch.float32, None
@@ -271,16 +278,8 @@ def _step_options(options: Resolved) -> StepOptions:
     if isinstance(options, ResolvedDataFree):
         largest = _DFSR_GRADIENT if options.optimizer == "sgd" else math.inf
         return StepOptions(options.meta, criterion=options.criterion, largest_gradient=largest)
-    return StepOptions(options.meta, options.imitation, getattr(torch, options.student_dtype))
-
-
-def _make_method(
-    options: Resolved, student_channels: list[int], teacher_channels: list[int]
-) -> DistillationMethod:
-    method = method_class(options.method)
-    if issubclass(method, MKD):
-        return method(student_channels, teacher_channels, options.mkd)
-    return method(student_channels, teacher_channels)
+    dtype: torch.dtype = getattr(torch, options.student_dtype)
+    return StepOptions(options.meta, options.imitation, dtype, make_loss(options.loss))
 
 
 def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> Points:
@@ -331,7 +330,7 @@ def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> 
 
 def _points_of_parts(student: SRNetwork, whole: SRNetwork, points: Points) -> Points | None:
     """Those of the distillation points that a student has already; none if it has none."""
-    named = [(name_in(student, whole, own), other) for own, other in zip(*points, strict=True)]
+    named = [(whole.name_in(student, own), other) for own, other in zip(*points, strict=True)]
     there = [(own, other) for own, other in named if own is not None]
     return ([own for own, _ in there], [other for _, other in there]) if there else None
 

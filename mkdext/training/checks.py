@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
 from mkdext._system.memory import LiveBytes, available_bytes
+from mkdext._system.plugins import in_words
 from mkdext._system.saved_state import SavedState, serialized
-from mkdext.models import SRNetwork, check_comes_back
-from mkdext.models.own import copy_with_tensors, evaluation_mode, unwrapped
-from mkdext.models.user_code import in_words
+from mkdext.models import SRNetwork, SuperResolver, check_comes_back
+from mkdext.models.handling import copy_with_tensors, evaluation_mode, unwrapped
 from mkdext.training.assembly import Networks, Training, assemble
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.sources import ValidationSet
@@ -220,7 +220,7 @@ def require_memory_for_banks(options: Resolved) -> None:
         )
 
 
-def _on_meta(network: nn.Module) -> nn.Module:
+def _on_meta(network: SuperResolver) -> SuperResolver:
     """A copy of a network whose tensors have shapes but no memory."""
     return copy_with_tensors(network, lambda tensor: tensor.to("meta"))
 

@@ -18,7 +18,7 @@ from mkdext._system.one_at_a_time import one_at_a_time
 from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
-from mkdext.models.own import evaluation_mode, modes_kept
+from mkdext.models.handling import evaluation_mode, modes_kept
 from mkdext.training.assembly import Networks
 from mkdext.training.options import TrainOptions
 from mkdext.training.run.going_on import checked_run

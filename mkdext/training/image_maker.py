@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mkdext._system.device import sent
 from mkdext._system.saved_state import SavedState
 from mkdext.models import check_points, features_at, forward_with_features
-from mkdext.models.own import evaluation_mode
+from mkdext.models.handling import evaluation_mode
 from mkdext.synthesis import (
     FeatureStatistics,
     Generator,

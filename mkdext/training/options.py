@@ -14,8 +14,9 @@ import tyro
 
 from mkdext._system.field_types import check_types
 from mkdext._system.near_names import did_you_mean
-from mkdext.methods import MKDOptions, method_class, method_names
+from mkdext.methods import MKDOptions, known_method, method_class, method_names
 from mkdext.methods.base import MetaDefaults
+from mkdext.training.losses import require_known_loss
 
 
 def known_methods() -> tuple[str, ...]:
@@ -26,7 +27,10 @@ def known_methods() -> tuple[str, ...]:
 MethodName = Annotated[
     str,
     tyro.conf.arg(metavar=f"{{{','.join(known_methods())}}}"),
-    pydantic.WithJsonSchema({"type": "string", "enum": list(known_methods())}),
+    pydantic.WithJsonSchema(
+        # The other form is that of a class of the user's.
+        {"anyOf": [{"enum": list(known_methods())}, {"type": "string", "pattern": ":"}]}
+    ),
 ]
 
 
@@ -74,13 +78,18 @@ class SharedOptions:
     student: str = "rcan-a"
     """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
     han-s, han-t, vdsr or vdsr-half; or one of yours, package.module:factory or file.py:factory, a
-    function or class without required arguments that gives a torch.nn.Module. It takes RGB or Y
-    images in [0, 1] of any size. Whether it enlarges them, or sharpens images that are already
-    enlarged, is detected by running it once."""
+    function or class that gives a torch.nn.Module. It takes RGB or Y images in [0, 1] of any size.
+    Whether it enlarges them, or sharpens images that are already enlarged, is detected by running
+    it once."""
+    student_options: tuple[str, ...] = ()
+    """Arguments of your student's factory, name=value; a value is read as YAML, such as 64, 0.5,
+    true, relu or [6, 6]."""
     teacher: str | None = None
     """Network to learn from: 'builtin' (comes with the package, x4); the name of the network that
     the teacher's weights must fit, as for --student; or one of yours, given like a student;
     default: the network that the weights belong to."""
+    teacher_options: tuple[str, ...] = ()
+    """Arguments of your teacher's factory, given like those of --student-options."""
     teacher_weights: Path | None = None
     """Weights of the teacher (.safetensors or .pt); default: the built-in teacher's, or those that
     your factory loads."""
@@ -94,7 +103,12 @@ class SharedOptions:
     """Sub-modules of the teacher, as many as of the student. Maps of another size are resized to
     the student's by bilinear interpolation."""
     method: MethodName = "mkd"
-    """Way of training: 'mkd' is meta knowledge distillation, 'vanilla' has no teacher."""
+    """Way of training: 'mkd' is meta knowledge distillation, 'vanilla' has no teacher; or a class
+    of yours derived from mkdext.methods.DistillationMethod, package.module:Class or
+    file.py:Class."""
+    method_options: tuple[str, ...] = ()
+    """Options of the method, given like those of --student-options; they override those under
+    --mkd."""
     method_training: Literal["published", "plain", "meta"] = "published"
     """How the method's own parameters are trained: 'plain', together with the student; 'meta', by
     the meta-gradient; 'published', as published with the method."""
@@ -161,7 +175,7 @@ class SharedOptions:
         if not 0 <= self.hint_share < 1:
             raise ValueError(f"`hint_share` must be at least 0 and below 1, got {self.hint_share}")
         known = known_methods()
-        if self.method not in known:
+        if self.method != "vanilla" and not known_method(self.method):
             raise ValueError(
                 f"`method` must be one of {', '.join(known)}, got {self.method!r}"
                 f"{did_you_mean(self.method, known)}"
@@ -206,6 +220,10 @@ class TrainOptions(SharedOptions):
     teacher_cache_crops: int = 4096
     """Number of crops in --teacher-cache; more can be added later."""
 
+    loss: str = "l1"
+    """What the student's picture is compared with the photograph by: l1, charbonnier, l2 or fft; or
+    a function of yours, package.module:function or file.py:function, that is given two batches of
+    pictures [B, 3, H, W] in [0, 1], the student's first, and gives a scalar."""
     imitation: float = 0.0
     """Share of the reconstruction loss that is taken against the teacher's picture instead of the
     photograph, with any method."""
@@ -218,6 +236,7 @@ class TrainOptions(SharedOptions):
         """Check the numbers."""
         super().__post_init__()
         at_least(1, self, "scale", "teacher_cache_crops", "privileged_iterations")
+        require_known_loss(self.loss)
         if not 0 <= self.imitation <= 1:
             raise ValueError(f"`imitation` must be from 0 to 1, got {self.imitation}")
         if self.imitation and self.method == "vanilla":

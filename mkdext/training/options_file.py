@@ -13,8 +13,8 @@ import yaml
 from mkdext._system.drafts import draft_class, kind_of, made
 from mkdext._system.field_types import in_words, kinds_of
 from mkdext._system.near_names import did_you_mean
+from mkdext._system.plugins import absolute
 from mkdext._system.reading import read_yaml
-from mkdext.models.user_code import absolute
 from mkdext.training.options import ResolvedShared, SharedOptions
 from mkdext.training.run.directory import HISTORY, flat
 
@@ -153,8 +153,9 @@ def config_of(options: SharedOptions) -> dict[str, Any]:
 
     config: dict[str, Any] = plain(dataclasses.asdict(options))
     del config["out"]
-    for name in ("student", "teacher"):
-        config[name] = config[name] and absolute(config[name])
+    for name in ("student", "teacher", "method", "loss"):
+        if config.get(name):
+            config[name] = absolute(config[name])
     return config
 
 

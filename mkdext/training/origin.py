@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from mkdext._system.plugins import absolute
 from mkdext.data import BUILTIN_NAME
-from mkdext.models.user_code import absolute
 from mkdext.training.data_free_options import Resolved, ResolvedDataFree, usual_data_free
 from mkdext.training.options import SharedOptions, usual_training
 from mkdext.training.options_file import as_flags
@@ -45,6 +45,7 @@ def origin(options: Resolved, steps: int, history: Sequence[Any] = ()) -> dict[s
     return {
         "command": _command("train", options.given(), usual_training(options.train_dir)),
         "student": absolute(options.student),
+        **({"student_options": [*options.student_options]} if options.student_options else {}),
         "scale": options.scale,
         "method": options.method,
         "teacher": None if options.method == "vanilla" else str(teacher),

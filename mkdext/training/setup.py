@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
+from mkdext._system.plugins import named_options
 from mkdext._system.terminal import Terminal, track
 from mkdext.data import ImagePairs, PatchSampler
-from mkdext.models import resolve_student, resolve_teacher
-from mkdext.models.own import evaluation_mode, layout, set_training_mode
-from mkdext.models.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.models import at_scales, resolve_student, resolve_teacher
+from mkdext.models.handling import evaluation_mode, layout, set_training_mode
+from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
 from mkdext.training.assembly import Networks, Training, assemble, seeded
 from mkdext.training.checks import (
     estimate_memory,
@@ -23,12 +24,12 @@ from mkdext.training.checks import (
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.options import TrainOptions
 from mkdext.training.run.live import reading_bar
-from mkdext.training.scales import at_scales
 from mkdext.training.sources import CachedCrops, Photographs, Source, training_photographs
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 
 _NO_TEACHER = {
     "teacher": "made of an encoder and the student's network",
+    "teacher_options": "made of an encoder and the student's network",
     "teacher_weights": "made of an encoder and the student's network",
     "teacher_points": "whose points are the student's",
 }
@@ -66,14 +67,21 @@ def make_networks(options: Resolved) -> Networks:
     """
     scale = options.scales[0]
     with seeded(options.seed, torch.device("cpu")):
-        student = resolve_student(options.student, scale)
+        of_student = named_options(options.student_options, "`student_options`")
+        student = resolve_student(options.student, scale, of_student)
     at_scales(student, options.scales, "`student`")
+    if options.method == "vanilla" and options.method_options:
+        raise ValueError(
+            f"`method_options` {' '.join(options.method_options)}: `method` vanilla has none; "
+            "leave them out"
+        )
     if options.privileged:
         _refuse_teacher_options(options)
     has_teacher = isinstance(options, DataFreeOptions) or options.method != "vanilla"
     if options.privileged or not has_teacher:
         return Networks(student, {})
-    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale)
+    of_teacher = named_options(options.teacher_options, "`teacher_options`")
+    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
     return Networks(student, at_scales(teacher, options.scales, "`teacher`"))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mkdext._system.saved_state import SavedState
 from mkdext.methods.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.gradient_watch import silence_in_words
-from mkdext.models.own import copy_with_tensors
+from mkdext.models.handling import copy_with_tensors
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.image_maker import CollapseError
 from mkdext.training.schedule import Schedule

@@ -17,7 +17,7 @@ from mkdext.methods import DistillationMethod
 from mkdext.methods.base import MetaDefaults
 from mkdext.models import features_at, forward_with_features
 from mkdext.models.gradient_watch import GradientWatch
-from mkdext.models.own import evaluation_mode
+from mkdext.models.handling import evaluation_mode
 from mkdext.models.stand_ins import call_with
 from mkdext.training.options import ResolvedMeta
 from mkdext.training.schedule import Phase

@@ -9,9 +9,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mkdext._system.plugins import in_words
 from mkdext.models import WHOLE, features_at, forward_with_features, resized
-from mkdext.models.own import copy_with_tensors
-from mkdext.models.user_code import in_words
+from mkdext.models.handling import copy_with_tensors
 
 
 class Taught(NamedTuple):

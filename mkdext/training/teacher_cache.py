@@ -28,7 +28,7 @@ from mkdext._system.files import locked, write_json
 from mkdext._system.reading import entry, read_json, require_file
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.models import MapShape, check_points, resized
-from mkdext.models.own import layout, unwrapped
+from mkdext.models.handling import layout, unwrapped
 from mkdext.training.teacher import Taught, Teacher
 
 _CHECKSUM_BYTES = 4

@@ -14,12 +14,12 @@ from torch import nn
 
 from mkdext._system.memory import PeakMemory
 from mkdext._system.one_at_a_time import one_at_a_time
+from mkdext._system.plugins import in_words as error_in_words
 from mkdext._system.saved_state import SavedState
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
-from mkdext.models.own import evaluation_mode, unwrapped
-from mkdext.models.user_code import in_words as error_in_words
+from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers, rehearse
 from mkdext.training.data_free_options import Options, Resolved
@@ -133,7 +133,7 @@ def carry_out(
             trainer = Trainer(training, stages, source, directory, sets, terminal, callback)
             done = trainer.run(*states[name])
             seconds[name] = done.seconds
-        return conclude(training, directory, sets, done.step, seconds, terminal)
+        return conclude(training, trainer.stage, directory, sets, done.step, seconds, terminal)
 
 
 def begun(
@@ -214,8 +214,10 @@ class Trainer:
             is_due = done.step and self._is_due(self.options.validate_every, done.step)
             if self.sets and is_due and not self.directory.has_validation(done.step):
                 self._validate(done.step)
-            ends = False
+            ends = done.step == self.total
             for stage in self.stages[self.stages.index(self.stage) :]:
+                if ends:
+                    break
                 self._enter(stage)
                 batches = self.source.batches(done.step, stage.schedule.end)
                 while not ends and done.step < stage.schedule.end:

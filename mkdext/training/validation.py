@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
+from mkdext._system.plugins import in_words
 from mkdext.data import ImagePairs, builtin_photographs, imresize
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
 from mkdext.models import SRNetwork
-from mkdext.models.own import evaluation_mode
-from mkdext.models.user_code import in_words
+from mkdext.models.handling import evaluation_mode
 from mkdext.training.step import NonFiniteError, TrainingFailed
 
 Upscaler = Callable[[Tensor], Tensor]

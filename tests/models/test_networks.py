@@ -227,6 +227,6 @@ def test_the_same_seed_makes_the_same_network(name):
 
 def test_every_name_is_listed():
     assert " ".join(MODEL_NAMES) == (
-        "rcan-t rcan-a rcan-b rcan-c edsr-t edsr-s rdn-t rdn-s san-t san-s han-t han-s "
+        "edsr-t edsr-s rcan-t rcan-a rcan-b rcan-c han-t han-s rdn-t rdn-s san-t san-s "
         "vdsr vdsr-half"
     )

@@ -21,7 +21,7 @@ from mkdext.models import (
     adapt,
     create_model,
 )
-from mkdext.synthesis import carry_over, part_counts, with_parts
+from mkdext.synthesis import carry_over, part_counts
 
 NETWORKS = {
     "rcan": lambda: RCAN(RCANConfig(4, 1, 4, reduction=2), 2),
@@ -55,7 +55,7 @@ def silence(network: SRNetwork, parts: list[str]) -> None:
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (3, 3)])
 def test_a_grown_student_computes_the_same_once_its_new_parts_do_nothing(student, before, after):
     """A new part that passes on its input, where nothing else looks at it, changes nothing."""
-    small, large = with_parts(student, before), with_parts(student, after)
+    small, large = student.with_parts(before), student.with_parts(after)
     with torch.no_grad():
         for parameter in small.parameters():
             parameter.normal_(0, 0.1)
@@ -79,7 +79,7 @@ def test_a_grown_student_computes_the_same_once_its_new_parts_do_nothing(student
 
 
 def test_new_parts_keep_their_own_weights(student):
-    small, large = with_parts(student, 2), with_parts(student, 4)
+    small, large = student.with_parts(2), student.with_parts(4)
     before = {name: weight.clone() for name, weight in large.state_dict().items()}
     carry_over(small, large)
     new = tuple(f"{part}." for part in large.stages()[2:])
@@ -93,7 +93,7 @@ def test_new_parts_keep_their_own_weights(student):
 
 
 def test_the_whole_student_is_the_last_stage(student):
-    last = with_parts(student, 4)
+    last = student.with_parts(4)
     assert last.config == student.config and last.scale == student.scale
     carry_over(student, last)
     low = torch.rand(1, 3, 8, 8)

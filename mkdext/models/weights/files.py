@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mkdext._system.files import atomic_write
 from mkdext.models.blocks import SRNetwork, repetitions, same_shapes
 from mkdext.models.registry import (
-    FIRST_LAYERS,
     Recognised,
     create_model,
+    first_layers,
     nearest_network,
     recognise,
 )
@@ -45,7 +45,7 @@ from mkdext.models.weights.strict_loading import (
 _SHOWN = 3
 
 
-def load_model(path: str | Path, scale: int | None = None, name: str | None = None) -> nn.Module:
+def load_model(path: str | Path, scale: int | None = None, name: str | None = None) -> SRNetwork:
     """Make the network that a file holds the weights of.
 
     Architecture, size and scale are those of the file's metadata (`save_model`), and where it has
@@ -112,7 +112,7 @@ def _recognised(
     states: Sequence[StateDict], scale: int | None, name: str | None
 ) -> tuple[StateDict, Recognised]:
     """The weights that are meant, and what they are of."""
-    seen = [(state, recognise(state.weights)) for state in candidates(states, FIRST_LAYERS)]
+    seen = [(state, recognise(state.weights)) for state in candidates(states, first_layers())]
     found = [(state, known) for state, known in seen if known is not None]
     if not found:
         state = plainly_named(states[0])
@@ -169,9 +169,7 @@ def _empty(found: Recognised, scale: int | None, name: str | None) -> SRNetwork:
             "say for which one"
         )
     with torch.device("meta"):
-        model = found.network(found.config, scale) if name is None else create_model(name, scale)
-    assert isinstance(model, SRNetwork)  # Every one with a name is.
-    return model
+        return found.network(found.config, scale) if name is None else create_model(name, scale)
 
 
 def _as_described(found: Recognised, metadata: WeightsMetadata) -> Recognised:
@@ -329,7 +327,7 @@ def load_weights_file(model: nn.Module, path: str | Path) -> None:
 def _load(model: nn.Module, states: Sequence[StateDict]) -> None:
     own = model.state_dict()
     names = sorted(own, key=len)
-    layers = FIRST_LAYERS if isinstance(model, SRNetwork) else [*list(own)[:1], *names[-1:]]
+    layers = first_layers() if isinstance(model, SRNetwork) else [*list(own)[:1], *names[-1:]]
     fitting = []
     for state in candidates(states, layers, kept=own):
         weights = completed(model, _own(type(model), state.weights))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
 from mkdext import __version__
 from mkdext._system.files import as_json
+from mkdext._system.plugins import is_reference
 from mkdext._system.reading import entry, parse_json
 from mkdext.models.registry import is_as_made
-from mkdext.models.user_code import is_own
 
 METADATA_KEY = "mkdext"
 """Name of the object in the file's metadata."""
@@ -57,8 +57,15 @@ class WeightsMetadata:
     def factory(self) -> str | None:
         """What made the user's network that the weights are of; none if that is not known."""
         student = self.origin.get("student")
-        is_users = self.architecture is None and isinstance(student, str) and is_own(student)
+        is_users = self.architecture is None and isinstance(student, str) and is_reference(student)
         return student if is_users else None
+
+    @property
+    def factory_options(self) -> Sequence[str]:
+        """What the factory was given, `name=value` each."""
+        given = self.origin.get("student_options", [])
+        is_list = isinstance(given, list) and all(isinstance(text, str) for text in given)
+        return given if is_list else []
 
     @classmethod
     def of(cls, model: nn.Module, origin: Mapping[str, Any]) -> WeightsMetadata:

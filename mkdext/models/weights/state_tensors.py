@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mkdext._system.errors import first_line
 from mkdext._system.reading import entry
 
 _FIRST_VERSION = 1  # of a module; whoever reads no version takes it for this one
@@ -115,10 +116,9 @@ def _packed(name: str, value: Any) -> Tensor:
         file.seek(0)
         torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # Whatever a value of another code base may raise.
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise ValueError(
             f"{name}, of type {type(value).__name__}, cannot be kept as plain values: "
-            f"{reason or type(error).__name__}"
+            f"{first_line(error)[:200]}"
         ) from None
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 

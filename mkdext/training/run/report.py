@@ -20,13 +20,13 @@ from mkdext._system.figures import figure_file, label
 from mkdext._system.files import atomic_write, write_json
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.metrics import exact_note, to_uint8
-from mkdext.models.own import evaluation_mode
+from mkdext.models.handling import evaluation_mode
 from mkdext.training.assembly import Training
 from mkdext.training.run.directory import HISTORY, RunDirectory
 from mkdext.training.run.going_on import Run, rates_in_words
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import ValidationSet, validation_sets
-from mkdext.training.stages import PrivilegedStage, StudentStage, schedules_of_part
+from mkdext.training.stages import PrivilegedStage, Stage, StudentStage, schedules_of_part
 from mkdext.training.validation import (
     Scores,
     Upscaler,
@@ -82,6 +82,7 @@ def tell_changes(
 
 def conclude(
     training: Training,
+    stage: Stage,
     run: RunDirectory,
     sets: Mapping[str, ValidationSet],
     steps: int,
@@ -91,14 +92,15 @@ def conclude(
     """Measure a training that came to its end, write its summary, and show what lies where.
 
     Args:
-        training: After its last step.
+        training: What was trained.
+        stage: The student's last one, after its last step.
         run: Where to write.
         sets: What the student was measured on meanwhile.
         steps: How many it took.
         seconds: Spent on the steps of each network.
         terminal: Where it is shown.
     """
-    options, stage = training.options, training.student_stages[-1]
+    options = training.options
     if training.made:
         sets = validation_sets(options, reading_bar(terminal))
     validation = _measured(training, stage, sets, terminal)
@@ -137,7 +139,7 @@ def conclude(
 
 def _measured(
     training: Training,
-    stage: StudentStage,
+    stage: Stage,
     sets: Mapping[str, ValidationSet],
     terminal: Terminal,
 ) -> dict[str, dict[str, Scores]]:
@@ -161,7 +163,7 @@ def _measured(
 
 
 def _at_work(
-    training: Training, stage: StudentStage, sets: Mapping[str, ValidationSet]
+    training: Training, stage: Stage, sets: Mapping[str, ValidationSet]
 ) -> dict[str, Tensor]:
     """The first photograph, and what becomes of it, uint8 `[3, H, W]` by name."""
     scale = training.options.scales[0]

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from mkdext.synthesis.growth import name_in
 from mkdext.training import DataFreeOptions, MetaOptions
 from mkdext.training.assembly import Training
 from mkdext.training.setup import prepare
@@ -80,7 +79,7 @@ def test_a_stage_begins_with_the_weights_of_the_one_before_and_a_fresh_optimizer
     assert len(grown.network.stages()) == 2 and not grown.step.optimizer.state
     state = grown.network.state_dict()
     for name, weight in stage.network.state_dict().items():
-        assert torch.equal(state[name_in(grown.network, stage.network, name)], weight)
+        assert torch.equal(state[stage.network.name_in(grown.network, name)], weight)
     take(grown, 2, images())
     assert grown.step.optimizer.param_groups[0]["lr"] == options.lr
 

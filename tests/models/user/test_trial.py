@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mkdext.models import adapt
-from mkdext.models.trial import check_passes_gradient, check_trains
+from mkdext.models.user.trial import check_passes_gradient, check_trains
 
 
 class Net(nn.Module):

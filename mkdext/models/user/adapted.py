@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
-from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mkdext._system.plugins import in_words
 from mkdext.data import imresize
 from mkdext.metrics import luma
-from mkdext.models.blocks import SRNetwork
-from mkdext.models.user_code import in_words
+from mkdext.models.blocks import SRNetwork, SuperResolver
+from mkdext.models.handling import evaluation_mode
+from mkdext.models.user.exported import ExportedAdapted
 
 # Neither square nor even: what is measured are whole photographs.
 PROBE = (17, 19)
 _WHITE, _BLACK = 235, 16  # levels of Y
 
 
-class AdaptedNetwork(nn.Module):
+class AdaptedNetwork(SuperResolver):
     """A user's network, of colours or of Y, of small or enlarged images, as one of small colours.
 
     Maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1]. What is to be enlarged is
@@ -53,6 +52,23 @@ class AdaptedNetwork(nn.Module):
         colours: Tensor = large + change * (255 / (_WHITE - _BLACK))
         return colours
 
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The user's network."""
+        return self.network
+
+    def at_scale(self, scale: int) -> AdaptedNetwork | None:
+        """The same network at another scale, if it sharpens what was enlarged before."""
+        if not self.enlarged:
+            return None
+        return AdaptedNetwork(self.network, scale, self.channels, enlarged=True)
+
+    def for_export(self) -> nn.Module:
+        """The user's network, between convolutions for bicubic and colours if needed."""
+        if self.channels == 3 and not self.enlarged:
+            return self.network
+        return ExportedAdapted(self.network, self.scale, self.channels, self.enlarged)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take weights of the network itself, without this around it, as well."""
         given = [name for name in state_dict if name.startswith(prefix)]
@@ -69,7 +85,7 @@ def _y(image: Tensor) -> Tensor:
 
 def adapt(
     network: nn.Module, scale: int, what: str, size: tuple[int, int] | None = None
-) -> nn.Module:
+) -> SuperResolver:
     """Find out, by running it on a small image, what a network takes, and give it that.
 
     Args:
@@ -168,81 +184,3 @@ def probe_image(
     """Images to try a network on, `[samples, channels, *size]`, all colours from 0 to 1."""
     shape = samples, channels, *size
     return torch.linspace(0, 1, math.prod(shape), device=device).view(shape)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's network in an `AdaptedNetwork`; any other network itself."""
-    return model.network if isinstance(model, AdaptedNetwork) else model
-
-
-def layout(model: nn.Module) -> torch.memory_format:
-    """The layout of images and weights in which a network runs best of those that it can run in."""
-    # Convolutions are faster in this one; a user's network may not run in it.
-    return torch.channels_last if isinstance(model, SRNetwork) else torch.contiguous_format
-
-
-def placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """A network moved to a device, in its layout."""
-    moved: nn.Module = model.to(device).to(memory_format=layout(model))  # type: ignore[call-overload]
-    return moved
-
-
-def set_training_mode(student: nn.Module) -> None:
-    """Put a network into training mode if all of it is in evaluation mode.
-
-    One that is in training mode in part was made so: its frozen parts stay as they are.
-    """
-    network = unwrapped(student)
-    if not any(module.training for module in network.modules()):
-        network.train()
-    student.training = network.training
-
-
-@contextlib.contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards every sub-module has the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        # Some change their weights when they are told, as adapters that are merged do.
-        model.train(modes[0][1])
-        for module, training in modes:
-            module.training = training
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every sub-module has the mode that it had."""
-    with modes_kept(model):
-        model.eval()
-        yield
-
-
-def copy_with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of a network whose parameters and buffers are what `change` makes of its own.
-
-    With the identity the copy shares them, and has hooks and modes of its own.
-
-    Raises:
-        ValueError: The network cannot be copied.
-
-    Example:
-        >>> network = nn.Conv2d(3, 3, 1)
-        >>> copy_with_tensors(network, lambda tensor: tensor.to("meta")).weight.device
-        device(type='meta')
-    """
-
-    def changed(tensor: Tensor) -> Tensor:
-        result = change(tensor)
-        if isinstance(tensor, nn.Parameter) and not isinstance(result, nn.Parameter):
-            return nn.Parameter(result, tensor.requires_grad)
-        return result
-
-    tensors = {id(t): changed(t) for t in chain(model.parameters(), model.buffers())}
-    try:
-        return copy.deepcopy(model, tensors)
-    except Exception as error:  # Whatever a class of others may raise.
-        raise ValueError(
-            f"network {type(unwrapped(model)).__name__} cannot be copied: {in_words(error)}"
-        ) from error

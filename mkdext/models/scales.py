@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
-from mkdext.models import VDSR, AdaptedNetwork
+from mkdext.models.blocks import SuperResolver
 
 
-def at_scales(network: nn.Module, scales: Sequence[int], flag: str) -> dict[int, nn.Module]:
+def at_scales(network: SuperResolver, scales: Sequence[int], flag: str) -> dict[int, SuperResolver]:
     """Networks of several scales that share the weights of one.
 
     Args:
@@ -28,15 +26,12 @@ def at_scales(network: nn.Module, scales: Sequence[int], flag: str) -> dict[int,
     """
     networks = {scales[0]: network}
     for scale in scales[1:]:
-        if isinstance(network, VDSR):
-            networks[scale] = other = VDSR(network.config, scale)
-            other.luma = network.luma
-        elif isinstance(network, AdaptedNetwork) and network.enlarged:
-            networks[scale] = AdaptedNetwork(network.network, scale, network.channels, True)
-        else:
+        other = network.at_scale(scale)
+        if other is None:
             raise ValueError(
                 f"`scale` {' '.join(map(str, scales))}: the weights of {flag} "
                 f"{type(network).__name__} serve for one scale; name one, or take a network that "
                 "sharpens images enlarged before, such as vdsr"
             )
+        networks[scale] = other
     return networks

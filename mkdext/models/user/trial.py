@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mkdext._system.plugins import in_words
 from mkdext.models.features import forward_with_features, shown_name
-from mkdext.models.own import PROBE, AdaptedNetwork, evaluation_mode, probe_image, unwrapped
-from mkdext.models.user_code import in_words
+from mkdext.models.handling import evaluation_mode, unwrapped
+from mkdext.models.user.adapted import PROBE, AdaptedNetwork, probe_image
 
 _REENTRANT = ("use_reentrant=True", "Checkpointing is not compatible with")
 

@@ -1,9 +1,9 @@
-"""Networks that users name: `package.module:factory` or `file.py:factory`.
+"""Python files of users, each alone with the modules of its folder.
 
 A file runs in a world of its own, whose modules are those of its folder: what it imports, at once
 or later, is found there first, and another file's helper of the same name is another module. They
-are registered under names that begin with `_mkdext_user_`, so that code that looks a module up by
-the name of a class finds the right one.
+are registered under names that begin with `PREFIX`, so that code that looks a module up by the name
+of a class finds the right one.
 """
 
 from __future__ import annotations
@@ -13,134 +13,19 @@ import builtins
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
-from mkdext._system.near_names import did_you_mean
-
-_PREFIX = "_mkdext_user_"
-_LONGEST = 300
-
-
-def is_own(name: str) -> bool:
-    """Whether `name` is that of a user's network, `package.module:factory` or `file.py:factory`."""
-    return ":" in name
-
-
-def absolute(name: str) -> str:
-    """`name` with the path of its file made absolute, if it is that of a user's network in a file.
-
-    Example:
-        >>> absolute("/nets/own.py:make"), absolute("nets.own:make"), absolute("rcan-a")
-        ('/nets/own.py:make', 'nets.own:make', 'rcan-a')
-    """
-    where, _, attribute = name.rpartition(":")
-    return f"{Path(where).absolute()}:{attribute}" if _is_file(where) else name
-
-
-def _is_file(where: str) -> bool:
-    return where.endswith(".py") or "/" in where
-
-
-def make_own(name: str, flag: str) -> nn.Module:
-    """Call the factory called `name`.
-
-    Args:
-        name: `package.module:factory` or `file.py:factory`: a function or class without required
-            arguments that gives a `torch.nn.Module`. A file may import from its own folder, also
-            relatively (`from . import block`), and from the packages around it.
-        flag: The option that `name` was given to, for error messages.
-
-    Raises:
-        ValueError: The module cannot be imported, has no such factory, or the factory needs
-            arguments, fails, or gives no module.
-
-    Example:
-        >>> make_own("torch.nn:Identity", "`student`")
-        Identity()
-    """
-    where, _, attribute = name.rpartition(":")
-    what = f"{flag} {name}"
-    if not where or not attribute:
-        raise ValueError(f"{what} must be package.module:factory or file.py:factory")
-    is_file = _is_file(where)
-    with _searched(Path(where).resolve().parent if is_file else Path().resolve(), is_file):
-        try:
-            module = (
-                _module_of_file(Path(where), what) if is_file else importlib.import_module(where)
-            )
-        except _Refused as error:
-            raise ValueError(str(error)) from None
-        except (Exception, SystemExit) as error:  # Whatever the user's code may raise.
-            raise ValueError(f"{what} cannot be imported: {in_words(error)}") from error
-        factory = _factory(module, attribute, what)
-        try:
-            made = factory()
-        except (Exception, SystemExit) as error:
-            raise ValueError(f"{what} failed: {in_words(error)}") from error
-    if inspect.iscoroutine(made):
-        made.close()  # or Python warns of it
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{what} must return a torch.nn.Module, got {type(made).__name__}")
-    return made
-
-
-def in_words(error: BaseException) -> str:
-    """Type and first line of an error, at most 300 characters of it.
-
-    Example:
-        >>> in_words(KeyError("name"))
-        "KeyError: 'name'"
-    """
-    reason = (str(error).strip() or "no reason given").splitlines()[0]
-    more = "..." * (len(reason) > _LONGEST)
-    return f"{type(error).__name__}: {reason[:_LONGEST]}{more}"
-
-
-class _Refused(Exception):
-    """A file that is not there."""
-
-
-def _factory(module: ModuleType, attribute: str, what: str) -> Callable[[], Any]:
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        names = [
-            name
-            for name, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
-        hint = did_you_mean(attribute, names)
-        if not hint and names:
-            hint = f"; it has {', '.join(names[:8])}"
-        is_file = module.__name__.startswith(_PREFIX)
-        called = module.__name__.rpartition(".")[2] if is_file else module.__name__
-        raise ValueError(f"{what}: {called} has no {attribute!r}{hint}")
-    if isinstance(factory, nn.Module) or not callable(factory):
-        raise ValueError(
-            f"{what} must be a function or class that makes a network, "
-            f"got an object {type(factory).__name__}"
-        )
-    try:
-        inspect.signature(factory).bind()
-    except ValueError:
-        pass  # Some classes of C++ have no signature.
-    except TypeError as error:
-        raise ValueError(
-            f"{what} must need no arguments, but: {error}; name a function that gives them"
-        ) from None
-    made: Callable[[], Any] = factory
-    return made
+PREFIX = "_mkdext_user_"
+"""Begins the names of all modules of files."""
 
 
 @contextlib.contextmanager
-def _searched(folder: Path, alone: bool) -> Iterator[None]:
+def searched(folder: Path, alone: bool) -> Iterator[None]:
     """Let `importlib.import_module` find what is in a folder; `alone`: nobody else later."""
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
@@ -162,11 +47,12 @@ def _was_found_in(folder: Path, name: str) -> bool:
     return Path(file).relative_to(folder).parts[0].partition(".")[0] == top
 
 
-def _module_of_file(path: Path, what: str) -> ModuleType:
-    if not path.is_file():
-        raise _Refused(f"{what}: there is no file {path}")
-    if path.suffix != ".py":
-        raise _Refused(f"{what}: {path} is no Python file")
+def module_of_file(path: Path) -> ModuleType:
+    """Run a file, or give the module that it was run as if neither it nor a helper has changed.
+
+    Raises:
+        Exception: Whatever the code of the file raises.
+    """
     path = path.resolve()
     root = _root_of(path)
     world = _worlds.get(root)
@@ -200,7 +86,7 @@ class _World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.name = f"{_PREFIX}{len(_known)}"
+        self.name = f"{PREFIX}{len(_known)}"
         self.sources: dict[Path, tuple[int, int]] = {}
         """Size and time of change of every file that was run."""
         self.files: dict[str, Path] = {}

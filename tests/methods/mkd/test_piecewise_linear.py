@@ -6,8 +6,8 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
-from mkdext.methods.known_gradient import with_known_gradient
-from mkdext.methods.piecewise_linear import leaky_relu, mean_magnitude
+from mkdext.methods.mkd.known_gradient import with_known_gradient
+from mkdext.methods.mkd.piecewise_linear import leaky_relu, mean_magnitude
 
 
 def numbers(*shape: int) -> torch.Tensor:

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mkdext.methods.adapters import matching_convolutions, total
-from mkdext.methods.base import DistillationMethod
-from mkdext.methods.mkd import MKD
-from mkdext.methods.piecewise_linear import mean_magnitude
+from mkdext.methods.base import DistillationMethod, matching_convolutions, total
+from mkdext.methods.mkd.method import MKD
+from mkdext.methods.mkd.piecewise_linear import mean_magnitude
 from mkdext.methods.registry import register
 
 

@@ -22,8 +22,8 @@ from mkdext.models import (
     resolve_teacher,
     save_model,
 )
-from mkdext.models.own import copy_with_tensors, evaluation_mode, placed
-from mkdext.models.trial import check_has_parameters, check_trains
+from mkdext.models.handling import copy_with_tensors, evaluation_mode, placed
+from mkdext.models.user.trial import check_has_parameters, check_trains
 
 NETS = """
 from torch import nn

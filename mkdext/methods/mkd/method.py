@@ -1,0 +1,183 @@
+"""The loss between the knowledge of student and teacher, and its gradients (MKD eq. 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mkdext.methods.base import Descent, DistillationMethod, MetaDefaults, total
+from mkdext.methods.mkd.known_gradient import with_known_gradient
+from mkdext.methods.mkd.krnet import Knowledge, KRNet, MKDOptions
+from mkdext.methods.mkd.piecewise_linear import mean_magnitude
+from mkdext.methods.registry import register
+
+
+@register("mkd")
+class MKD(DistillationMethod):
+    """Meta knowledge distillation: one KRNet for each distillation point (MKD eq. 7).
+
+    Example:
+        >>> mkd = MKD([16, 16], [32, 32], MKDOptions(grid=4))
+        >>> student = [torch.rand(2, 16, 24, 24) for _ in range(2)]
+        >>> teacher = [torch.rand(2, 32, 24, 24) for _ in range(2)]
+        >>> mkd(student, teacher).shape
+        torch.Size([])
+    """
+
+    # The gradient of the loss is some hundred times that of the reconstruction loss when a training
+    # begins. Without a part of it in the meta-objective the student hardly comes nearer.
+    published_weight = 3e-3
+    published_meta = MetaDefaults(keep=0.1)
+    Options = MKDOptions
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        options: MKDOptions | None = None,
+    ) -> None:
+        """Make the KRNets for the channels of each point."""
+        super().__init__(student_channels, teacher_channels)
+        self.options = options or MKDOptions()
+        self.krnets = nn.ModuleList(
+            KRNet(cs, ct, self.options)
+            for cs, ct in zip(student_channels, teacher_channels, strict=True)
+        )
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """L_kd of MKD eq. 7: the sum over the points of the mean gap between the knowledge."""
+        return total([self._loss(*point) for point in self._points(student, teacher)])
+
+    def once_differentiable(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The same loss, with the memory of one point."""
+        losses = []
+        for net, maps, hints in self._points(student, teacher):
+            leaf, phi = maps.detach().requires_grad_(), tuple(net.parameters())
+            point = net(leaf, hints, source=leaf)
+            gap, size, slope, teacher_slope = self._consume(point)
+            # d (gap / size): the slope of each magnitude is a sign, divided by the elements.
+            slope /= slope.numel() * size
+            teacher_slope *= -gap / (size * size * slope.numel()) if self.options.relative else 0
+            gradients = torch.autograd.grad(
+                (point.student, point.teacher), (leaf, *phi), (slope, teacher_slope.sub_(slope))
+            )
+            losses.append(with_known_gradient(gap / size, (maps, *phi), gradients))
+        return total(losses)
+
+    def gradient(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        create_graph: bool = False,
+        parameters: Sequence[Tensor] = (),
+    ) -> Descent:
+        """The loss, and its gradient with respect to the student's maps, kernels held constant.
+
+        With `detach_kernels` off, and with respect to `parameters`, it is the whole gradient.
+        """
+        if not self.options.detach_kernels:
+            return super().gradient(student, teacher, create_graph, parameters)
+        losses, slopes = zip(
+            *(
+                self._partial_gradient(*point, create_graph)
+                for point in self._points(student, teacher)
+            ),
+            strict=True,
+        )
+        own: tuple[Tensor, ...] = ()
+        if parameters:
+            loss = (self if create_graph else self.once_differentiable)(student, teacher)
+            own = torch.autograd.grad(loss, tuple(parameters), create_graph=create_graph)
+        return Descent(total(losses), slopes, own)
+
+    def meta_parameters(self) -> list[nn.Parameter]:
+        """All: the KRNets (MKD eq. 3)."""
+        return list(self.parameters())
+
+    def _partial_gradient(
+        self, net: nn.Module, maps: Tensor, hints: Tensor, create_graph: bool
+    ) -> tuple[Tensor, Tensor]:
+        moved = maps.view_as(maps)
+        point = net(moved, hints, source=maps)
+        gap, size, sign, teacher_sign = self._consume(point)
+        loss = gap / size
+        if create_graph and self.options.relative:
+            # The size is all in this that depends on the teacher's knowledge.
+            gradients = torch.autograd.grad(point.teacher, point.kernels, teacher_sign)
+            gradients = [gradient / teacher_sign.numel() for gradient in gradients]
+            size = with_known_gradient(size, point.kernels, gradients)
+        # What is divided by does not depend on what moves. Done last, the division leaves the sign
+        # of the gap constant, and the second derivative is spared a convolution.
+        (slope,) = torch.autograd.grad(point.student, moved, sign, create_graph=create_graph)
+        return loss, slope / (size * sign.numel())
+
+    @torch.no_grad()
+    def _consume(self, point: Knowledge) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean gap, what it is divided by, and the signs of both for each element.
+
+        The signs are written over the knowledge, which no derivative needs.
+        """
+        student, teacher = point.student.detach(), point.teacher.detach()
+        size = _magnitude(teacher) if self.options.relative else teacher.new_ones(())
+        gap = _magnitude(student.sub_(teacher))
+        return gap, size, student.sign_(), teacher.sign_()
+
+    def knowledge(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], sources: Sequence[Tensor]
+    ) -> list[Knowledge]:
+        """The knowledge at each point; the kernels are generated from `sources`."""
+        features = zip(student, teacher, sources, strict=True)
+        return [krnet(*maps) for krnet, maps in zip(self.krnets, features, strict=True)]
+
+    def _points(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+        return zip(self.krnets, student, teacher, strict=True)
+
+    def _loss(self, net: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+        point = net(student, teacher, source=student)
+        return mean_magnitude(point.student - point.teacher) / self._size(point)
+
+    def _size(self, point: Knowledge) -> Tensor:
+        """What the gap is divided by."""
+        teacher = point.teacher
+        return mean_magnitude(teacher) if self.options.relative else teacher.new_ones(())
+
+    @torch.no_grad()
+    def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
+        """Means over the points, to see a collapse.
+
+        Returns:
+            `knowledge_student`, `knowledge_teacher`: mean magnitudes. `gap`: of the two, relative
+            to the teacher's. `kernel_norm`: of `W_1`, by output channel. `kernel_spread`: standard
+            deviation of `W_1` over samples and output channels, relative to its magnitude; 0 when
+            all kernels are the same. `correlation_entropy`: 0 when each channel picks one other,
+            1 when all count alike.
+        """
+        rows = []
+        for point in self.knowledge(student, teacher, student):
+            first = point.kernels[0].flatten(2)
+            axis = 1 if self.options.softmax_over == "student" else 2
+            entropy = torch.special.entr(point.correlation).sum(axis).mean()
+            teacher_size = point.teacher.abs().mean()
+            rows.append(
+                {
+                    "knowledge_student": point.student.abs().mean(),
+                    "knowledge_teacher": teacher_size,
+                    "gap": functional.l1_loss(point.student, point.teacher) / teacher_size,
+                    "kernel_norm": first.norm(dim=2).mean(),
+                    "kernel_spread": first.flatten(0, 1).std(0).mean() / first.abs().mean(),
+                    "correlation_entropy": entropy / math.log(point.correlation.shape[axis]),
+                }
+            )
+        return {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    # By rows first, or float32 loses digits.
+    total: Tensor = torch.linalg.vector_norm(x.flatten(2), 1, dim=2).sum()
+    return total / x.numel()

@@ -1,0 +1,120 @@
+"""What a student's picture is compared with the photograph by.
+
+They stand here and not among the metrics: a metric is looked at, in dB and without a gradient; a
+loss is descended, and all here are differentiable any number of times where they are smooth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mkdext._system.near_names import did_you_mean
+from mkdext._system.plugins import in_words, is_reference, loaded
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""A distance of two batches of pictures, `[B, 3, H, W]` in [0, 1]: the student's, the right one."""
+
+_EPSILON = 1e-3
+_FREQUENCIES = 0.05
+_TRIAL = 2, 3, 48, 40
+
+
+def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
+    """`mean sqrt((sr - hr)^2 + 1e-6)`: the absolute error, smooth at 0.
+
+    Source: Lai et al., Deep Laplacian pyramid networks, CVPR 2017, whose epsilon is 1e-3.
+
+    Example:
+        >>> charbonnier(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
+        tensor(0.0010)
+    """
+    return ((sr - hr).square() + _EPSILON**2).sqrt().mean()
+
+
+def fft(sr: Tensor, hr: Tensor) -> Tensor:
+    """`mean |sr - hr| + 0.05 mean |F(sr) - F(hr)|`: the absolute error of pixels and frequencies.
+
+    `F` is the two-dimensional Fourier transform of each colour without a factor; the second mean is
+    over real and imaginary parts. Source: the distance of frequencies is that of Cho et al.,
+    MIMO-UNet, ICCV 2021; its weight that of Sun et al., SAFMN, ICCV 2023, for super-resolution.
+
+    Example:
+        >>> fft(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))  # 1 + 0.05 * 16 / 32
+        tensor(1.0250)
+    """
+    frequencies = torch.view_as_real(torch.fft.fft2(sr - hr))
+    return functional.l1_loss(sr, hr) + _FREQUENCIES * frequencies.abs().mean()
+
+
+LOSSES: dict[str, Loss] = {
+    "l1": functional.l1_loss,
+    "charbonnier": charbonnier,
+    "l2": functional.mse_loss,
+    "fft": fft,
+}
+"""By name: `l1` is `mean |sr - hr|`, as in EDSR (Lim et al., CVPR workshops 2017); `l2` is
+`mean (sr - hr)^2`, as in SRCNN (Dong et al., ECCV 2014)."""
+
+
+def require_known_loss(name: str) -> None:
+    """Check that a loss is known, or says where a function of the user's is.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if name not in LOSSES and not is_reference(name):
+        raise ValueError(
+            f"`loss` must be one of {', '.join(LOSSES)}, or a function of yours, "
+            f"package.module:function or file.py:function, got {name!r}{did_you_mean(name, LOSSES)}"
+        )
+
+
+def make_loss(name: str) -> Loss:
+    """The loss of a name; that of a user is tried once.
+
+    Args:
+        name: One of `LOSSES`, `package.module:function` or `file.py:function`.
+
+    Raises:
+        ValueError: There is none, or it gives no scalar that has a gradient.
+
+    Example:
+        >>> make_loss("l2")(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5))
+        tensor(0.2500)
+    """
+    require_known_loss(name)
+    if name in LOSSES:
+        return LOSSES[name]
+    what = f"`loss` {name}"
+    with loaded(name, what, "function") as function:
+        if not callable(function) or isinstance(function, type):
+            kind = "a class" if isinstance(function, type) else type(function).__name__
+            raise ValueError(f"{what} must be a function of two batches of pictures, got {kind}")
+        _try(function, what)
+        loss: Loss = function
+        return loss
+
+
+def _try(function: Loss, what: str) -> None:
+    hr = torch.linspace(0, 1, torch.Size(_TRIAL).numel()).view(_TRIAL)
+    sr = hr.flip(3).requires_grad_()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            value = function(sr, hr)
+            is_scalar = isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
+            gradient = None
+            if is_scalar and value.requires_grad:
+                (gradient,) = torch.autograd.grad(value, sr)
+    except (Exception, SystemExit) as error:  # Whatever the user's code may raise.
+        raise ValueError(f"{what} fails on pictures {list(_TRIAL)}: {in_words(error)}") from error
+    if not is_scalar:
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{what} must give a scalar tensor of floating point, got {got}")
+    if gradient is None:
+        raise ValueError(f"{what} gives a value that does not depend on the student's picture")
+    if not value.isfinite() or not gradient.isfinite().all():
+        raise ValueError(f"{what} or its gradient is not finite for pictures in [0, 1]")

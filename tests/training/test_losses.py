@@ -1,0 +1,136 @@
+"""Losses against their formulas, to second order, and those of users."""
+
+from __future__ import annotations
+
+import cmath
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mkdext.training.losses import LOSSES, make_loss, require_known_loss
+
+
+def pictures(dtype=torch.double):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(2, 3, 4, 5, generator=generator, dtype=dtype) for _ in range(2)]
+
+
+def test_l1_is_pytorchs_own_bit_for_bit():
+    assert make_loss("l1") is functional.l1_loss
+
+
+def test_losses_are_the_means_that_their_formulas_say():
+    sr, hr = pictures()
+    gaps = (sr - hr).flatten().tolist()
+    mean = {
+        "l1": lambda gap: abs(gap),
+        "l2": lambda gap: gap**2,
+        "charbonnier": lambda gap: math.sqrt(gap**2 + 1e-6),
+    }
+    for name, of in mean.items():
+        expected = sum(map(of, gaps)) / len(gaps)
+        assert float(make_loss(name)(sr, hr)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_fft_is_the_absolute_error_of_pixels_and_of_frequencies():
+    sr, hr = pictures()
+    parts = []
+    for plane in (sr - hr).flatten(0, 1).tolist():
+        rows, columns = len(plane), len(plane[0])
+        for u in range(rows):
+            for v in range(columns):
+                turn = [
+                    plane[y][x] * cmath.exp(-2j * cmath.pi * (u * y / rows + v * x / columns))
+                    for y in range(rows)
+                    for x in range(columns)
+                ]
+                parts += [abs(sum(turn).real), abs(sum(turn).imag)]
+    expected = float((sr - hr).abs().mean()) + 0.05 * sum(parts) / len(parts)
+    assert float(make_loss("fft")(sr, hr)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_right_to_second_order(name):
+    sr, hr = pictures()
+    sr.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: make_loss(name)(x, hr), sr)
+    assert torch.autograd.gradgradcheck(lambda x: make_loss(name)(x, hr), sr)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equal_pictures_have_the_least_loss(name):
+    sr, hr = pictures()
+    least = float(make_loss(name)(hr, hr))
+    assert least == pytest.approx(1e-3 if name == "charbonnier" else 0, abs=1e-12)
+    assert float(make_loss(name)(sr, hr)) > least
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_has_a_shape_without_numbers(name):
+    sr = torch.empty(2, 3, 8, 8, device="meta", requires_grad=True)
+    assert torch.autograd.grad(make_loss(name)(sr, sr.detach()), sr)[0].shape == sr.shape
+
+
+USERS = """
+import torch
+
+def half(sr, hr):
+    return 0.5 * (sr - hr).abs().mean()
+
+def rows(sr, hr):
+    return (sr - hr).abs().mean(dim=3)
+
+def number(sr, hr):
+    return float((sr - hr).abs().mean().detach())
+
+def constant(sr, hr):
+    return (sr - hr).detach().abs().mean()
+
+def infinite(sr, hr):
+    return (sr - hr).abs().mean() / 0
+
+def one(sr):
+    return sr.mean()
+
+class Loss(torch.nn.Module):
+    pass
+
+name = "l1"
+"""
+
+
+@pytest.fixture
+def users(tmp_path):
+    (tmp_path / "losses.py").write_text(USERS)
+    return f"{tmp_path}/losses.py"
+
+
+def test_a_function_of_the_users_is_taken(users):
+    sr, hr = pictures()
+    loss = make_loss(f"{users}:half")
+    assert float(loss(sr, hr)) == pytest.approx(0.5 * float((sr - hr).abs().mean()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rows", r"^`loss` .*:rows must give a scalar tensor of floating point, got \[2, 3, 48\]$"),
+        ("number", r"must give a scalar tensor of floating point, got float$"),
+        ("constant", r"gives a value that does not depend on the student's picture$"),
+        ("infinite", r"or its gradient is not finite for pictures in \[0, 1\]$"),
+        ("one", r"^`loss` .*:one fails on pictures \[2, 3, 48, 40\]: TypeError: "),
+        ("Loss", r"must be a function of two batches of pictures, got a class$"),
+        ("name", r"must be a function of two batches of pictures, got str$"),
+        ("hlaf", r"losses has no 'hlaf'; did you mean half\?$"),
+    ],
+)
+def test_what_is_no_loss_is_refused_in_one_sentence(name, message, users):
+    with pytest.raises(ValueError, match=message):
+        make_loss(f"{users}:{name}")
+
+
+def test_an_unknown_loss_is_refused_with_near_names():
+    with pytest.raises(ValueError, match=r"^`loss` must be one of l1, .*'charbonier'; did you"):
+        require_known_loss("charbonier")
