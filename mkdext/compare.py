@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from mkdext._cli.options import config_file, first_flags, laid_over
+from mkdext._cli.options import config_file, first_flags, laid_over, said_of
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import WorkFailed
@@ -126,7 +126,7 @@ def parse(arguments: list[str]) -> CompareCommand:
     """
     first = first_flags(arguments)
     file = _of_a_comparison(config_file(first.config)) if first.config else None
-    usual = usual_training(first.train_dir or (file and file.values.get("train_dir")) or ())
+    usual = usual_training(said_of("train_dir", first, file) or ())
     default = CompareCommand(**values_of(usual) | {"out": CompareCommand.out})
     return laid_over(CompareCommand, arguments, file, default, "python -m mkdext.compare")
 

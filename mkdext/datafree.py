@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mkdext._cli.dry_run import show_plan
-from mkdext._cli.options import file_of, first_flags, laid_over
+from mkdext._cli.options import file_of, first_flags, laid_over, said_of
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.allocator import keep_freed_memory
@@ -85,8 +85,7 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, DataFreeOptions.out)
-    optimizer = first.optimizer or (file and file.values.get("optimizer")) or "adam"
-    usual = usual_data_free(optimizer)
+    usual = usual_data_free(said_of("optimizer", first, file) or "adam")
     return laid_over(DataFreeCommand, arguments, file, usual, "python -m mkdext.datafree")
 
 

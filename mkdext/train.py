@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mkdext._cli.dry_run import show_plan
-from mkdext._cli.options import file_of, first_flags, laid_over
+from mkdext._cli.options import file_of, first_flags, laid_over, said_of
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.allocator import keep_freed_memory
@@ -89,10 +89,8 @@ def parse(arguments: list[str]) -> TrainCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, BUILTIN_DEMO.out)
-    folders = first.train_dir or (file and file.values.get("train_dir")) or ()
-    return laid_over(
-        TrainCommand, arguments, file, usual_training(folders), "python -m mkdext.train"
-    )
+    usual = usual_training(said_of("train_dir", first, file) or ())
+    return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")
 
 
 if __name__ == "__main__":

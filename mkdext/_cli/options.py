@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mkdext._cli.flags import parse_draft
 from mkdext._system.drafts import made
@@ -69,6 +69,12 @@ def config_file(path: Path) -> OptionsFile:
         ValueError: It is not usable.
     """
     return OptionsFile.read(path, f"--config {path}")
+
+
+def said_of(name: str, first: FirstFlags, file: OptionsFile | None) -> Any:
+    """What the flags say of an option, or else the file; None: nothing."""
+    flag = getattr(first, name)
+    return file.values.get(name) if flag is None and file else flag
 
 
 def laid_over(
