@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from mkdext._cli.flags import parse_flags
+from mkdext._cli.options import config_file, first_flags, laid_over, said_of
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import WorkFailed
@@ -19,13 +19,8 @@ from mkdext._system.reading import parse_yaml
 from mkdext.comparison import Comparison, run_cells, write_report
 from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
-from mkdext.training.config_files import (
-    defaults_for,
-    flags_of,
-    load_config,
-    naming_the_file,
-    value_of,
-)
+from mkdext.training.options import usual_training, values_of
+from mkdext.training.options_file import OptionsFile
 
 _MOST_SEEDS = 1000
 
@@ -50,28 +45,27 @@ class CompareCommand(TrainOptions):
     """Folder for the trainings, the table (comparison.md, .csv and .json) and the figures."""
 
     methods: tuple[str, ...] = ("vanilla", "mkd")
-    """Ways of training, as --method of mkdext.train; commas may part them."""
+    """Ways of training, as --method of mkdext.train; commas may separate them."""
     students: tuple[str, ...] = ("rcan-a",)
-    """Networks to train, as --student of mkdext.train; commas may part them."""
+    """Networks to train, as --student of mkdext.train; commas may separate them."""
     seeds: int = 3
     """How many seeds, counted from --seed."""
     jobs: int | None = None
-    """Trainings at once; none: as many as the processor has cores, on a GPU one."""
+    """Trainings at once; default: one for each core of the processor, or one on a GPU."""
     method_options: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # type: ignore[assignment]
     """Options of one method alone: its name and then the options, as in
     --method-options mkd kd-weight=3e-3 meta.every=4; may be given for each method."""
     config: Path | None = None
-    """YAML file of options, such as the config.yaml of a run; flags given count more. A network
-    that it names by file.py:factory is code, which is run: look into a file that comes from
-    others."""
+    """YAML file of options, such as the config.yaml of a run; flags override it. A network that it
+    names by file.py:factory is code that is run: read files that come from others first."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         super().__post_init__()
         if not 1 <= self.seeds <= _MOST_SEEDS:
-            raise ValueError(f"--seeds must be from 1 to {_MOST_SEEDS}, got {self.seeds}")
+            raise ValueError(f"`seeds` must be from 1 to {_MOST_SEEDS}, got {self.seeds}")
         if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
+            raise ValueError(f"`jobs` must be at least 1, got {self.jobs}")
 
     def comparison(self) -> Comparison:
         """What is compared.
@@ -81,12 +75,13 @@ class CompareCommand(TrainOptions):
                 method is not usable.
         """
         names = {field.name for field in dataclasses.fields(TrainOptions)} - {"method_options"}
+        own = _method_options_of(config_file(self.config)) if self.config else {}
         return Comparison(
             TrainOptions(**{name: getattr(self, name) for name in names}),
             _split(self.students),
             _split(self.methods),
             range(self.seed, self.seed + self.seeds),
-            _method_options(self.method_options),
+            _with_flags(own, self.method_options),
         )
 
 
@@ -129,34 +124,30 @@ def parse(arguments: list[str]) -> CompareCommand:
         ValueError: A configuration file is not usable, or a number is out of range.
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
-    given = arguments
-    config = value_of("--config", given)
-    if config is not None:
-        given = _flags_of_file(Path(config)) + given
-    base = defaults_for(given)
-    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    default = CompareCommand(**values | {"out": CompareCommand.out})
-    with naming_the_file(arguments, given):
-        command: CompareCommand = parse_flags(
-            CompareCommand, given, default=default, prog="python -m mkdext.compare"
-        )
-    return command
+    first = first_flags(arguments)
+    file = _of_a_comparison(config_file(first.config)) if first.config else None
+    usual = usual_training(said_of("train_dir", first, file) or ())
+    default = CompareCommand(**values_of(usual) | {"out": CompareCommand.out})
+    return laid_over(CompareCommand, arguments, file, default, "python -m mkdext.compare")
 
 
-def _flags_of_file(path: Path) -> list[str]:
-    config = {str(name).replace("-", "_"): value for name, value in load_config(path).items()}
+def _of_a_comparison(file: OptionsFile) -> OptionsFile:
+    """What a file says of all methods together."""
+    values = {name: v for name, v in file.values.items() if name != "method_options"}
     # The file of a training names one student and one method.
     for one, several in (("student", "students"), ("method", "methods")):
-        if one in config:
-            config.setdefault(several, [config.pop(one)])
-    flags = []
-    methods = config.pop("method_options", None) or {}
+        if one in values:
+            values.setdefault(several, [values.pop(one)])
+    return dataclasses.replace(file, values=values)
+
+
+def _method_options_of(file: OptionsFile) -> Mapping[str, Any]:
+    """What a file says of single methods."""
+    methods = file.values.get("method_options") or {}
     if not isinstance(methods, dict) or not all(isinstance(o, dict) for o in methods.values()):
-        raise ValueError(f"--config {path}: method_options must hold names and values by method")
-    for method, options in methods.items():
-        values = (f"{name}={json.dumps(value)}" for name, value in options.items())
-        flags += ["--method-options", method, *values]
-    return flags_of(config, CompareCommand(), f"--config {path}") + flags
+        where = file.where("method_options")
+        raise ValueError(f"{where}: method_options must hold names and values by method")
+    return methods
 
 
 def _split(names: Iterable[str]) -> list[str]:
@@ -164,9 +155,11 @@ def _split(names: Iterable[str]) -> list[str]:
     return [part for part in parts if part]
 
 
-def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]:
-    """Nested values by method, from `(method, "name=value", "group.name=value", ...)`."""
-    methods: dict[str, dict[str, Any]] = {}
+def _with_flags(
+    methods: Mapping[str, Any], given: Iterable[Sequence[str]]
+) -> dict[str, dict[str, Any]]:
+    """Nested values by method, and above them `(method, "name=value", "group.name=value", ...)`."""
+    every: dict[str, dict[str, Any]] = copy.deepcopy(dict(methods))
     for names in given:
         if not names:
             raise ValueError("--method-options takes a method and name=value, got nothing")
@@ -178,7 +171,7 @@ def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]
             if not equals:
                 raise ValueError(f"--method-options {method} takes name=value, got {setting!r}")
             *groups, last = name.replace("-", "_").split(".")
-            options = methods.setdefault(method, {})
+            options = every.setdefault(method, {})
             for group in groups:
                 options = options.setdefault(group, {})
             try:
@@ -188,7 +181,7 @@ def _method_options(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]
                     f"--method-options {method} takes name=value, the value as in YAML, got "
                     f"{setting!r}"
                 ) from None
-    return methods
+    return every
 
 
 if __name__ == "__main__":

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mkdext._cli.dry_run import show_plan
-from mkdext._cli.flags import parse_flags
+from mkdext._cli.options import file_of, first_flags, laid_over, said_of
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.allocator import keep_freed_memory
 from mkdext.training import DataFreeOptions, train
-from mkdext.training.config_files import naming_the_file, value_of, with_config
-from mkdext.training.datafree.options import with_usual_rates
+from mkdext.training.data_free_options import usual_data_free
+from mkdext.training.options_file import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,19 @@ class DataFreeCommand(DataFreeOptions):
     """
 
     config: Path | None = None
-    """YAML file of options, such as the config.yaml of another run; flags given count more. A
-    network that it names by file.py:factory is code, which is run, by --dry-run too: look into a
-    file that comes from others."""
+    """YAML file of options, such as the config.yaml of another run; flags override it. A network
+    that it names by file.py:factory is code that is run, even by --dry-run: read files that come
+    from others first."""
     resume: bool = False
-    """Go on with the run in --out, with its options. Some may be others from here on: with more
-    --iterations also a finished run of one stage goes on, on the cosine of that length; --lr,
-    --lr-min, --generator.lr, --device, how often what is done, and where photographs and files were
-    moved to."""
+    """Continue the run in --out with its options. Some may change from here on: --iterations (with
+    more of them a finished run of one stage continues too, on the cosine of that length), --lr,
+    --lr-min, --generator.lr, --device, how often to log, validate and save, and the paths of
+    photographs and files that were moved."""
     dry_run: bool = False
     """Show the resolved options, sizes and the memory that a step needs, and stop."""
+    schema: bool = False
+    """Print the JSON schema of files for --config, with which editors complete and check them, and
+    stop."""
 
     def options(self) -> DataFreeOptions:
         """What is trained, without how the command was called."""
@@ -58,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         command = parse(sys.argv[1:] if arguments is None else arguments)
+        if command.schema:
+            print(json.dumps(schema(DataFreeOptions()), indent=2))
+            return
         options = command.options()
         if command.dry_run:
             show_plan(options, console, command.resume)
@@ -76,13 +83,10 @@ def parse(arguments: Sequence[str]) -> DataFreeCommand:
         ValueError: A configuration file is not usable, or a number is out of range.
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
-    given = with_config(arguments, DataFreeOptions())
-    default = with_usual_rates(DataFreeCommand(), value_of("--optimizer", given))
-    with naming_the_file(arguments, given):
-        command: DataFreeCommand = parse_flags(
-            DataFreeCommand, given, default=default, prog="python -m mkdext.datafree"
-        )
-    return command
+    first = first_flags(arguments)
+    file = file_of(first, DataFreeOptions.out)
+    usual = usual_data_free(said_of("optimizer", first, file) or "adam")
+    return laid_over(DataFreeCommand, arguments, file, usual, "python -m mkdext.datafree")
 
 
 if __name__ == "__main__":

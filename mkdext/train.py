@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mkdext._cli.dry_run import show_plan
-from mkdext._cli.flags import parse_flags
+from mkdext._cli.options import file_of, first_flags, laid_over, said_of
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.allocator import keep_freed_memory
 from mkdext.training import BUILTIN_DEMO, TrainOptions, train
-from mkdext.training.config_files import defaults_for, naming_the_file, with_config
+from mkdext.training.options import usual_training
+from mkdext.training.options_file import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +28,19 @@ class TrainCommand(TrainOptions):
     """
 
     config: Path | None = None
-    """YAML file of options, such as the config.yaml of another run; flags given count more. A
-    network that it names by file.py:factory is code, which is run, by --dry-run too: look into a
-    file that comes from others."""
+    """YAML file of options, such as the config.yaml of another run; flags override it. A network
+    that it names by file.py:factory is code that is run, even by --dry-run: read files that come
+    from others first."""
     resume: bool = False
-    """Go on with the run in --out, with its options. Some may be others from here on: with more
-    --iterations also a finished run goes on, on the cosine of that length; --lr, --lr-min,
-    --device, how often what is done, --teacher-cache, and where photographs and files were moved
-    to."""
+    """Continue the run in --out with its options. Some may change from here on: --iterations (with
+    more of them a finished run continues too, on the cosine of that length), --lr, --lr-min,
+    --device, --teacher-cache, how often to log, validate and save, and the paths of photographs and
+    files that were moved."""
     dry_run: bool = False
     """Show the resolved options, sizes and the memory that a step needs, and stop."""
+    schema: bool = False
+    """Print the JSON schema of files for --config, with which editors complete and check them, and
+    stop."""
 
     def options(self) -> TrainOptions:
         """What is trained, without how the command was called."""
@@ -57,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
+        if command.schema:
+            print(json.dumps(schema(TrainOptions()), indent=2))
+            return
         options = command.options()
         if command.dry_run:
             show_plan(options, console, command.resume)
@@ -79,16 +87,10 @@ def parse(arguments: list[str]) -> TrainCommand:
         ValueError: A configuration file is not usable, or a number is out of range.
         SystemExit: A flag is unknown or malformed, or help was asked for.
     """
-    given = with_config(arguments, BUILTIN_DEMO)
-    base = defaults_for(given)
-    default = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    with naming_the_file(arguments, given):
-        command: TrainCommand = parse_flags(
-            TrainCommand, given, default=default, prog="python -m mkdext.train"
-        )
-    if base is not BUILTIN_DEMO and not command.train_dir:
-        raise ValueError("--train-dir must name at least one folder")
-    return command
+    first = first_flags(arguments)
+    file = file_of(first, BUILTIN_DEMO.out)
+    usual = usual_training(said_of("train_dir", first, file) or ())
+    return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")
 
 
 if __name__ == "__main__":

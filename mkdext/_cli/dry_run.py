@@ -9,10 +9,10 @@ from mkdext._system.terminal import Terminal, text_table
 from mkdext.data import find_photographs
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers
-from mkdext.training.datafree.options import Options
-from mkdext.training.going_on import checked_run
+from mkdext.training.data_free_options import Options, Resolved
 from mkdext.training.options import TrainOptions
 from mkdext.training.run.directory import in_words
+from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.live import reading_bar
 from mkdext.training.run.report import count_parameters
 from mkdext.training.setup import prepare
@@ -34,11 +34,11 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     """
     run = checked_run(options, resume)
     run.require_files()
-    options = run.options
-    for folder in getattr(options, "train_dir", ()):
-        find_photographs(folder, options.scales[0])
-    sets = validation_sets(options, reading_bar(terminal))
-    training = prepare(options)
+    resolved: Resolved = run.options
+    for folder in getattr(resolved, "train_dir", ()):
+        find_photographs(folder, resolved.scales[0])
+    sets = validation_sets(resolved, reading_bar(terminal))
+    training = prepare(resolved)
     terminal.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
     _show_sizes(training, terminal)
     memory = f"about {training.memory / 1e9:.2f} GB" if training.memory else "unknown here"
@@ -49,17 +49,17 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
                 "the teacher, which sees high resolution, is trained for "
                 f"{stage.schedule.end} steps, then the student"
             )
-    if isinstance(options, TrainOptions) and options.teacher_cache and training.teacher:
-        shapes = stored_shapes(training.teacher, options.patch_size)
-        bytes_each, crops = row_bytes(shapes, training.teacher.dtype), options.teacher_cache_crops
+    if isinstance(resolved, TrainOptions) and resolved.teacher_cache and training.teacher:
+        shapes = stored_shapes(training.teacher, resolved.patch_size)
+        bytes_each, crops = row_bytes(shapes, training.teacher.dtype), resolved.teacher_cache_crops
         terminal.say(
             f"teacher cache: {crops} crops of {bytes_each:,} bytes, {crops * bytes_each / 1e9:.2f} "
-            f"GB in {options.teacher_cache}"
+            f"GB in {resolved.teacher_cache}"
         )
     check_teachers(training, sets)
     if run.changes:
         terminal.say(f"from here on: {in_words(run.changes)}")
-    terminal.say(f"would write to {options.out}")
+    terminal.say(f"would write to {resolved.out}")
 
 
 def _show_sizes(training: Training, terminal: Terminal) -> None:

@@ -5,21 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import types
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-
-class WrongKind(Exception):
-    """A value is none that an option can have."""
-
-    def __init__(self, must_be: str, error: type[Exception] = TypeError) -> None:
-        """Tell what it must be, such as "a number", and what a caller is to raise."""
-        super().__init__(must_be)
-        self.must_be = must_be
-        self.error = error
 
 
 def check_types(options: Any, prefix: str = "") -> None:
@@ -53,8 +44,9 @@ def check_types(options: Any, prefix: str = "") -> None:
         value = getattr(options, name)
         try:
             right = as_kind(value, kind)
-        except WrongKind as error:
-            raise error.error(f"`{prefix}{name}` must be {error.must_be}, got {value!r}") from None
+        except (TypeError, ValueError) as error:
+            message = f"`{prefix}{name}` must be {in_words(kind)}, got {value!r}"
+            raise type(error)(message) from None
         if right is not value:
             object.__setattr__(options, name, right)
 
@@ -66,55 +58,83 @@ def kinds_of(dataclass: type) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(dataclass)}
 
 
-def as_kind(value: Any, kind: Any, read: Callable[[str, type], Any] | None = None) -> Any:
+def as_kind(value: Any, kind: Any) -> Any:
     """A value as one of a declared type.
 
     Args:
         value: What was given.
         kind: A type, a `Literal`, a union with `None`, or a tuple of any number of one type.
-        read: Makes a number of a text, or raises `ValueError`; none: a text is no number.
 
     Raises:
-        WrongKind: It cannot be one.
+        TypeError: It cannot be one.
+        ValueError: It is none of the names that it can be.
     """
-    if get_origin(kind) in (Union, types.UnionType):
-        (inner,) = (one for one in get_args(kind) if one is not types.NoneType)
-        if value is None:
-            return None
-        try:
-            return as_kind(value, inner, read)
-        except WrongKind as error:
-            raise WrongKind(f"{error.must_be} or None", error.error) from None
+    inner = _or_none(kind)
+    if inner is not None:
+        return None if value is None else as_kind(value, inner)
     if get_origin(kind) is Literal:
-        known = type(value) in {type(one) for one in get_args(kind)}
-        if known and value in get_args(kind):
+        if value in get_args(kind) and type(value) in set(map(type, get_args(kind))):
             return value
-        names = ", ".join(map(repr, get_args(kind)))
-        raise WrongKind(f"one of {names}", ValueError if known else TypeError)
+        raise ValueError if type(value) in set(map(type, get_args(kind))) else TypeError
     if get_origin(kind) is tuple:
-        return _as_tuple(value, get_args(kind)[0], read)
-    if kind in (int, float) and isinstance(value, str) and read:
-        try:
-            return read(value, kind)
-        except ValueError:
-            raise WrongKind(_IN_WORDS[kind][0]) from None
+        items = value if isinstance(value, tuple | list) else (value,)
+        right = tuple(as_kind(item, get_args(kind)[0]) for item in items)
+        same = isinstance(value, tuple) and all(a is b for a, b in zip(right, value, strict=True))
+        return value if same else right
     accepted, make = _ACCEPTED.get(kind, (kind, None))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise WrongKind(_IN_WORDS[kind][0] if kind in _IN_WORDS else f"of type {kind.__name__}")
+        raise TypeError
     return value if make is None or type(value) is kind else make(value)
 
 
-def _as_tuple(value: Any, kind: Any, read: Callable[[str, type], Any] | None) -> tuple[Any, ...]:
-    items = value if isinstance(value, tuple | list) else (value,)
+def as_written(value: Any, kind: Any) -> Any:
+    """A value of a YAML file as one of a declared type.
+
+    YAML 1.1, which is what is read, takes `1e-4` for a text; here it is a number.
+
+    Raises:
+        ValueError: It cannot be one.
+
+    Example:
+        >>> as_written("1e-4", float | None), as_written(["a"], tuple[Path, ...])
+        (0.0001, (PosixPath('a'),))
+    """
+    is_float = float in (kind, _or_none(kind))
+    if is_float and isinstance(value, str) and _POWER_OF_TEN.fullmatch(value):
+        return float(value)
     try:
-        right = tuple(as_kind(item, kind, read) for item in items)
-    except WrongKind:
-        several = _IN_WORDS[kind][1] if kind in _IN_WORDS else "lists of texts"
-        raise WrongKind(f"a list of {several}") from None
-    same = isinstance(value, tuple) and all(a is b for a, b in zip(right, value, strict=True))
-    return value if same else right
+        return as_kind(value, kind)
+    except TypeError:
+        raise ValueError from None
 
 
+def in_words(kind: Any) -> str:
+    """What values of a declared type are called.
+
+    Example:
+        >>> in_words(float | None), in_words(tuple[Path, ...])
+        ('a number or None', 'a list of paths')
+    """
+    inner = _or_none(kind)
+    if inner is not None:
+        return f"{in_words(inner)} or None"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        return f"a list of {_IN_WORDS[item][1] if item in _IN_WORDS else 'lists of texts'}"
+    return _IN_WORDS[kind][0] if kind in _IN_WORDS else f"of type {kind.__name__}"
+
+
+def _or_none(kind: Any) -> Any:
+    """The type that a union has beside `None`; none: it is no such union."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return None
+    (inner,) = (one for one in get_args(kind) if one is not types.NoneType)
+    return inner
+
+
+_POWER_OF_TEN = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")
 _ACCEPTED: dict[Any, tuple[Any, Callable[[Any], Any]]] = {
     int: (Integral, int),
     float: (Real, float),

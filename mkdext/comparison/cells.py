@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from mkdext._cli.flags import parse_flags
 from mkdext._system.files import locked, write_text
 from mkdext._system.memory import available_bytes
 from mkdext._system.near_names import did_you_mean
@@ -19,10 +18,10 @@ from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.methods import known_method, method_class
 from mkdext.training.checks import check_teachers
-from mkdext.training.config_files import config_of, flags_of
-from mkdext.training.going_on import default_of
-from mkdext.training.options import TrainOptions, known_methods
+from mkdext.training.options import ResolvedTraining, TrainOptions, known_methods
+from mkdext.training.options_file import OptionsFile, config_of
 from mkdext.training.run.directory import RunDirectory
+from mkdext.training.run.going_on import require_same_options
 from mkdext.training.run.live import reading_bar
 from mkdext.training.setup import prepare
 from mkdext.training.sources import training_photographs, validation_sets
@@ -42,7 +41,7 @@ _EQUAL_FOR_ALL = (
 class Cell:
     """One training: a student, a method, a seed."""
 
-    options: TrainOptions
+    options: ResolvedTraining
 
     @property
     def run(self) -> RunDirectory:
@@ -52,7 +51,7 @@ class Cell:
     @property
     def teacher_steps(self) -> int:
         """Steps of a method's own teacher, before those of the student."""
-        return (self.options.privileged_iterations or 0) if self.options.privileged else 0
+        return self.options.privileged_iterations if self.options.privileged else 0
 
     @property
     def finished(self) -> bool:
@@ -63,9 +62,9 @@ class Cell:
         """Check that it can begin or go on.
 
         Raises:
-            ValueError: As `RunDirectory.check`.
+            ValueError: As `require_same_options`.
         """
-        self.run.check(config_of(self.options), lambda name: default_of(self.options, name))
+        require_same_options(self.options)
 
     def __str__(self) -> str:
         return f"{self.options.student}, {self.options.method}, seed {self.options.seed}"
@@ -137,8 +136,7 @@ class Comparison:
         """All trainings, those of the first seed first.
 
         Raises:
-            ValueError: An option of a method is unknown or out of range.
-            SystemExit: An option of a method is malformed.
+            ValueError: An option of a method is unknown, of another type or out of range.
         """
         return [
             Cell(self._options(student, method, seed))
@@ -147,7 +145,7 @@ class Comparison:
             for method in self.methods
         ]
 
-    def _options(self, student: str, method: str, seed: int) -> TrainOptions:
+    def _options(self, student: str, method: str, seed: int) -> ResolvedTraining:
         where = Path(as_folder(student)) / as_folder(method) / f"seed-{seed}"
         options = dataclasses.replace(
             self.base,
@@ -166,9 +164,8 @@ class Comparison:
             options = dataclasses.replace(options, student_points=(), teacher_points=())
         own = self.method_options.get(method, {})
         if own:
-            name = f"`method_options` {method}"
-            flags = flags_of(own, options, name)
-            options = parse_flags(TrainOptions, flags, default=options, prog=name)
+            file = OptionsFile(f"`method_options` {method}", own)
+            options = file.made(file.over(options))
         if options.teacher_cache is not None:
             # Another seed has other crops, another student may want maps of another size.
             what: str = "features" if method == REFERENCE else method_class(method).compares
@@ -193,7 +190,7 @@ class Comparison:
             ValueError: The folder holds a comparison of other settings, or a cell cannot be
                 trained.
         """
-        RunDirectory(self.base.out).check(self.settings, lambda name: default_of(self.base, name))
+        require_same_options(self.base, _OF_A_CELL)
         cells = self.cells()
         folders = {as_folder(student): student for student in self.students}
         if len(folders) < len(self.students):

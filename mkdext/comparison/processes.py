@@ -20,7 +20,7 @@ from mkdext._system.files import write_text
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
-from mkdext.training.config_files import config_of
+from mkdext.training.options_file import config_of
 from mkdext.training.run.directory import RunDirectory
 
 _POLL_SECONDS = 1.0
@@ -109,8 +109,7 @@ class _Process:
             write_text(run.config, config)
         self._log = run.root / "output.log"
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        command = ["mkdext.comparison.child", str(os.getpid())]
-        command += ["--config", str(run.config), "--out", str(run.root)]
+        command = ["mkdext._cli.cell", str(os.getpid()), str(run.root)]
         with self._log.open("a") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", *command],

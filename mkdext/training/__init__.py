@@ -1,6 +1,6 @@
 """Training: options, stages, the trainer, the run directory."""
 
-from mkdext.training.datafree.options import (
+from mkdext.training.data_free_options import (
     ContrastiveOptions,
     DataFreeOptions,
     GeneratorOptions,

@@ -26,7 +26,7 @@ from mkdext.models import (
 from mkdext.models.handling import layout, placed
 from mkdext.synthesis import carry_over, part_counts
 from mkdext.synthesis.randomness import Draw, seed_of
-from mkdext.training.datafree.options import DataFreeOptions, Options
+from mkdext.training.data_free_options import Resolved, ResolvedDataFree
 from mkdext.training.image_maker import ImageMaker
 from mkdext.training.options import TrainOptions
 from mkdext.training.sources import Made
@@ -63,7 +63,7 @@ Points = tuple[list[str], list[str]]
 class Training:
     """A training ready to run: all that the options name was found and fits."""
 
-    options: Options
+    options: Resolved
     networks: Networks
     stages: list[Stage]
     """In order."""
@@ -95,13 +95,13 @@ class Training:
         return [stage for stage in self.stages if isinstance(stage, StudentStage)]
 
 
-def assemble(options: Options, networks: Networks, device: torch.device) -> Training:
+def assemble(options: Resolved, networks: Networks, device: torch.device) -> Training:
     """The stages of a training on a device, to which the networks are moved.
 
     Raises:
         ValueError: The networks do not go together.
     """
-    if isinstance(options, DataFreeOptions):
+    if isinstance(options, ResolvedDataFree):
         return _assemble_without_data(options, networks, device)
     student, scale = placed(networks.student, device), options.scale
     network: nn.Module | None = networks.teachers.get(scale)
@@ -125,7 +125,7 @@ def assemble(options: Options, networks: Networks, device: torch.device) -> Trai
 
 
 def _assemble_without_data(
-    options: DataFreeOptions, networks: Networks, device: torch.device
+    options: ResolvedDataFree, networks: Networks, device: torch.device
 ) -> Training:
     counts = part_counts(networks.student, options.stages)
     points = None
@@ -142,7 +142,7 @@ def _assemble_without_data(
     return Training(options, networks, stages, None, made)
 
 
-def _stages_of(options: Options, part: Part, points: Points | None) -> list[StudentStage]:
+def _stages_of(options: Resolved, part: Part, points: Points | None) -> list[StudentStage]:
     distils = points is not None and options.method != "vanilla"
     schedules = schedules_of_part(options, part.first, part.end, distils)
     return [StudentStage(options, part, schedule) for schedule in schedules]
@@ -153,7 +153,7 @@ class Growth:
 
     def __init__(
         self,
-        options: DataFreeOptions,
+        options: ResolvedDataFree,
         networks: Networks,
         points: Points | None,
         index: int,
@@ -198,7 +198,7 @@ class Growth:
 
 
 def make_steps(
-    options: Options,
+    options: Resolved,
     students: Mapping[int, nn.Module],
     teachers: Mapping[int, nn.Module],
     points: Points | None,
@@ -256,7 +256,7 @@ def make_steps(
     }
 
 
-def _meta_optimizer(options: Options, method: DistillationMethod) -> torch.optim.Optimizer | None:
+def _meta_optimizer(options: Resolved, method: DistillationMethod) -> torch.optim.Optimizer | None:
     trained = {
         "published": method.meta_parameters(),
         "plain": [],
@@ -267,22 +267,22 @@ def _meta_optimizer(options: Options, method: DistillationMethod) -> torch.optim
     return torch.optim.Adam(trained, options.meta.lr, weight_decay=options.meta.weight_decay)
 
 
-def _optimizer(options: Options, trained: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(options: Resolved, trained: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """That of the MKD paper, section 4.1, or the student's in the code of DFSR."""
-    if isinstance(options, DataFreeOptions) and options.optimizer == "sgd":
+    if isinstance(options, ResolvedDataFree) and options.optimizer == "sgd":
         return torch.optim.SGD(trained, options.lr, momentum=0.9, weight_decay=1e-4)
     return torch.optim.Adam(trained, options.lr, betas=(0.9, 0.999))
 
 
-def _step_options(options: Options) -> StepOptions:
-    if isinstance(options, DataFreeOptions):
+def _step_options(options: Resolved) -> StepOptions:
+    if isinstance(options, ResolvedDataFree):
         largest = _DFSR_GRADIENT if options.optimizer == "sgd" else math.inf
         return StepOptions(options.meta, criterion=options.criterion, largest_gradient=largest)
     dtype: torch.dtype = getattr(torch, options.student_dtype)
     return StepOptions(options.meta, options.imitation, dtype, make_loss(options.loss))
 
 
-def choose_points(options: Options, student: nn.Module, teacher: nn.Module) -> Points:
+def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> Points:
     """The distillation points of both networks, as many of one as of the other.
 
     Raises:
@@ -345,7 +345,7 @@ def _carry_method(trained: nn.Module, method: nn.Module) -> None:
 
 
 def _make_makers(
-    options: DataFreeOptions, networks: Networks, device: torch.device
+    options: ResolvedDataFree, networks: Networks, device: torch.device
 ) -> dict[int, ImageMaker]:
     """What makes the images, by scale.
 
@@ -362,7 +362,7 @@ def _make_makers(
     return makers
 
 
-def _view_points(options: DataFreeOptions, teacher: nn.Module) -> list[str]:
+def _view_points(options: ResolvedDataFree, teacher: nn.Module) -> list[str]:
     """Sub-modules of the teacher whose features the discriminator sees."""
     try:
         chosen = select_points(teacher, options.teacher_points)

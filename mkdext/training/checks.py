@@ -16,7 +16,7 @@ from mkdext._system.saved_state import SavedState, serialized
 from mkdext.models import SRNetwork, SuperResolver, check_comes_back
 from mkdext.models.handling import copy_with_tensors, evaluation_mode, unwrapped
 from mkdext.training.assembly import Networks, Training, assemble
-from mkdext.training.datafree.options import DataFreeOptions, Options
+from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.sources import ValidationSet
 from mkdext.training.step import Batch
 from mkdext.training.validation import picture, require_strong_teacher
@@ -111,7 +111,7 @@ def _failed(network: nn.Module, whose: str, what: str, error: BaseException) -> 
     return ValueError(f"{whose} {name} cannot be {what}: {in_words(error)}")
 
 
-def estimate_memory(options: Options, networks: Networks) -> int | None:
+def estimate_memory(options: Resolved, networks: Networks) -> int | None:
     """Bytes that networks, optimizers, memory banks and one step take up, by a dry computation.
 
     It is done with few samples, because PyTorch's own second derivative of a per-sample
@@ -120,7 +120,7 @@ def estimate_memory(options: Options, networks: Networks) -> int | None:
     several scales the first serves: pictures are of one size.
 
     Args:
-        options: Resolved ones.
+        options: Those of the training.
         networks: Who learns from whom.
 
     Returns:
@@ -129,7 +129,7 @@ def estimate_memory(options: Options, networks: Networks) -> int | None:
     Raises:
         ValueError: The sizes asked for are impossible, or the networks do not go together.
     """
-    steps = options.meta.steps or 1
+    steps = options.meta.steps
     if steps <= _INNER_STEPS:
         return _dry_bytes(options, networks)
     fewer, more = (
@@ -144,7 +144,7 @@ def estimate_memory(options: Options, networks: Networks) -> int | None:
     return more + (steps - _INNER_STEPS) * (more - fewer)
 
 
-def _dry_bytes(options: Options, networks: Networks) -> int | None:
+def _dry_bytes(options: Resolved, networks: Networks) -> int | None:
     meta, scale = torch.device("meta"), options.scales[0]
     low, batch_size = options.sizes[scale], options.batch_size
     if isinstance(options, DataFreeOptions):
@@ -186,7 +186,7 @@ def _dry_bytes(options: Options, networks: Networks) -> int | None:
     return held + work * batch_size // _DRY_SAMPLES
 
 
-def require_memory(needed: int | None, options: Options) -> None:
+def require_memory(needed: int | None, options: Resolved) -> None:
     """Check that a step fits into memory, where it is known what it needs and what there is.
 
     Raises:
@@ -195,7 +195,7 @@ def require_memory(needed: int | None, options: Options) -> None:
     available = available_bytes()
     on_cpu = torch.device(options.device).type == "cpu"
     if on_cpu and needed and available and needed > available:
-        steps = options.meta.steps or 1
+        steps = options.meta.steps
         fewer = f", `meta.steps` (now {steps})" if steps > 1 and options.method != "vanilla" else ""
         raise ValueError(
             f"a step needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
@@ -203,7 +203,7 @@ def require_memory(needed: int | None, options: Options) -> None:
         )
 
 
-def require_memory_for_banks(options: Options) -> None:
+def require_memory_for_banks(options: Resolved) -> None:
     """Check that the memory banks alone fit into memory, where it is known what there is.
 
     Raises:

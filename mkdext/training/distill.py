@@ -20,8 +20,8 @@ from mkdext.data import ImagePairs
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.handling import evaluation_mode, modes_kept
 from mkdext.training.assembly import Networks
-from mkdext.training.going_on import checked_run
 from mkdext.training.options import TrainOptions
+from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.report import Summary, finished
 from mkdext.training.setup import prepare
 from mkdext.training.teacher_cache import digest_of

@@ -32,7 +32,7 @@ from mkdext.synthesis import (
 from mkdext.synthesis.contrastive import discrimination_loss, pooled
 from mkdext.synthesis.generator import LATENT
 from mkdext.synthesis.randomness import Draw, random_for
-from mkdext.training.datafree.options import DataFreeOptions
+from mkdext.training.data_free_options import DataFreeOptions
 from mkdext.training.schedule import cosine
 from mkdext.training.step import TrainingFailed, apply, gradient_norm, require_finite
 

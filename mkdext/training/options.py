@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
 import tyro
 
 from mkdext._system.field_types import check_types
 from mkdext._system.near_names import did_you_mean
 from mkdext.methods import MKDOptions, known_method, method_class, method_names
+from mkdext.methods.base import MetaDefaults
 from mkdext.metrics.losses import require_known_loss
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 def known_methods() -> tuple[str, ...]:
@@ -23,7 +24,14 @@ def known_methods() -> tuple[str, ...]:
     return ("vanilla", *method_names())
 
 
-MethodName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(known_methods())}}}")]
+MethodName = Annotated[
+    str,
+    tyro.conf.arg(metavar=f"{{{','.join(known_methods())}}}"),
+    pydantic.WithJsonSchema(
+        # The other form is that of a class of the user's.
+        {"anyOf": [{"enum": list(known_methods())}, {"type": "string", "pattern": ":"}]}
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,24 +39,24 @@ class MetaOptions:
     """How the distillation method is trained by the meta-gradient (MKD eq. 2 and 3)."""
 
     steps: int | None = None
-    """Inner steps T on the distillation loss; none: the method's published number."""
+    """Inner steps T on the distillation loss; default: as published with the method."""
     every: int = 1
     """Student steps from one meta step to the next; a larger number costs less."""
     inner_optimizer: Literal["sgd", "adam"] | None = None
-    """Update rule of the inner loop; adam begins with the student's own moments; none: that of the
-    method."""
+    """Update rule of the inner loop; adam begins with the student's own moments; default: the
+    method's."""
     inner_lr: float | None = None
-    """Step length of the inner loop; none: 0.001, or with l2t-ww the student's own."""
+    """Step length of the inner loop; default: 0.001, and with l2t-ww the student's own."""
     mode: Literal["unrolled", "replayed"] = "unrolled"
-    """Keep the graph of all inner steps, or compute each again: the memory of one step."""
+    """Keep the graph of all inner steps, or replay each step: the memory of one."""
     rollback: bool = True
-    """Put the student back after the inner loop; otherwise it goes on from there."""
+    """Put the student back after the inner loop; otherwise it continues from there."""
     closing_step: bool | None = None
-    """End the inner loop with one step on the reconstruction loss; none: as published (L2T-ww
+    """End the inner loop with one step on the reconstruction loss; default: as published (L2T-ww
     does)."""
     keep: float | None = None
-    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss; none:
-    that of the method. With 0, the MKD paper's formula, the student hardly comes nearer to the
+    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss;
+    default: the method's. With 0, the MKD paper's formula, the student hardly approaches the
     teacher."""
     lr: float = 1e-4
     """Learning rate of Adam for the method's parameters."""
@@ -70,29 +78,30 @@ class SharedOptions:
     student: str = "rcan-a"
     """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
     han-s, han-t, vdsr or vdsr-half; or one of yours, package.module:factory or file.py:factory, a
-    function or class that gives a torch.nn.Module. It takes RGB or Y
-    images in [0, 1] of any size, and enlarges them or sharpens images enlarged before; which, is
-    found out."""
+    function or class that gives a torch.nn.Module. It takes RGB or Y images in [0, 1] of any size.
+    Whether it enlarges them, or sharpens images that are already enlarged, is detected by running
+    it once."""
     student_options: tuple[str, ...] = ()
     """Arguments of your student's factory, name=value; a value is read as YAML, such as 64, 0.5,
     true, relu or [6, 6]."""
     teacher: str | None = None
     """Network to learn from: 'builtin' (comes with the package, x4); the name of the network that
-    the teacher's weights must be of, as for --student; or one of yours, given like a student; none:
-    whatever the weights are of."""
+    the teacher's weights must fit, as for --student; or one of yours, given like a student;
+    default: the network that the weights belong to."""
     teacher_options: tuple[str, ...] = ()
     """Arguments of your teacher's factory, given like those of --student-options."""
     teacher_weights: Path | None = None
-    """Weights of the teacher (.safetensors or .pt); none: the built-in teacher's, or those that
+    """Weights of the teacher (.safetensors or .pt); default: the built-in teacher's, or those that
     your factory loads."""
     allow_weak_teacher: bool = False
-    """Learn also from a teacher that enlarges photographs worse than bicubic does."""
+    """Accept a teacher that enlarges photographs worse than bicubic does."""
     student_points: tuple[str, ...] = ()
     """Sub-modules of the student whose feature maps are distilled, such as body.0 body.2 or body.*
-    (a * stands for characters other than dots); none: evenly spaced ones that the network names."""
+    (a * stands for characters other than dots); default: evenly spaced ones that the network
+    names."""
     teacher_points: tuple[str, ...] = ()
-    """Sub-modules of the teacher, as many as of the student. Maps of another size are brought to
-    that of the student's by bilinear interpolation."""
+    """Sub-modules of the teacher, as many as of the student. Maps of another size are resized to
+    the student's by bilinear interpolation."""
     method: MethodName = "mkd"
     """Way of training: 'mkd' is meta knowledge distillation, 'vanilla' has no teacher; or a class
     of yours derived from mkdext.methods.DistillationMethod, package.module:Class or
@@ -102,7 +111,7 @@ class SharedOptions:
     --mkd."""
     method_training: Literal["published", "plain", "meta"] = "published"
     """How the method's own parameters are trained: 'plain', together with the student; 'meta', by
-    the meta-gradient; 'published', each as where the method was published."""
+    the meta-gradient; 'published', as published with the method."""
 
     iterations: int = 300_000
     """Student steps."""
@@ -118,8 +127,8 @@ class SharedOptions:
     """Steps over which the learning rate first rises to its value."""
 
     kd_weight: float | None = None
-    """Weight of the distillation loss beside the reconstruction loss; none: that with which the
-    method was published, or 0.003 for mkd."""
+    """Weight of the distillation loss beside the reconstruction loss; default: as published with
+    the method, and 0.003 for mkd."""
     kd_fade: bool = True
     """Let the weight of the distillation loss fall to 0 along half a cosine."""
     hint_share: float = 0.0
@@ -142,7 +151,7 @@ class SharedOptions:
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
     out: Path = Path("runs/train")
-    """Run directory; the same command goes on with the run that it finds there."""
+    """Run directory; the same command continues the run that it finds there."""
 
     def __post_init__(self) -> None:
         """Check types and numbers."""
@@ -182,18 +191,6 @@ class SharedOptions:
         """Whether the method trains a teacher of its own, which sees high resolution."""
         return self.method != "vanilla" and method_class(self.method).privileged
 
-    def resolved(self) -> Self:
-        """The same options, with the method's own values where none were given."""
-        if self.method == "vanilla":
-            return self
-        method = method_class(self.method)
-        defaults = method.published_meta._asdict()
-        meta = {name: v for name, v in defaults.items() if getattr(self.meta, name) is None}
-        weight = method.published_weight if self.kd_weight is None else self.kd_weight
-        return dataclasses.replace(
-            self, kd_weight=weight, meta=dataclasses.replace(self.meta, **meta)
-        )
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions(SharedOptions):
@@ -202,24 +199,24 @@ class TrainOptions(SharedOptions):
     scale: int = 4
     """Enlargement factor: 2, 3, 4 or 8."""
     train_dir: tuple[Path, ...] = ()
-    """Folders of photographs to train on; none: the built-in photographs."""
+    """Folders of photographs to train on; default: the built-in photographs."""
     val_dir: tuple[Path, ...] = ()
-    """Folders of photographs to measure on, each reported by its name; none: the held-out built-in
-    ones."""
+    """Folders of photographs to measure on, each reported by its name; default: the held-out
+    built-in ones."""
     bad_images: Literal["refuse", "skip"] = "refuse"
-    """What to do with broken or too small training photographs, once all are named."""
+    """What to do with training photographs that are broken or too small; all are listed first."""
 
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the teacher computes in, and what its cache holds. bfloat16 halves the cache, and is
-    fast only where the hardware has it."""
+    fast only where the hardware supports it."""
     student_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the student computes in, in its own steps; weights, losses and the whole meta-gradient
-    are float32. bfloat16 is fast only where the hardware has it."""
+    are float32. bfloat16 is fast only where the hardware supports it."""
     teacher_compile: bool = False
     """Compile the teacher by torch.compile, which takes a minute or more before the first step."""
     teacher_cache: Path | None = None
     """Folder for the teacher's feature maps of a fixed set of crops, computed once and read in
-    every later step and training; none: new crops in every step."""
+    every later step and training; default: new crops in every step."""
     teacher_cache_crops: int = 4096
     """Number of crops in --teacher-cache; more can be added later."""
 
@@ -232,8 +229,8 @@ class TrainOptions(SharedOptions):
     photograph, with any method."""
 
     privileged_iterations: int | None = None
-    """Steps before those of the student in which --method pisr trains its teacher, which sees the
-    high-resolution patches; none: as many as the student's."""
+    """Steps before the student's in which --method pisr trains its teacher, which sees the
+    high-resolution patches; default: as many as the student's."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -258,12 +255,92 @@ class TrainOptions(SharedOptions):
         """Width and height of a patch by scale, in low-resolution pixels."""
         return {self.scale: self.patch_size}
 
-    def resolved(self) -> Self:
+    def resolved(self) -> ResolvedTraining:
         """The same options, with the method's own values where none were given."""
-        options = super().resolved()
-        if self.privileged and self.privileged_iterations is None:
-            options = dataclasses.replace(options, privileged_iterations=self.iterations)
-        return options
+        values = values_of(self) | values_of_method(self)
+        if self.privileged_iterations is None:
+            values["privileged_iterations"] = self.iterations
+        return ResolvedTraining(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedMeta(MetaOptions):
+    """How the method is trained by the meta-gradient, nothing left open.
+
+    Without `inner_lr` the inner steps are as long as the student's own.
+    """
+
+    steps: int = dataclasses.field(kw_only=True)
+    inner_optimizer: Literal["sgd", "adam"] = dataclasses.field(kw_only=True)
+    closing_step: bool = dataclasses.field(kw_only=True)
+    keep: float = dataclasses.field(kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedShared(SharedOptions, ABC):
+    """What every training has, nothing left open."""
+
+    kd_weight: float = dataclasses.field(kw_only=True)
+    meta: ResolvedMeta = dataclasses.field(kw_only=True)
+
+    @abstractmethod
+    def given(self) -> SharedOptions:
+        """Options that resolve to these, in which all is open that this training does not use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedTraining(ResolvedShared, TrainOptions):
+    """Options of a training in which nothing is left open; `TrainOptions.resolved` makes them."""
+
+    privileged_iterations: int = dataclasses.field(kw_only=True)
+
+    def given(self) -> TrainOptions:
+        """Options that resolve to these, in which all is open that this training does not use."""
+        values = values_of(self) | unused_of_method(self)
+        if not self.privileged and self.privileged_iterations == self.iterations:
+            values["privileged_iterations"] = None
+        return TrainOptions(**values)
+
+
+def values_of(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass by their names."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+
+
+def values_of_method(options: SharedOptions) -> dict[str, Any]:
+    """`kd_weight` and `meta`, with the method's own values where none were given.
+
+    Without a teacher there is no distillation loss: its weight is 0.
+    """
+    weight, published = _of_method(options.method)
+    open_ = {n: v for n, v in published._asdict().items() if getattr(options.meta, n) is None}
+    return {
+        "kd_weight": weight if options.kd_weight is None else options.kd_weight,
+        "meta": ResolvedMeta(**values_of(options.meta) | open_),
+    }
+
+
+def unused_of_method(options: ResolvedShared) -> dict[str, Any]:
+    """`kd_weight` and `meta` as they can have been given; open what a method without teacher had.
+
+    So another method has values of its own where it takes over the options of such a training.
+    """
+    weight, published = _of_method("vanilla")
+    meta = values_of(options.meta)
+    if options.method != "vanilla":
+        return {"kd_weight": options.kd_weight, "meta": MetaOptions(**meta)}
+    unused = {name: None for name, value in published._asdict().items() if meta[name] == value}
+    return {
+        "kd_weight": None if options.kd_weight == weight else options.kd_weight,
+        "meta": MetaOptions(**meta | unused),
+    }
+
+
+def _of_method(name: str) -> tuple[float, MetaDefaults]:
+    if name == "vanilla":
+        return 0.0, MetaDefaults()
+    method = method_class(name)
+    return method.published_weight, method.published_meta
 
 
 def at_least(least: float, options: object, *names: str, prefix: str = "") -> None:
@@ -309,3 +386,12 @@ BUILTIN_DEMO = TrainOptions(
     out=Path("runs/demo"),
 )
 """A training of minutes on two cores, on the built-in photographs."""
+
+
+def usual_training(train_dir: Collection[Path]) -> TrainOptions:
+    """The options that hold where none are given: those of the MKD paper, or short ones.
+
+    Args:
+        train_dir: As in the options; none: a training on the built-in photographs.
+    """
+    return TrainOptions() if train_dir else BUILTIN_DEMO

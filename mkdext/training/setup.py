@@ -21,7 +21,7 @@ from mkdext.training.checks import (
     require_memory,
     require_memory_for_banks,
 )
-from mkdext.training.datafree.options import DataFreeOptions, Options
+from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.options import TrainOptions
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import CachedCrops, Photographs, Source, training_photographs
@@ -35,7 +35,7 @@ _NO_TEACHER = {
 }
 
 
-def prepare(options: Options, networks: Networks | None = None) -> Training:
+def prepare(options: Resolved, networks: Networks | None = None) -> Training:
     """Make the networks and check that everything fits, before any work is done.
 
     Args:
@@ -46,7 +46,6 @@ def prepare(options: Options, networks: Networks | None = None) -> Training:
         ValueError: The options do not go together, networks or weights are not usable, or the
             memory does not suffice.
     """
-    options = options.resolved()
     device = checked_device(options.device)
     networks = networks or make_networks(options)
     set_training_mode(networks.student)
@@ -60,7 +59,7 @@ def prepare(options: Options, networks: Networks | None = None) -> Training:
     return training
 
 
-def make_networks(options: Options) -> Networks:
+def make_networks(options: Resolved) -> Networks:
     """The networks that the options name.
 
     Raises:
@@ -86,7 +85,7 @@ def make_networks(options: Options) -> Networks:
     return Networks(student, at_scales(teacher, options.scales, "`teacher`"))
 
 
-def _refuse_teacher_options(options: Options) -> None:
+def _refuse_teacher_options(options: Resolved) -> None:
     for name, reason in _NO_TEACHER.items():
         value = getattr(options, name)
         if value:
@@ -97,7 +96,7 @@ def _refuse_teacher_options(options: Options) -> None:
             )
 
 
-def _check_gradients(options: Options, networks: Networks) -> None:
+def _check_gradients(options: Resolved, networks: Networks) -> None:
     """Check that a gradient passes those of the user's networks that something else learns from."""
     checked: dict[str, nn.Module] = {}
     learns = "an encoder"

@@ -27,7 +27,7 @@ from mkdext.data import (
 from mkdext.metrics import to_uint8
 from mkdext.synthesis import procedural_images
 from mkdext.synthesis.randomness import Draw, drawn, random_for
-from mkdext.training.datafree.options import DataFreeOptions, Options
+from mkdext.training.data_free_options import DataFreeOptions, Options
 from mkdext.training.image_maker import ImageMaker, require_different
 from mkdext.training.options import TrainOptions
 from mkdext.training.step import Batch

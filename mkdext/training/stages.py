@@ -14,7 +14,7 @@ from mkdext._system.saved_state import SavedState
 from mkdext.methods.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.gradient_watch import silence_in_words
 from mkdext.models.handling import copy_with_tensors
-from mkdext.training.datafree.options import DataFreeOptions, Options
+from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.image_maker import CollapseError
 from mkdext.training.schedule import Schedule
 from mkdext.training.step import (
@@ -149,7 +149,7 @@ class StudentStage(Stage):
 
     shown = ("reconstruction", "distillation", "adversarial", "image_diversity", "lr")
 
-    def __init__(self, options: Options, part: Part, schedule: Schedule) -> None:
+    def __init__(self, options: Resolved, part: Part, schedule: Schedule) -> None:
         """Take the options, which part of the student's growth it belongs to, and its steps."""
         self.options = options
         self.part = part
@@ -248,11 +248,11 @@ class StudentStage(Stage):
         return f"Lower {rates}"
 
 
-def schedules_of_part(options: Options, first: int, end: int, distils: bool) -> list[Schedule]:
+def schedules_of_part(options: Resolved, first: int, end: int, distils: bool) -> list[Schedule]:
     """The schedules of a student's steps while it does not grow.
 
     Args:
-        options: Resolved ones.
+        options: Those of the training.
         first: The first step.
         end: The step after the last one.
         distils: Whether there are points to be compared.
@@ -270,7 +270,7 @@ def schedules_of_part(options: Options, first: int, end: int, distils: bool) -> 
             schedule(first, last_hint, reconstruction=0.0, distillation=1.0, fades=False),
             schedule(last_hint, end),
         ]
-    return [schedule(first, end, distillation=options.kd_weight or 0.0, fades=options.kd_fade)]
+    return [schedule(first, end, distillation=options.kd_weight, fades=options.kd_fade)]
 
 
 class PrivilegedNetwork(nn.Module):
@@ -313,7 +313,7 @@ class PrivilegedStage(Stage):
     shown = ("privileged_reconstruction", "privileged_imitation", "lr")
 
     def __init__(
-        self, options: Options, steps: int, network: PrivilegedNetwork, student: nn.Module
+        self, options: Resolved, steps: int, network: PrivilegedNetwork, student: nn.Module
     ) -> None:
         """Take resolved options, the number of steps, what is trained, and who begins from it."""
         self.options = options

@@ -14,11 +14,12 @@ from torch.nn import functional
 from mkdext._system.errors import WorkFailed
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.methods import DistillationMethod
+from mkdext.methods.base import MetaDefaults
 from mkdext.models import features_at, forward_with_features
 from mkdext.models.gradient_watch import GradientWatch
 from mkdext.models.handling import evaluation_mode
 from mkdext.models.stand_ins import call_with
-from mkdext.training.options import MetaOptions
+from mkdext.training.options import ResolvedMeta
 from mkdext.training.schedule import Phase
 from mkdext.training.teacher import Teacher, computing_in
 
@@ -69,8 +70,10 @@ class Distillation(NamedTuple):
 class StepOptions:
     """How a step is computed."""
 
-    meta: MetaOptions = dataclasses.field(default_factory=MetaOptions)
-    """The meta-gradient; resolved ones."""
+    meta: ResolvedMeta = dataclasses.field(
+        default_factory=lambda: ResolvedMeta(**MetaDefaults()._asdict())
+    )
+    """The meta-gradient."""
     imitation: float = 0.0
     """Share of the reconstruction loss that is taken against the teacher's picture."""
     dtype: torch.dtype = torch.float32
@@ -305,7 +308,7 @@ class TrainingStep:
             theta,
             phi,
             optimizer,
-            options.steps or 1,
+            options.steps,
             options.mode,
             gradient_of(reconstruction) if options.closing_step else None,
             state,

@@ -22,11 +22,11 @@ from mkdext.data import ImagePairs
 from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers, rehearse
-from mkdext.training.config_files import config_of
-from mkdext.training.datafree.options import Options
-from mkdext.training.going_on import Done, Run, checked_run
+from mkdext.training.data_free_options import Options, Resolved
+from mkdext.training.options_file import config_of
 from mkdext.training.origin import origin
 from mkdext.training.run.directory import RunDirectory, TrainingStopped, flat
+from mkdext.training.run.going_on import Done, Run, checked_run
 from mkdext.training.run.live import Readings, TrainingProgress, reading_bar, tensorboard
 from mkdext.training.run.report import (
     Summary,
@@ -137,7 +137,7 @@ def carry_out(
 
 
 def begun(
-    directory: RunDirectory, stages: Sequence[Stage], options: Options
+    directory: RunDirectory, stages: Sequence[Stage], options: Resolved
 ) -> tuple[SavedState | None, Done]:
     """What the checkpoint of a network holds, and how far it has come."""
     checkpoint = directory.checkpoint(stages[0].network_name)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import tyro
 
 from mkdext._cli.flags import parse_flags
 from mkdext.train import TrainCommand
@@ -22,15 +21,9 @@ def test_the_lines_of_a_help_text_break_where_the_terminal_ends(capsys, monkeypa
     assert STUDENTS in " ".join(words)
 
 
-def test_tyro_is_left_as_it_was(capsys, monkeypatch):
-    original = tyro._strings.remove_single_line_breaks
-    help_of(capsys, monkeypatch, 100)
-    assert tyro._strings.remove_single_line_breaks is original
-
-
-def test_another_tyro_without_that_function_parses_all_the_same(monkeypatch):
-    monkeypatch.delattr(tyro, "_strings")
-    assert parse_flags(TrainCommand, ["--seed", "3"], prog="train").seed == 3
+def test_what_a_command_refuses_is_an_error_of_its_own():
+    with pytest.raises(ValueError, match=r"^`lr` must be positive, got -1\.0$"):
+        parse_flags(TrainCommand, ["--lr", "-1"], prog="train")
 
 
 def test_escape_sequences_of_an_argument_do_not_reach_the_terminal(capsys):

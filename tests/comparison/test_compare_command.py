@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 import mkdext.comparison.processes as processes
 from mkdext import train
+from mkdext._cli import cell
 from mkdext._system.files import locked
 from mkdext.compare import main, parse
 from mkdext.comparison import crops
@@ -44,11 +45,11 @@ class InProcess:
     stdin = None
 
     def __init__(self, command, *, stdin, stdout, stderr, env) -> None:
-        assert command[1:3] == ["-m", "mkdext.comparison.child"]
+        assert command[1:3] == ["-m", "mkdext._cli.cell"]
         assert env["OMP_NUM_THREADS"] == "1"
         self.commands.append(command)
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
-            self.returncode = train.main(command[4:])
+            self.returncode = cell.train_in(Path(command[4]))
 
     def poll(self) -> int:
         return self.returncode
@@ -331,15 +332,22 @@ def test_what_does_not_fit_into_memory_is_refused(estimated, flags, trained, tmp
         (["--seeds", "1001"], "--seeds must be from 1 to 1000, got 1001"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--method-options", "fitnet", "kd-weight=-1"], "--kd-weight must be at least 0, got -1"),
-        (["--method", "fitnet"], "Perhaps you meant"),
+        (["--method-options", "fitnet", "lr=fast"], "'lr' must be a number, got 'fast'"),
     ],
 )
-def test_an_impossible_flag_is_refused(arguments, message, flags, trained, tmp_path, capsys):
+def test_an_impossible_value_is_refused(arguments, message, flags, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*flags, "--methods", *METHODS, "--out", str(out), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mkdext.compare: ") and message in error
+    assert not out.exists()
+
+
+def test_a_flag_that_is_that_of_a_single_training_is_refused(flags, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main([*flags, "--methods", *METHODS, "--out", str(tmp_path / "out"), *arguments])
+        main([*flags, "--method", "fitnet"])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert "Perhaps you meant" in capsys.readouterr().err
 
 
 def test_a_comparison_of_other_settings_is_refused(comparison, flags, trained, capsys):

@@ -18,8 +18,8 @@ from rich.console import Console
 from mkdext.train import main
 from mkdext.training import TrainOptions, train
 from mkdext.training.assembly import Training
-from mkdext.training.going_on import Done
 from mkdext.training.run.directory import RunDirectory
+from mkdext.training.run.going_on import Done
 from mkdext.training.setup import prepare
 from mkdext.training.trainer import begun
 
@@ -45,7 +45,7 @@ def finished(options, tmp_path_factory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def plan(options) -> Training:
-    return prepare(options)
+    return prepare(options.resolved())
 
 
 @pytest.fixture

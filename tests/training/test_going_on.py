@@ -20,13 +20,21 @@ import mkdext
 from mkdext.models import builtin_teacher, read_metadata
 from mkdext.train import main, parse
 from mkdext.training import TrainingStopped, TrainOptions, train
-from mkdext.training.going_on import checked_run, default_of
+from mkdext.training.options import ResolvedTraining
+from mkdext.training.options_file import config_of
 from mkdext.training.run.directory import RunDirectory
+from mkdext.training.run.going_on import checked_run
 from mkdext.training.schedule import Phase
 from mkdext.training.stages import StudentStage, schedules_of_part
 from mkdext.training.step import Batch
 
 QUIET = Console(quiet=True)
+
+
+def phase(step: int, options: ResolvedTraining) -> Phase:
+    distils = options.method != "vanilla"
+    schedules = schedules_of_part(options, 0, options.iterations, distils)
+    return next(schedule for schedule in schedules if step < schedule.end).at(step)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -72,12 +80,6 @@ def run(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def phase(step: int, options: TrainOptions) -> Phase:
-    distils = options.method != "vanilla"
-    schedules = schedules_of_part(options, 0, options.iterations, distils)
-    return next(schedule for schedule in schedules if step < schedule.end).at(step)
-
-
 def flags(*given: object) -> list[str]:
     return ["--resume", "--out", *map(str, given)]
 
@@ -85,13 +87,13 @@ def flags(*given: object) -> list[str]:
 def test_a_finished_run_goes_on_to_more_steps_on_the_cosine_of_that_length(run, capsys):
     assert main(flags(run, "--iterations", 9, "--log-every", 2)) == 0
     said = capsys.readouterr().out
-    before = phase(5, TrainOptions(method="vanilla", iterations=6))
-    now = phase(6, TrainOptions(method="vanilla", iterations=9))
+    before = phase(5, TrainOptions(method="vanilla", iterations=6).resolved())
+    now = phase(6, TrainOptions(method="vanilla", iterations=9).resolved())
     assert "from step 6 on: iterations was 6, now 9; log_every was 1, now 2; the learning" in said
     assert f"from {before.lr:.3g} to {now.lr:.3g}, on the cosine of 9 steps" in said
     rates = {r["step"]: r["lr"] for r in records(run)}
     assert list(rates) == [1, 2, 3, 4, 5, 6, 8, 9]
-    longer = TrainOptions(method="vanilla", iterations=9)
+    longer = TrainOptions(method="vanilla", iterations=9).resolved()
     assert rates[8] == phase(7, longer).lr and rates[9] == phase(8, longer).lr
 
 
@@ -278,11 +280,32 @@ def test_an_option_that_is_no_more_is_named(run, capsys):
     assert "config.yaml has 'colour', which is no option here" in capsys.readouterr().err
 
 
-def test_what_an_option_is_by_default_follows_from_the_others():
-    options = TrainOptions(method="pisr", iterations=7).resolved()
-    assert default_of(options, "privileged_iterations") == 7
-    assert default_of(options, "mkd.grid") == TrainOptions().mkd.grid
-    assert default_of(options, "val_dir") == []
+def test_an_option_that_a_run_is_older_than_has_its_default(tmp_path):
+    options = TrainOptions(method="pisr", iterations=7, out=tmp_path)
+    config = config_of(options.resolved())
+    del config["privileged_iterations"], config["mkd"]["grid"], config["val_dir"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert not checked_run(options).changes
+    other = dataclasses.replace(options, val_dir=(tmp_path,), privileged_iterations=3)
+    with pytest.raises(ValueError, match=r"val_dir was \[\].*; privileged_iterations was 7, now 3"):
+        checked_run(other)
+
+
+def test_a_run_without_a_teacher_keeps_open_what_it_does_not_use(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    unused = config["kd_weight"], config["meta"]["steps"], config["privileged_iterations"]
+    assert unused == (None, None, None)
+
+
+def test_a_value_in_a_run_that_is_of_another_type_is_told_with_its_line(run, capsys):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("batch_size: 2", "batch_size: two"))
+    line = text.splitlines().index("batch_size: 2") + 1
+    assert main(flags(run)) == 2
+    said = f"config.yaml, line {line}: 'batch_size' must be an integer, got 'two'"
+    assert said in capsys.readouterr().err
+    with pytest.raises(ValueError, match=said):
+        checked_run(TrainOptions(out=run))
 
 
 @pytest.mark.slow

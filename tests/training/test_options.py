@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from pathlib import Path
 
 import pytest
 import yaml
 
+from mkdext.methods import method_class
 from mkdext.models import MODEL_NAMES
-from mkdext.train import parse
+from mkdext.train import main, parse
 from mkdext.training import BUILTIN_DEMO, MetaOptions, TrainOptions
-from mkdext.training.config_files import config_of, read_config
+from mkdext.training.options_file import config_of
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_saved_configuration_gives_the_same_options(tmp_path):
     assert parse(["--config", str(file), "--out", str(options.out)]).options() == options
 
 
-def test_flags_count_more_than_the_configuration(tmp_path):
+def test_flags_override_the_configuration(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("lr: 1e-3\nbatch_size: 4\nmeta: {steps: 2}\n")
     options = parse(["--config", str(file), "--batch-size", "6"]).options()
@@ -71,53 +72,12 @@ def test_flags_count_more_than_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("itertions: 3", "there is no option 'itertions'; did you mean iterations"),
-        ("meta: {stepps: 3}", "there is no option 'meta.stepps'; did you mean steps"),
-        ("meta: 3", "'meta' must hold names and values"),
-        ("meta: {steps: [2, 3]}", r"'meta.steps' must be an integer or None, got \[2, 3\]"),
-        ("lr: {first: 1}", "'lr' must be a number, got {'first': 1}"),
-        ("kd_fade: 'no'", "'kd_fade' must be true or false, got 'no'"),
-        ("train_dir: [[a]]", r"'train_dir' must be a list of paths, got \[\['a'\]\]"),
-        ("lr: null", "'lr' must be a number, got None"),
-        ("iterations: 1.5", "'iterations' must be an integer, got 1.5"),
-        ("iterations: 1e5", "'iterations' must be an integer, got '1e5'"),
-        ("iterations: true", "'iterations' must be an integer, got True"),
-        ("teacher_dtype: int8", "'teacher_dtype' must be one of 'float32', 'bfloat16', got 'int8'"),
-        ("student: --dry-run", "'student' must not begin with a dash, got '--dry-run'"),
-        ("a: &a [1]\nb: &b [*a, *a]", "there is no option 'a'"),
-        ("lr: " + 200 * "[", "is nested more than 32 levels deep|is not YAML"),
-        ("- 1\n- 2", "must hold names and values, got list"),
-        ("a: b: c", "is not YAML"),
+        ("seed: 3\nlr: -1", "--config FILE, line 2: `lr` must be positive, got -1.0"),
+        ("meta:\n  steps: 0", "--config FILE, line 2: `meta.steps` must be at least 1, got 0"),
+        ("mkd: {grid: two}", "--config FILE, line 1: 'mkd.grid' must be an integer, got 'two'"),
     ],
 )
-def test_a_wrong_configuration_file_is_refused(tmp_path, text, message):
-    file = tmp_path / "config.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_config(file, TrainOptions())
-
-
-def test_a_missing_configuration_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.yaml does not exist"):
-        read_config(tmp_path / "none.yaml", TrainOptions())
-
-
-def test_a_number_that_yaml_takes_for_a_text_is_a_number(tmp_path):
-    file = tmp_path / "config.yaml"
-    file.write_text("lr: 1e-3\nseed: '3'\nkd_weight: null\ntrain_dir: photographs\n")
-    options = parse(["--config", str(file)])
-    assert (options.lr, options.seed, options.kd_weight) == (1e-3, 3, None)
-    assert options.train_dir == (Path("photographs"),)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("lr: -1", "--config FILE: `lr` must be positive, got -1.0"),
-        ("meta: {steps: 0}", "--config FILE: `meta.steps` must be at least 1, got 0"),
-    ],
-)
-def test_a_number_out_of_range_is_told_with_the_file_that_it_is_in(text, message, tmp_path):
+def test_a_wrong_value_is_told_with_the_line_that_it_stands_in(text, message, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match="must be") as told:
@@ -129,16 +89,15 @@ def test_a_number_out_of_range_is_told_with_the_file_that_it_is_in(text, message
 def test_a_flag_out_of_range_is_told_without_the_file(text, tmp_path, capsys):
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    with pytest.raises(SystemExit):
-        parse(["--config", str(file), "--lr", "-1"])
-    error = capsys.readouterr().err
-    assert "--lr must be positive, got -1.0" in error and "--config" not in error
+    assert main(["--config", str(file), "--lr", "-1"]) == 2
+    assert capsys.readouterr().err == "mkdext.train: --lr must be positive, got -1.0\n"
 
 
 def test_a_flag_mends_what_a_file_alone_would_not_allow(tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("lr_min: 0.5")
-    assert parse(["--config", str(file), "--lr", "1"]).lr_min == 0.5
+    file.write_text("lr_min: 0.5\nmeta: {steps: 0}\n")
+    options = parse(["--config", str(file), "--lr", "1", "--meta.steps", "2"])
+    assert (options.lr_min, options.meta.steps) == (0.5, 2)
 
 
 def test_a_configuration_that_is_no_file_is_told(tmp_path):
@@ -162,11 +121,11 @@ def test_the_help_names_every_network(capsys):
     assert not [name for name in MODEL_NAMES if name not in shown]
 
 
-def test_a_saved_configuration_names_files_of_networks_from_everywhere(tmp_path, monkeypatch):
+def test_the_schema_is_printed_and_nothing_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    config = config_of(TrainOptions(student="net.py:make", teacher="nets.zoo:make"))
-    assert config["student"] == f"{tmp_path}/net.py:make"
-    assert config["teacher"] == "nets.zoo:make"
+    assert main(["--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "TrainOptions"
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_flag_is_refused_with_a_suggestion(capsys):
@@ -174,3 +133,32 @@ def test_an_unknown_flag_is_refused_with_a_suggestion(capsys):
         parse(["--iteration", "3"])
     assert stopped.value.code == 2
     assert "--iterations" in capsys.readouterr().err
+
+
+def test_nothing_is_left_open_in_resolved_options():
+    options = TrainOptions(method="l2t-ww", iterations=7).resolved()
+    meta = method_class("l2t-ww").published_meta
+    assert (options.meta.closing_step, options.meta.steps) == (meta.closing_step, meta.steps)
+    assert (options.kd_weight, options.privileged_iterations) == (
+        method_class("l2t-ww").published_weight,
+        7,
+    )
+    with pytest.raises(TypeError, match="`kd_weight` must be a number, got None"):
+        dataclasses.replace(options, kd_weight=None)
+
+
+def test_what_was_given_counts_more_than_what_the_method_has():
+    options = TrainOptions(kd_weight=0.25, meta=MetaOptions(keep=0.0)).resolved()
+    assert (options.kd_weight, options.meta.keep) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "mkd", "pisr"])
+def test_resolved_options_are_what_they_were_given_as(method):
+    resolved = TrainOptions(method=method, iterations=7).resolved()
+    assert resolved.given().resolved() == resolved == resolved.resolved()
+
+
+def test_without_a_teacher_the_methods_values_stay_open_for_another_method():
+    given = TrainOptions(method="vanilla").resolved().given()
+    assert given == TrainOptions(method="vanilla")
+    assert dataclasses.replace(given, method="mkd").resolved().kd_weight == 0.003

@@ -133,7 +133,7 @@ def test_the_memory_of_a_network_that_needs_numbers_is_not_known(
     estimated, nets, flags, tmp_path, capsys
 ):
     own = ["--student", f"{nets}:Counted", "--student-points", "0", "2"]
-    assert prepare(parse([*flags, *own]).options()).memory is None
+    assert prepare(parse([*flags, *own]).options().resolved()).memory is None
     cache = ["--teacher-cache", str(tmp_path / "cache"), "--teacher-cache-crops", "20"]
     assert main([*flags, *own, *cache, "--dry-run", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out

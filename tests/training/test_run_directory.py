@@ -65,15 +65,7 @@ def test_numbers_that_are_not_finite_are_no_numbers(run):
 def test_a_damaged_configuration_is_told(content, run):
     run.config.write_text(content)
     with pytest.raises(ValueError, match=r"config\.yaml is damaged \(.*give another `out`"):
-        run.check({"lr": 1})
-
-
-def test_options_that_a_run_is_older_than_take_their_default(run):
-    run.config.write_text("lr: 1\n")
-    assert run.differences({"lr": 1, "new": 2}, lambda name: 2) == {}
-    assert run.differences({"lr": 1, "new": 3}, lambda name: 2) == {"new": (2, 3)}
-    with pytest.raises(ValueError, match="has 'lr', which is no option here"):
-        run.differences({"new": 3})
+        run.options()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -32,7 +32,7 @@ def patches() -> Batch:
 
 def stage_of(options, networks: Networks | None = None) -> StudentStage:
     """The first stage of a student, at its beginning."""
-    stage = prepare(options, networks).student_stages[0]
+    stage = prepare(options.resolved(), networks).student_stages[0]
     stage.begin(None)
     return stage
 
@@ -46,7 +46,7 @@ def meta_step(step: TrainingStep, batch: Batch) -> dict[str, torch.Tensor]:
 
 def test_each_stage_begins_with_fresh_moments():
     before, counts = None, []
-    for stage in prepare(dataclasses.replace(TINY, hint_share=0.5)).stages:
+    for stage in prepare(dataclasses.replace(TINY, hint_share=0.5).resolved()).stages:
         stage.begin(before)
         for index in range(stage.schedule.first, stage.schedule.end):
             stage.take(index, patches())
@@ -322,7 +322,7 @@ def test_nobody_can_be_imitated_without_a_teacher():
 def test_points_of_a_method_of_pictures_are_refused():
     options = dataclasses.replace(TINY, method="response", student_points=("body.0",))
     with pytest.raises(ValueError, match=r"`student_points`: `method` response compares .*body\.0"):
-        prepare(options)
+        prepare(options.resolved())
 
 
 def test_a_method_trained_plainly_has_no_meta_step():

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from mkdext.models import create_model
 from mkdext.train import main, parse
 from mkdext.training import TrainOptions, train
-from mkdext.training.config_files import config_of
+from mkdext.training.options_file import config_of
 from mkdext.training.run.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]

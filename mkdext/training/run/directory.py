@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from mkdext._system.errors import WorkFailed, WorkStopped
-from mkdext._system.files import as_json, check_writable, locked, write_text
+from mkdext._system.files import as_json, locked, write_text
 from mkdext._system.reading import entry, parse_json, read_bytes, read_json, read_yaml
 from mkdext._system.saved_state import SavedState, write_state
 from mkdext.models import save_model
@@ -123,55 +123,6 @@ class RunDirectory:
         """The learning curves at the end."""
         return self.root / "summary.png"
 
-    def differences(
-        self, config: Mapping[str, Any], default: Callable[[str], Any] = lambda name: None
-    ) -> Changes:
-        """How options differ from those of the run that is here, without writing anything.
-
-        Args:
-            config: The resolved options.
-            default: The value, by its name, of an option that the run is older than.
-
-        Raises:
-            ValueError: The folder cannot be written or holds something that is not a run, or the
-                run has an option that is unknown.
-        """
-        check_writable(self.root)
-        if not self.config.exists():
-            if any(path.exists() for path in (self.state, self.metrics, self.summary)):
-                raise ValueError(
-                    f"`out` {self.root} holds a run without {self.config.name}; give another `out`"
-                )
-            return {}
-        before, now = dict(flat(self.options())), dict(flat(config))
-        unknown = next((name for name in before if name not in now), None)
-        if unknown is not None:
-            raise ValueError(
-                f"`out` {self.root}: {self.config.name} has {unknown!r}, which is no option here: "
-                "take the version of mkdext that the run was begun with, or give another `out`"
-            )
-        were = {name: before[name] if name in before else default(name) for name in now}
-        return {name: (were[name], now[name]) for name in now if were[name] != now[name]}
-
-    def check(
-        self, config: Mapping[str, Any], default: Callable[[str], Any] = lambda name: None
-    ) -> None:
-        """Check that a training can begin or go on here, without writing anything.
-
-        Args:
-            config: The resolved options; a run can only go on with its own.
-            default: As for `differences`.
-
-        Raises:
-            ValueError: As `differences`, or the run is one of other options, which are named.
-        """
-        changes = self.differences(config, default)
-        if changes:
-            raise ValueError(
-                f"`out` {self.root} holds a run of other options ({in_words(changes)}): "
-                "give another `out`, or the same options to go on"
-            )
-
     def options(self) -> dict[str, Any]:
         """The options in `config.yaml`, as plain values.
 
@@ -199,11 +150,6 @@ class RunDirectory:
     def history(self) -> list[dict[str, Any]]:
         """What became of the options since the run began, as `HISTORY` has it."""
         return self._begun()[1] if self.config.exists() else []
-
-    def line_of(self, name: str) -> int | None:
-        """The line of `config.yaml` in which an option stands."""
-        lines = self.config.read_text(errors="replace").splitlines()
-        return next((n for n, line in enumerate(lines, 1) if line.startswith(f"{name}:")), None)
 
     def change(self, config: Mapping[str, Any], changes: Changes, step: int) -> None:
         """Go on with other options from a step on.

@@ -22,8 +22,8 @@ from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.metrics import exact_note, to_uint8
 from mkdext.models.handling import evaluation_mode
 from mkdext.training.assembly import Training
-from mkdext.training.going_on import Run, rates_in_words
 from mkdext.training.run.directory import HISTORY, RunDirectory
+from mkdext.training.run.going_on import Run, rates_in_words
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import ValidationSet, validation_sets
 from mkdext.training.stages import PrivilegedStage, Stage, StudentStage, schedules_of_part
@@ -71,9 +71,9 @@ def tell_changes(
     part, now = stage.part, stage.schedule
     if said and part.first < step < run.options.iterations:
         # Only a student that does not grow is trained longer.
-        end = part.end + run.before().iterations - run.options.iterations
+        end = part.end + run.before.iterations - run.options.iterations
         distils = any(s.schedule.distillation for s in stages if s.part is part)
-        schedules = schedules_of_part(run.before(), part.first, end, distils)
+        schedules = schedules_of_part(run.before, part.first, end, distils)
         before = next(s for s in schedules if step - 1 < s.end or s is schedules[-1])
         said += rates_in_words(run.changes, before.at(step - 1), now.at(step), now.length)
     if said:

@@ -187,7 +187,7 @@ def test_no_photograph_is_opened_before_the_training_is_done(
 )
 def test_every_option_trains_all_stages(extra, flags):
     options = parse([*flags, *extra]).options().resolved()
-    training = prepare(options)
+    training = prepare(options.resolved())
     (maker,) = training.made.makers.values()
     before = None
     for stage in training.stages:
@@ -280,7 +280,7 @@ def test_options_that_need_stages_or_a_large_batch_do_not_hinder_the_estimate(es
     # It is made of one stage and few images.
     stages = ["--contrastive.bank-every", "stage"]
     batch = ["--batch-size", "5", "--procedural-share", "0.2"]
-    assert prepare(parse([*flags, *stages, *batch]).options()).memory
+    assert prepare(parse([*flags, *stages, *batch]).options().resolved()).memory
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(estimated, flags, tmp_path, capsys):

@@ -49,8 +49,6 @@ def test_a_wrong_value_is_told_with_its_name(make, message):
 def test_pictures_of_all_scales_have_one_size():
     options = DataFreeOptions(scale=(2, 3, 4), patch_size=24)
     assert options.sizes == {2: 24, 3: 16, 4: 12}
-    for_three = options.for_scale(3, iterations=7)
-    assert (for_three.scale, for_three.patch_size, for_three.iterations) == (3, 16, 7)
 
 
 def test_without_a_generator_any_size_will_do():

@@ -111,7 +111,7 @@ def test_an_edited_checkpoint_is_told_with_what_is_wrong(name, finished, flags, 
     state = torch.load(finished / "checkpoints/state.pt", weights_only=True)
     change(state)
     torch.save(state, run.state)
-    training = prepare(parse([*flags, "--iterations", "4"]).options())
+    training = prepare(parse([*flags, "--iterations", "4"]).options().resolved())
     stages, terminal = training.student_stages, Terminal(quiet=True)
     with pytest.raises(ValueError) as told:
         trainer = Trainer(training, stages, training.made, run, {}, terminal)

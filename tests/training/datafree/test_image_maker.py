@@ -16,7 +16,6 @@ from mkdext.synthesis.losses import LossWeights
 from mkdext.synthesis.randomness import Draw, random_for
 from mkdext.training import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.assembly import Training
-from mkdext.training.going_on import Done
 from mkdext.training.image_maker import (
     CollapseError,
     ImageMaker,
@@ -24,6 +23,7 @@ from mkdext.training.image_maker import (
     require_different,
 )
 from mkdext.training.run.directory import RunDirectory
+from mkdext.training.run.going_on import Done
 from mkdext.training.setup import prepare
 from mkdext.training.step import Batch
 from mkdext.training.trainer import Trainer
@@ -50,7 +50,7 @@ def numbers(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def begun(options: DataFreeOptions) -> tuple[Training, ImageMaker, torch.nn.Module]:
-    training = prepare(options)
+    training = prepare(options.resolved())
     stage = training.student_stages[0]
     stage.begin(None)
     return training, training.made.makers[2], stage.network
@@ -228,7 +228,7 @@ def test_images_of_a_step_are_the_same_whenever_asked_for(source, options):
     assert images.shape == (3, 3, 8, 8) and images.min() >= 0 and images.max() <= 1
     assert torch.equal(images, maker.images(7))
     assert not torch.equal(images, maker.images(8))
-    other = prepare(dataclasses.replace(options, seed=1)).made.makers[2]
+    other = prepare(dataclasses.replace(options, seed=1).resolved()).made.makers[2]
     assert not torch.equal(images, other.images(7))
 
 
@@ -266,7 +266,9 @@ def test_a_collapse_is_measured_against_the_untrained_generator(options):
 @pytest.mark.parametrize("teacher", ["rcan", "vdsr"])
 def test_the_steps_of_student_and_generator_wait_for_nothing(options, teachers, teacher):
     device, weights = "cuda", teachers[teacher]
-    training = prepare(dataclasses.replace(options, teacher_weights=weights, device=device))
+    training = prepare(
+        dataclasses.replace(options, teacher_weights=weights, device=device).resolved()
+    )
     maker, stage = training.made.makers[2], training.student_stages[0]
     stage.begin(None)
 

@@ -40,7 +40,7 @@ def images() -> torch.Tensor:
 
 
 def test_the_student_imitates_the_picture_of_the_teacher(options):
-    training = prepare(options)
+    training = prepare(options.resolved())
     stage, teacher = begin(training, 0), training.networks.teachers[2]
     expected = (stage.network(images()) - teacher(images())).abs().mean().detach()
     losses = [take(stage, step, images())["reconstruction"].item() for step in range(6)]
@@ -53,7 +53,7 @@ def test_squared_errors_are_summed_and_their_gradient_is_cut(options):
     options = dataclasses.replace(
         options, error="squared", reduction="sum", optimizer="sgd", lr=0.1
     )
-    training = prepare(options)
+    training = prepare(options.resolved())
     stage, teacher = begin(training, 0), training.networks.teachers[2]
     parameters = dict(stage.network.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
@@ -70,7 +70,7 @@ def test_squared_errors_are_summed_and_their_gradient_is_cut(options):
 
 
 def test_a_stage_begins_with_the_weights_of_the_one_before_and_a_fresh_optimizer(options):
-    training = prepare(dataclasses.replace(options, stages=4))
+    training = prepare(dataclasses.replace(options, stages=4).resolved())
     stage = begin(training, 0)
     for step in (0, 1):
         take(stage, step, images())
@@ -89,7 +89,7 @@ def test_features_are_compared_where_the_student_has_grown_to(options):
     options = dataclasses.replace(
         options, method="mkd", stages=4, meta=MetaOptions(every=1, lr=1e-2), kd_fade=False
     )
-    training = prepare(options)
+    training = prepare(options.resolved())
     stage, kept = None, {}
     for index in range(4):
         stage = begin(training, index, stage)
@@ -113,7 +113,7 @@ def test_a_stage_without_a_point_compares_pictures_alone(options, teachers):
         teacher_points=("body.3",),
         hint_share=0.5,
     )
-    training = prepare(options)
+    training = prepare(options.resolved())
     first = begin(training, 0)
     assert first.step.distillation is None
     assert "distillation" not in take(first, 0, images())
@@ -134,7 +134,7 @@ def test_students_of_several_scales_share_weights_optimizer_and_method(options, 
         source="generator",
         patch_size=16,
     )
-    training = prepare(options)
+    training = prepare(options.resolved())
     stage = begin(training, 1, begin(training, 0))
     two, four = stage.steps[2], stage.steps[4]
     assert two.student.luma is four.student.luma and two.optimizer is four.optimizer

@@ -15,14 +15,15 @@ import dataclasses
 import math
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
-from mkdext._system.reading import entry
+from mkdext._system.files import check_writable
 from mkdext._system.saved_state import SavedState
-from mkdext.training.config_files import config_of, flags_of
-from mkdext.training.options import SharedOptions
+from mkdext.training.data_free_options import DataFreeOptions, Options, ResolvedDataFree
+from mkdext.training.options import ResolvedShared, ResolvedTraining, SharedOptions, TrainOptions
+from mkdext.training.options_file import OptionsFile, as_flags, config_of
 from mkdext.training.run.directory import Changes, RunDirectory, flat, in_words
 from mkdext.training.schedule import Phase
 
@@ -53,34 +54,32 @@ _FIXED = {
 }
 _USED = "the steps so far were taken with it"
 
-Options = TypeVar("Options", bound=SharedOptions)
+_Resolved = TypeVar("_Resolved", ResolvedTraining, ResolvedDataFree)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Generic[Options]):
+class Run(Generic[_Resolved]):
     """A run that can begin or go on."""
 
-    options: Options
-    """Resolved ones."""
-    directory: RunDirectory
-    config: dict[str, Any]
-    """The options as plain values, which the run is known by."""
+    options: _Resolved
+    before: _Resolved
+    """The options that held so far."""
     changes: Changes
     """What is different from now on."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where the run is kept."""
+        return RunDirectory(self.options.out)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options as plain values, which the run is known by."""
+        return config_of(self.options)
 
     def opened(self) -> contextlib.AbstractContextManager[None]:
         """Make the folder and keep other trainings out of it."""
         return self.directory.opened(self.config)
-
-    def before(self) -> Options:
-        """The options that held so far."""
-        old = _nested({name: (now, before) for name, (before, now) in self.changes.items()})
-        groups = {
-            name: dataclasses.replace(getattr(self.options, name), **value)
-            for name, value in old.items()
-            if isinstance(value, dict)
-        }
-        return dataclasses.replace(self.options, **(old | groups))
 
     def change(self, step: int) -> str | None:
         """Keep in the run what is different from a step on.
@@ -99,22 +98,29 @@ class Run(Generic[Options]):
         Raises:
             ValueError: A file or folder is not; the line of the configuration is named.
         """
-        if not self.directory.config.exists():
+        directory, config = self.directory, self.config
+        if not directory.config.exists():
             return
         for name in ("train_dir", "val_dir", "student", "teacher", "teacher_weights"):
-            given = self.config.get(name) if name not in self.changes else None
+            given = config.get(name) if name not in self.changes else None
             for path in given if isinstance(given, list) else [given]:
                 file = path if path is None or name.endswith(("dir", "weights")) else _file(path)
                 if file is None or Path(file).exists():
                     continue
+                where = OptionsFile.read(directory.config).where(name)
                 raise ValueError(
-                    f"{self.directory.config}, line {self.directory.line_of(name)}: {name} names "
-                    f"{file}, which does not exist; if it was moved, go on by `resume` `out` "
-                    f"{self.directory.root} `{name}` and where it is now"
+                    f"{where}: {name} names {file}, which does not exist; if it was moved, go on "
+                    f"by `resume` `out` {directory.root} `{name}` and where it is now"
                 )
 
 
-def checked_run(options: Options, resume: bool = False) -> Run[Options]:
+@overload
+def checked_run(options: TrainOptions, resume: bool = False) -> Run[ResolvedTraining]: ...
+@overload
+def checked_run(options: DataFreeOptions, resume: bool = False) -> Run[ResolvedDataFree]: ...
+@overload
+def checked_run(options: Options, resume: bool = False) -> Run[Any]: ...
+def checked_run(options: Options, resume: bool = False) -> Run[Any]:
     """Check that a training can begin in its run directory or go on; nothing is written.
 
     Args:
@@ -122,59 +128,99 @@ def checked_run(options: Options, resume: bool = False) -> Run[Options]:
         resume: Whether some options may be others than those of the run, from here on.
 
     Raises:
-        ValueError: As `RunDirectory.differences`, or options differ that cannot.
+        ValueError: As `options_there`, or options differ that cannot.
     """
-    directory = RunDirectory(options.out)
-    there = directory.options() if directory.config.exists() else {}
+    there = options_there(options)
     if resume and there:
-        options = _continued(options, there, str(directory.config))
-    options = options.resolved()
-    config = config_of(options)
-    changes = directory.differences(config, lambda name: default_of(options, name))
-    flags_of(there, options, str(directory.config))  # Values of other types are told.
-    refused = {name: why for name in changes if (why := _refusal(name, changes, options))}
+        options = _continued(options, there)
+    now: Any = options.resolved()
+    before: Any = there.resolved() if there else now
+    changes, root = _differences(before, now), options.out
+    refused = {name: why for name in changes if (why := _why_not(name, changes, now))}
     if resume and refused:
         reasons = (
             f"`{name}` cannot change, because {why} ({in_words({name: changes[name]})})"
             for name, why in refused.items()
         )
-        raise ValueError(f"`out` {directory.root}: {'; '.join(reasons)}; give another `out`")
+        raise ValueError(f"`out` {root}: {'; '.join(reasons)}; give another `out`")
     if changes and not resume:
-        flags = shlex.join(flags_of(_nested(changes), options, ""))
-        hint = (
-            f"; `resume` `out` {directory.root} {flags} goes on with these" if not refused else ""
-        )
-        raise ValueError(
-            f"`out` {directory.root} holds a run of other options ({in_words(changes)}): give "
-            f"another `out`, or the same options to go on{hint}"
-        )
-    return Run(options, directory, config, changes)
+        flags = shlex.join(as_flags({name: new for name, (_, new) in changes.items()}, now))
+        hint = f"; `resume` `out` {root} {flags} goes on with these"
+        raise _other_options(root, changes, "" if refused else hint)
+    return Run(now, before, changes)
 
 
-def default_of(options: SharedOptions, name: str) -> Any:
-    """What an option would be, as a plain value, if it was not given.
+def options_there(like: SharedOptions) -> Options | None:
+    """The options of the run that is in `like.out`; none: there is no run.
 
     Args:
-        options: All others.
-        name: Its name, that of one in a group as `group.name`.
+        like: Options of the same sort. An option that the run is older than has its default.
+
+    Raises:
+        ValueError: The folder cannot be written or holds something that is not a run, or the run
+            has an option that is unknown or cannot be.
     """
-    group, _, inner = name.rpartition(".")
-    default = next(f for f in dataclasses.fields(options) if f.name == (group or name))
-    value: Any = default.default
-    if default.default_factory is not dataclasses.MISSING:
-        value = default.default_factory()
-    if group:
-        value = dataclasses.replace(getattr(options, group), **{inner: getattr(value, inner)})
-    unset = dataclasses.replace(options, **{default.name: value})
-    return dict(flat(config_of(unset.resolved())))[name]
+    directory = RunDirectory(like.out)
+    check_writable(directory.root)
+    if not directory.config.exists():
+        if any(p.exists() for p in (directory.state, directory.metrics, directory.summary)):
+            raise ValueError(
+                f"`out` {directory.root} holds a run without {directory.config.name}; give another "
+                "`out`"
+            )
+        return None
+    there = directory.options()
+    known = dict(flat(config_of(like)))
+    unknown = next((name for name, _ in flat(there) if name not in known), None)
+    if unknown is not None:
+        raise ValueError(
+            f"`out` {directory.root}: {directory.config.name} has {unknown!r}, which is no option "
+            "here: take the version of mkdext that the run was begun with, or give another `out`"
+        )
+    file = OptionsFile(str(directory.config), there, directory.config)
+    kind = TrainOptions if isinstance(like, TrainOptions) else DataFreeOptions
+    options: Options = file.made(file.over(kind(out=like.out)))
+    return options
 
 
-def require_same_run(state: SavedState, options: SharedOptions) -> None:
+def require_same_options(options: SharedOptions, leave_out: Collection[str] = ()) -> None:
+    """Check that the run in `options.out`, if there is one, is one of these options.
+
+    Args:
+        options: Resolved or not, as those of the run.
+        leave_out: Names of options that may be others.
+
+    Raises:
+        ValueError: As `options_there`, or it is one of others, which are named.
+    """
+    there: Any = options_there(options)
+    if there and isinstance(options, ResolvedShared):
+        there = there.resolved()
+    changes = _differences(there, options) if there else {}
+    for name in leave_out:
+        changes.pop(name, None)
+    if changes:
+        raise _other_options(options.out, changes)
+
+
+def _differences(before: SharedOptions, now: SharedOptions) -> Changes:
+    were = dict(flat(config_of(before)))
+    return {n: (were[n], value) for n, value in flat(config_of(now)) if were[n] != value}
+
+
+def _other_options(root: Path, changes: Changes, hint: str = "") -> ValueError:
+    return ValueError(
+        f"`out` {root} holds a run of other options ({in_words(changes)}): give another `out`, or "
+        f"the same options to go on{hint}"
+    )
+
+
+def require_same_run(state: SavedState, options: ResolvedShared) -> None:
     """Check that a checkpoint is of a training with these options.
 
     Args:
         state: It has `options`, where a version wrote it that knew of them.
-        options: Resolved ones.
+        options: Those of the training.
 
     Raises:
         ValueError: It is of others.
@@ -184,7 +230,7 @@ def require_same_run(state: SavedState, options: SharedOptions) -> None:
     there, now = state.entry("options", dict), dict(flat(config_of(options)))
     names = there.keys() & now.keys()
     changes = {name: (there[name], now[name]) for name in names if there[name] != now[name]}
-    refused = {n: change for n, change in changes.items() if _refusal(n, changes, options)}
+    refused = {n: change for n, change in changes.items() if _why_not(n, changes, options)}
     if refused:
         raise state.unfit(f"is of another run ({in_words(refused)})")
 
@@ -200,7 +246,7 @@ class Done(NamedTuple):
     """The last value of everything that is logged."""
 
     @classmethod
-    def of(cls, state: SavedState, options: SharedOptions, iterations: int) -> Done:
+    def of(cls, state: SavedState, options: ResolvedShared, iterations: int) -> Done:
         """What a checkpoint tells that a trainer wrote.
 
         Raises:
@@ -236,30 +282,28 @@ def rates_in_words(changes: Changes, before: Phase, now: Phase, iterations: int)
     return f"{said}, on the cosine of {iterations} steps"
 
 
-def _continued(options: Options, there: Mapping[str, Any], what: str) -> Options:
+def _continued(options: Any, there: Any) -> Any:
     """Options in which what keeps its length in steps does, and that name no other first weights.
 
     Args:
         options: Those given.
-        there: Those of the run, as plain values.
-        what: Where they stand.
+        there: Those of the run.
     """
-    share, steps = entry(there, "hint_share", float, what), entry(there, "iterations", int, what)
-    if options.hint_share == share and share:
+    if options.hint_share == there.hint_share > 0:
         # As many steps on the distillation loss alone as before.
-        hints = round(share * steps)
+        hints = round(there.hint_share * there.iterations)
         if hints >= options.iterations:
             raise ValueError(
                 f"`iterations` must be more than the {hints} steps on the distillation loss alone, "
                 f"got {options.iterations}"
             )
         options = dataclasses.replace(options, hint_share=hints / options.iterations)
-    if there.get("privileged_iterations") and getattr(options, "privileged_iterations", 0) is None:
-        steps = entry(there, "privileged_iterations", int, what)
-        options = dataclasses.replace(options, privileged_iterations=steps)  # type: ignore[call-arg]
-    student = str(there.get("student"))
-    if _class_of_object(student) and _class_of_object(options.student) == _class_of_object(student):
-        options = dataclasses.replace(options, student=student)
+    if there.privileged and options.privileged_iterations is None:
+        steps = there.privileged_iterations
+        options = dataclasses.replace(options, privileged_iterations=steps)
+    of_object = _class_of_object(there.student)
+    if of_object and of_object == _class_of_object(options.student):
+        options = dataclasses.replace(options, student=there.student)
     return options
 
 
@@ -269,7 +313,7 @@ def _class_of_object(name: str) -> str | None:
     return kind if found else None
 
 
-def _refusal(name: str, changes: Changes, options: SharedOptions) -> str | None:
+def _why_not(name: str, changes: Changes, options: SharedOptions) -> str | None:
     """Why an option cannot change; none: it can."""
     before, now = changes[name]
     if name == "iterations" and getattr(options, "stages", 1) > 1:
@@ -298,14 +342,3 @@ def _file(network: str) -> str | None:
 
 def _rest(network: str) -> str | None:
     return network.rpartition(":")[2] if _file(network) else None
-
-
-def _nested(changes: Changes) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, (_, now) in changes.items():
-        group, _, inner = name.rpartition(".")
-        if group:
-            values.setdefault(group, {})[inner] = now
-        else:
-            values[name] = now
-    return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from mkdext._system.field_types import check_types
 from mkdext.methods import MKDOptions
@@ -14,10 +14,15 @@ from mkdext.synthesis.losses import LossWeights
 from mkdext.training.options import (
     MetaOptions,
     MethodName,
+    ResolvedShared,
+    ResolvedTraining,
     SharedOptions,
     TrainOptions,
     at_least,
     positive,
+    unused_of_method,
+    values_of,
+    values_of_method,
 )
 
 
@@ -32,7 +37,7 @@ class GeneratorOptions:
     """Learning rate of Adam for generator, discriminator and persistent noise at the beginning; it
     falls like the student's (1e-5 in the data-free paper, 1e-3 in the code of CMI)."""
     channels: Literal[1, 3] = 3
-    """3: images in colour; 1: grey ones, as for networks that see Y alone."""
+    """3: images in colour; 1: grey ones, for networks that see Y alone."""
     noise: Literal["fresh", "persistent"] = "fresh"
     """Noise that a generator is trained on: new in every step; or one batch for good that is
     trained with it, as Algorithm 1 has it."""
@@ -77,13 +82,13 @@ class DataFreeOptions(SharedOptions):
     """Enlargement factors: 2, 3, 4 or 8. Of several, one is drawn at random in each step; student
     and teacher must then be networks whose weights serve for every scale, such as vdsr."""
     source: Literal["generator", "procedural", "mixed"] = "mixed"
-    """Where images come from: generators, which are trained meanwhile; random shapes and textures
-    that follow rules; or both."""
+    """Where images come from: generators, which are trained along with the student; random shapes
+    and textures that follow rules; or both."""
     procedural_share: float = 0.5
     """Share of procedural images in each batch of --source mixed."""
     val_dir: tuple[Path, ...] = ()
-    """Folders of photographs to measure on meanwhile and at the end, each reported by its name;
-    none: the held-out built-in ones, at the end alone."""
+    """Folders of photographs to measure on during the training and at its end, each reported by its
+    name; default: the held-out built-in ones, at the end only."""
     stages: int = 1
     """Stages P in which the student grows: it begins with the first of P parts of its body, and
     each stage adds one."""
@@ -94,7 +99,7 @@ class DataFreeOptions(SharedOptions):
     """How the errors of all pixels of a batch become one number; the code of DFSR sums."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Of the student. 'sgd' is that of the code of DFSR: momentum 0.9, weight decay 1e-4, gradients
-    cut to the norm 0.4. Its --lr is 0.1 and its --lr-min 1e-4 where none are given."""
+    cut to the norm 0.4. By default its --lr is 0.1 and its --lr-min 1e-4."""
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     """What the generators descend."""
     generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)
@@ -104,7 +109,7 @@ class DataFreeOptions(SharedOptions):
 
     method: MethodName = "vanilla"
     """Way of training: 'vanilla' compares the enlarged pictures of student and teacher; every other
-    name is a method of mkdext.train, beside that."""
+    name is a method of mkdext.train, used in addition."""
     iterations: int = 2000
     """Student steps in all stages together."""
     batch_size: int = 8
@@ -129,7 +134,7 @@ class DataFreeOptions(SharedOptions):
     log_every: int = 20
     """Steps from one line of metrics to the next."""
     out: Path = Path("runs/data-free")
-    """Run directory; the same command goes on with the run that it finds there."""
+    """Run directory; the same command continues the run that it finds there."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -218,6 +223,10 @@ class DataFreeOptions(SharedOptions):
         """Width and height of an image by scale, in low-resolution pixels."""
         return {scale: self.patch_size * min(self.scale) // scale for scale in self.scale}
 
+    def resolved(self) -> ResolvedDataFree:
+        """The same options, with the method's own values where none were given."""
+        return ResolvedDataFree(**values_of(self) | values_of_method(self))
+
     def _unit(self) -> int:
         """What the patch size must be a multiple of, so that a generator has its sizes."""
         multiple = 4 if self.has_generator else 1
@@ -226,18 +235,32 @@ class DataFreeOptions(SharedOptions):
         )
 
 
-_Options = TypeVar("_Options", bound=DataFreeOptions)
+@dataclasses.dataclass(frozen=True)
+class ResolvedDataFree(ResolvedShared, DataFreeOptions):
+    """Options of a data-free training in which nothing is left open.
 
-
-def with_usual_rates(options: _Options, optimizer: str | None) -> _Options:
-    """Options with the learning rates that hold for an optimizer where none are given.
-
-    Example:
-        >>> with_usual_rates(DataFreeOptions(), "sgd").lr
-        0.1
+    `DataFreeOptions.resolved` makes them.
     """
-    return dataclasses.replace(options, lr=0.1, lr_min=1e-4) if optimizer == "sgd" else options
+
+    def given(self) -> DataFreeOptions:
+        """Options that resolve to these, in which all is open that this training does not use."""
+        return DataFreeOptions(**values_of(self) | unused_of_method(self))
 
 
 Options = TrainOptions | DataFreeOptions
-"""What any training takes."""
+"""What any training is given."""
+Resolved = ResolvedTraining | ResolvedDataFree
+"""What any training goes by."""
+
+
+def usual_data_free(optimizer: str) -> DataFreeOptions:
+    """The options that hold where none are given.
+
+    Args:
+        optimizer: As in the options; each has learning rates of its own.
+
+    Example:
+        >>> usual_data_free("sgd").lr
+        0.1
+    """
+    return DataFreeOptions(lr=0.1, lr_min=1e-4) if optimizer == "sgd" else DataFreeOptions()

@@ -1,1 +1,0 @@
-"""Options of a training without photographs."""

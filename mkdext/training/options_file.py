@@ -1,0 +1,211 @@
+"""Options in YAML files: read, written, and described for editors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from mkdext._system.drafts import draft_class, kind_of, made
+from mkdext._system.field_types import in_words, kinds_of
+from mkdext._system.near_names import did_you_mean
+from mkdext._system.plugins import absolute
+from mkdext._system.reading import read_yaml
+from mkdext.training.options import ResolvedShared, SharedOptions
+from mkdext.training.run.directory import HISTORY, flat
+
+_Options = TypeVar("_Options")
+
+
+def load_options(path: Path, default: _Options) -> _Options:
+    """Options of a file, and others where it has none.
+
+    Args:
+        path: YAML file, such as the `config.yaml` of a run.
+        default: Options that hold where the file says nothing.
+
+    Raises:
+        ValueError: The file is not YAML of names and values, has a name that is unknown, or a value
+            that is of another type or cannot be; it is named, with the line where that is known.
+    """
+    file = OptionsFile.read(path)
+    options: _Options = file.made(file.over(default))
+    return options
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionsFile:
+    """Names and values, nested as options are."""
+
+    what: str
+    """What they are of, for messages."""
+    values: Mapping[str, Any]
+    """Plain ones, by names of fields."""
+    path: Path | None = None
+    """Where they stand; none: in no file."""
+
+    @classmethod
+    def read(cls, path: Path, what: str | None = None) -> OptionsFile:
+        """Read a file, without the history that a run keeps in it.
+
+        Args:
+            path: YAML file.
+            what: What it is called in messages; none: by its path.
+
+        Raises:
+            ValueError: The file is missing or not YAML of names and values.
+        """
+        what = what or str(path)
+        values = read_yaml(path, what)
+        if not isinstance(values, dict):
+            raise ValueError(f"{what} must hold names and values, got {type(values).__name__}")
+        values.pop(HISTORY, None)
+        return cls(what, _with_names_of_fields(values), path)
+
+    def over(self, options: Any) -> Any:
+        """A draft of options in which these values stand in for others.
+
+        Args:
+            options: A dataclass, or a draft of one, that has all fields there are.
+
+        Raises:
+            ValueError: A name is unknown, or a value is of another type.
+        """
+        kind = draft_class(kind_of(options), options)
+        try:
+            return pydantic.TypeAdapter(kind).validate_python(dict(self.values))
+        except pydantic.ValidationError as error:
+            raise self._refusal(kind, error) from None
+
+    def made(self, draft: Any) -> Any:
+        """The options that a draft is one of; an error about a value of this file names it.
+
+        Raises:
+            TypeError, ValueError: As the options do.
+        """
+        try:
+            return made(draft)
+        except (TypeError, ValueError) as error:
+            name = str(error).split("`")[1] if str(error).startswith("`") else ""
+            own = self.over(draft)
+            if name not in dict(flat(self.values)) or _value(own, name) != _value(draft, name):
+                raise
+            raise type(error)(f"{self.where(name)}: {error}") from None
+
+    def where(self, name: str) -> str:
+        """Where an option stands, such as "config.yaml, line 3"."""
+        line = self.line(name)
+        return f"{self.what}, line {line}" if line else self.what
+
+    def line(self, name: str) -> int | None:
+        """The line in which an option stands, that of a group as `group.name`, if it is known."""
+        if self.path is None:
+            return None
+        node = yaml.compose(self.path.read_text(errors="replace"), Loader=yaml.SafeLoader)
+        line = None
+        for part in name.split("."):
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            found = [pair for pair in pairs if pair[0].value.replace("-", "_") == part]
+            if not found:
+                break
+            key, node = found[0]
+            line = key.start_mark.line + 1
+        return line
+
+    def _refusal(self, kind: type, error: pydantic.ValidationError) -> ValueError:
+        first = error.errors(include_url=False)[0]
+        *groups, name = [part for part in first["loc"] if isinstance(part, str)]
+        own, value = kind, dict(self.values)
+        for group in groups:
+            own, value = kinds_of(own)[group], value[group]
+        shown = repr(".".join((*groups, name)))
+        where = self.where(".".join((*groups, name)))
+        kinds = kinds_of(own)
+        if name not in kinds:
+            hint = did_you_mean(name, kinds) or f"; it is one of {', '.join(kinds)}"
+            return ValueError(f"{where}: there is no option {shown}{hint}")
+        if dataclasses.is_dataclass(kinds[name]):
+            return ValueError(f"{where}: {shown} must hold names and values, got {value[name]!r}")
+        must_be = in_words(kinds[name])
+        return ValueError(f"{where}: {shown} must be {must_be}, got {value[name]!r}")
+
+
+def config_of(options: SharedOptions) -> dict[str, Any]:
+    """Everything that decides the result, as plain values with absolute paths.
+
+    Of resolved options that is open which their training does not use.
+    """
+    if isinstance(options, ResolvedShared):
+        options = options.given()
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value.absolute())
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return value
+
+    config: dict[str, Any] = plain(dataclasses.asdict(options))
+    del config["out"]
+    for name in ("student", "teacher", "method", "loss"):
+        if config.get(name):
+            config[name] = absolute(config[name])
+    return config
+
+
+def schema(options: SharedOptions) -> dict[str, Any]:
+    """The JSON schema of files of options, by which editors complete and check them.
+
+    Args:
+        options: Those that hold where a file says nothing.
+    """
+    described = pydantic.TypeAdapter(draft_class(type(options), options)).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}
+
+
+def as_flags(values: Mapping[str, Any], options: SharedOptions) -> list[str]:
+    """Flags by which a command is given values.
+
+    Args:
+        values: By names of fields, those of groups as `group.name`.
+        options: A dataclass that has all fields there are.
+
+    Example:
+        >>> from mkdext.training import TrainOptions
+        >>> as_flags({"lr": 2e-4, "meta.every": 4, "kd_fade": False}, TrainOptions())
+        ['--lr', '0.0002', '--meta.every', '4', '--no-kd-fade']
+    """
+    return [word for name, value in values.items() for word in _flag(name, value, options)]
+
+
+def _flag(name: str, value: Any, options: SharedOptions) -> Iterator[str]:
+    group, _, inner = name.rpartition(".")
+    own: Any = getattr(options, group) if group else options
+    kind = kinds_of(type(own))[inner]  # type: ignore[arg-type]
+    prefix = f"--{group}." if group else "--"
+    inner = inner.replace("_", "-")
+    if kind is bool:
+        yield f"{prefix}{'' if value else 'no-'}{inner}"
+    elif value != [] and value != ():
+        items = value if isinstance(value, list | tuple) else [value]
+        yield from (f"{prefix}{inner}", *map(str, items))
+
+
+def _with_names_of_fields(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same, named with underscores where a flag's name has dashes."""
+    return {
+        str(name).replace("-", "_"): _with_names_of_fields(v) if isinstance(v, dict) else v
+        for name, v in values.items()
+    }
+
+
+def _value(options: Any, name: str) -> Any:
+    for part in name.split("."):
+        options = getattr(options, part, None)
+    return options
