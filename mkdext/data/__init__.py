@@ -10,6 +10,7 @@ from mkdext.data.fitting import fitted
 from mkdext.data.folders import IMAGE_SUFFIXES, find_images, match_low_resolution
 from mkdext.data.images import BadImage, bad_images_message, check_images, read_image
 from mkdext.data.imresize import imresize
+from mkdext.data.in_memory import Image, ImagesInMemory
 from mkdext.data.known_sets import KNOWN_SETS, KnownSet, compare_with_known
 from mkdext.data.patches import ImagePairs, PatchSampler, make_pair
 from mkdext.data.prepare import Prepared, prepare_store
@@ -25,7 +26,9 @@ __all__ = [
     "Decoded",
     "Duplicate",
     "Fingerprint",
+    "Image",
     "ImagePairs",
+    "ImagesInMemory",
     "KnownSet",
     "Levels",
     "PatchSampler",

@@ -23,8 +23,7 @@ from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers, rehearse
 from mkdext.training.data_free_options import Options, Resolved
-from mkdext.training.options_file import config_of
-from mkdext.training.origin import origin
+from mkdext.training.options_file import config_of, origin
 from mkdext.training.run.directory import RunDirectory, TrainingStopped, flat
 from mkdext.training.run.going_on import Done, Run, checked_run
 from mkdext.training.run.live import Readings, TrainingProgress, reading_bar, tensorboard

@@ -5,7 +5,7 @@ import pytest
 from mkdext.datafree import parse
 from mkdext.synthesis.losses import LossWeights
 from mkdext.training import ContrastiveOptions, DataFreeOptions, GeneratorOptions, MetaOptions
-from mkdext.training.origin import origin
+from mkdext.training.options_file import origin
 
 
 @pytest.mark.parametrize(
