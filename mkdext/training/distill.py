@@ -13,6 +13,7 @@ from torch import nn
 
 from mkdext._system.one_at_a_time import one_at_a_time
 from mkdext._system.terminal import Terminal
+from mkdext.data import Image, ImagesInMemory
 from mkdext.models import adapt, load_weights, read_weights
 from mkdext.models.handling import evaluation_mode, modes_kept
 from mkdext.training.assembly import Networks

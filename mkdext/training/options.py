@@ -182,11 +182,6 @@ class SharedOptions:
             )
 
     @property
-    def hint_steps(self) -> int:
-        """Steps on the distillation loss alone."""
-        return round(self.hint_share * self.iterations) if self.method != "vanilla" else 0
-
-    @property
     def privileged(self) -> bool:
         """Whether the method trains a teacher of its own, which sees high resolution."""
         return self.method != "vanilla" and method_class(self.method).privileged

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._system.figures import figure_file, label
-from mkdext._system.files import atomic_write, write_json
+from mkdext._system.files import write_json
 from mkdext._system.terminal import Terminal, text_table, track
+from mkdext.data.strips import save_sheet, save_strip
 from mkdext.metrics import exact_note, to_uint8
 from mkdext.models.handling import evaluation_mode
 from mkdext.training.assembly import Training
@@ -39,8 +40,6 @@ from mkdext.training.validation import (
 Summary = dict[str, Any]
 Record = Mapping[str, Any]
 
-STRIP_SIDE = 160
-"""Width and height of each picture of a strip, in high-resolution pixels."""
 _SAMPLES = 8  # made images of a sheet
 _TIMES = 5  # rows of made images in the summary
 _SIDE = 128  # of a cutting of a photograph, in high-resolution pixels
@@ -257,26 +256,6 @@ def score_table(validation: Mapping[str, Mapping[str, Scores]]) -> Table:
     return table
 
 
-def save_strip(path: Path, pictures: Mapping[str, Tensor]) -> None:
-    """Write the centres of several pictures of one scene side by side, as a PNG.
-
-    Args:
-        path: File to write.
-        pictures: uint8 `[3, H, W]` by name, in the order from left to right; smaller ones, such as
-            the low-resolution image, are enlarged without interpolation to the size of the largest.
-    """
-    height, width = max(tuple(p.shape[1:]) for p in pictures.values())
-    side = min(STRIP_SIDE, height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    columns = [
-        functional.interpolate(p[None], size=(height, width), mode="nearest-exact")[0]
-        for p in pictures.values()
-    ]
-    strip = torch.cat([c[:, top : top + side, left : left + side] for c in columns], dim=2)
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        Image.fromarray(strip.permute(1, 2, 0).numpy()).save(file, "png")
-
-
 def save_curves(
     path: Path, records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any]
 ) -> None:
@@ -339,20 +318,6 @@ def draw_scores(
             axes.axhline(
                 score["psnr_y"], color=color, linestyle=style, label=f"{text}, {label(name)}"
             )
-
-
-def save_sheet(path: Path, rows: Sequence[Tensor]) -> None:
-    """Write batches of pictures as the rows of a PNG.
-
-    Args:
-        path: File to write.
-        rows: uint8 `[B, 3, h, w]`; smaller ones are enlarged without interpolation.
-    """
-    size = tuple(max(row.shape[axis] for row in rows) for axis in (2, 3))
-    large = [functional.interpolate(row, size=size, mode="nearest-exact") for row in rows]
-    sheet = torch.cat([torch.cat(list(row), dim=2) for row in large], dim=1)
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        Image.fromarray(sheet.permute(1, 2, 0).cpu().numpy()).save(file, "png")
 
 
 def _save_made_summary(
