@@ -39,7 +39,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir(parents=True)
         Image.fromarray(np.zeros((192, 192, 3), np.uint8)).save(tmp_path / name / "black.png")
 
-    def stand_in(teacher: str | None, weights: Path | None, scale: int) -> nn.Module:
+    def stand_in(
+        teacher: str | None, weights: Path | None, scale: int, options: object
+    ) -> nn.Module:
         if teacher is None:
             return resolve_teacher(teacher, weights, scale)
         assert weights is not None
