@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mkdext._system.startup import explain_exhausted_memory, is_command
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if is_command():
     explain_exhausted_memory()

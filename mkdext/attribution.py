@@ -63,35 +63,36 @@ class AttributionCommand:
 
     Local attribution maps (Gu and Dong, CVPR 2021) show what each low-resolution pixel contributes
     to the detail in a window of the result: the more, the darker red (by its square root, so that
-    small contributions are seen). The diffusion index is 100 if all pixels contribute equally, 0 if
-    one does alone (Figure 5 of the MKD paper). Bicubic enlargement stands beside, and so does the
-    built-in network where the scale is 4.
+    small contributions show). The diffusion index is 100 if all pixels contribute equally, and 0 if
+    a single one does (Figure 5 of the MKD paper). Bicubic enlargement is shown too, and the
+    built-in network if the scale is 4.
     """
 
     weights: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
     """Weights of the networks to compare."""
     model: str | None = None
-    """Network that the weights must be of, or what makes a network of yours,
-    package.module:factory or file.py:factory; none: whatever they are of."""
+    """Network that the weights must be of, or your own network, as package.module:factory or
+    file.py:factory; default: the network that the weights are of."""
     scale: int | None = None
-    """Enlargement factor; none: that of the weights."""
+    """Enlargement factor; default: the weights'."""
     image: Path | None = None
-    """High-resolution photograph, which is made smaller by MATLAB's bicubic; none: a built-in one,
+    """High-resolution photograph, which MATLAB's bicubic reduces; default: the built-in
     astronaut.png."""
     window: tuple[int, int] | None = None
-    """Left and top of the window, in pixels of the photograph; none: where the photograph has the
-    largest sum of gradient magnitudes."""
+    """Left and top of the window, in pixels of the photograph; default: where the photograph has
+    the largest sum of gradient magnitudes."""
     window_size: int = 16
     """Width and height of the window, in pixels of the photograph."""
     size: int = 256
-    """Width and height of the part of the photograph that the networks are given, around the
-    window. The larger it is, the smaller is the diffusion index; 256 is usual."""
+    """Width and height of the part of the photograph around the window that the networks are given.
+    The larger it is, the smaller the diffusion index; 256 is usual."""
     steps: int = STEPS
     """Images on the path from blurred to sharp along which gradients are integrated."""
     batch_size: int = 1
-    """How many of them at a time; more is faster on a GPU, and takes more memory."""
+    """How many of them at a time; more is faster on a GPU and takes more memory."""
     out: Path = Path("runs/attribution")
-    """Folder for attribution.png, attribution.csv and attribution.json; older ones go."""
+    """Folder for attribution.png, attribution.csv and attribution.json, which replace older
+    ones."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
 
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Flags; none: those of the process.
+        arguments: Flags; default: those of the process.
 
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 if results cannot be written.
@@ -228,7 +229,7 @@ def make_scene(command: AttributionCommand, scale: int) -> Scene:
     if min(left, top) < 0 or left + size >= width or top + size >= height:
         raise ValueError(
             f"--window must be 0 to {width - size - 1} from the left and 0 to {height - size - 1} "
-            f"from the top, so that {size}x{size} pixels end inside of {path}, got {left} {top}"
+            f"from the top, so that {size}x{size} pixels fit inside {path}, got {left} {top}"
         )
     begin_x, side_x = _cut(left, size, width, command.size // scale * scale, scale)
     begin_y, side_y = _cut(top, size, height, command.size // scale * scale, scale)

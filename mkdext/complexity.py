@@ -16,12 +16,12 @@ from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.complexity import Complexity, complexity
 
 _NOTES = (
-    "Papers: as thop 0.0.31 counts, and with it tables of super-resolution papers. Parameters are "
+    "Papers: counted by thop 0.0.31, as in the tables of super-resolution papers. Parameters are "
     "those of the convolutions that run and of the fixed colour shifts; FLOPs are the "
     "multiplications of these convolutions, one addition of a bias for each output, and the "
     "additions of global pooling. Activations, attention and other matrix products count nothing. "
-    "MACs: multiplications of all convolutions and matrix products that run, each with its "
-    "addition; parameters: all that are trained."
+    "MACs: multiplications, each with its addition, of all convolutions and matrix products that "
+    "run. Parameters: all that are trained."
 )
 
 
@@ -32,7 +32,7 @@ def _count(name: str, scale: int, size: int) -> Complexity:
             return complexity(model, size)
         except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
             raise ValueError(
-                f"network {name} cannot be computed without numbers: {in_words(error)}"
+                f"network {name} cannot run on the meta device: {in_words(error)}"
             ) from error
     with torch.device("meta"):
         model = create_model(name, scale)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table.
 
     Args:
-        arguments: Names and flags; none: those of the process.
+        arguments: Names and flags; default: those of the process.
 
     Returns:
         The exit status: 2 for a network that is unknown or cannot be made, else 0.
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"networks to count: {', '.join(MODEL_NAMES)} (default: all of them), or what makes a "
-        "network of yours, package.module:factory or file.py:factory",
+        help=f"networks to count: {', '.join(MODEL_NAMES)} (default: all of them), or your "
+        "own, package.module:factory or file.py:factory",
     )
     parser.add_argument("--scale", type=int, default=4, help="enlargement factor (default: 4)")
     parser.add_argument(

@@ -67,39 +67,39 @@ class EvaluateCommand:
     """Measure networks on photographs: PSNR-Y (dB), SSIM-Y, speed and memory.
 
     Y is MATLAB's, not rounded; PSNR's peak is 255; SSIM has the Gaussian window of Wang et al.
-    (2004). Low-resolution versions are made by MATLAB's bicubic unless --lr-dir has them, after
-    cutting the photograph to a multiple of the scale. Bicubic enlargement is measured beside.
-    A photograph that does not fit into the free memory is enlarged in tiles, and that is told.
-    Photographs that cannot be measured are named, and the others are. One that is met exactly has
-    an infinite PSNR: it is named, and the mean is that of the others.
+    (2004). MATLAB's bicubic makes low-resolution versions unless --lr-dir has them, after the
+    photograph is cut to a multiple of the scale. Bicubic enlargement is measured too. A photograph
+    that does not fit into the free memory is enlarged in tiles, and the report says so. Photographs
+    that cannot be measured are named, and the others are measured. One that is met exactly has an
+    infinite PSNR: it is named, and the mean is of the others.
     """
 
     data: tuple[Path, ...]
     """Folders of high-resolution photographs, or stores that mkdext.data prepare made of them, each
     reported by its name."""
     weights: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
-    """Weights of the networks to compare; none: the built-in network, which is for x4."""
+    """Weights of the networks to compare; default: the built-in network, which is for x4."""
     model: str | None = None
-    """Network that the weights must be of, or what makes a network of yours,
-    package.module:factory or file.py:factory; none: whatever they are of."""
+    """Network that the weights must be of, or your own network, as package.module:factory or
+    file.py:factory; default: the network that the weights are of."""
     scale: int | None = None
-    """Enlargement factor; none: that of the weights."""
+    """Enlargement factor; default: the weights'."""
     lr_dir: tuple[Path, ...] = ()
     """Folders of low-resolution photographs, one for each folder of --data, or the same; 0001.png
-    belongs to 0001.png, 0001x4.png or 0001_x4.png, and 1_HR.png to 1_LR.png too. None: they are
-    made, unless a store was given them."""
+    belongs to 0001.png, 0001x4.png or 0001_x4.png, and 1_HR.png to 1_LR.png too. Default: a store's
+    own, or made by bicubic."""
     protocol: Protocol | None = None
-    """'8bit': low-resolution photographs and results are rounded to 8-bit levels, as saved in
-    files; so measure MKD and most papers. 'float': nothing is rounded; so do VDSR and data-free
-    contrastive distillation, whose SSIM, of 7x7 windows at a range of 2, then stands beside. None:
-    that of the paper of the first network, 'float' for VDSR, else '8bit'."""
+    """'8bit' rounds low-resolution photographs and results to 8-bit levels, as files hold them; MKD
+    and most papers measure so. 'float' rounds nothing, like VDSR and data-free contrastive
+    distillation, and adds their SSIM, of 7x7 windows at a range of 2. Default: that of the first
+    network's paper, 'float' for VDSR, else '8bit'."""
     crop: bool = False
-    """Whether photographs and those of --lr-dir whose sizes do not fit, such as those that MATLAB
-    rounds up, are cut at the right and the bottom to what they share, as EDSR's code does."""
+    """Cut photographs and those of --lr-dir whose sizes do not fit, such as those that MATLAB
+    rounds up, at the right and the bottom to what they share, as EDSR's code does."""
     border: int | None = None
-    """High-resolution pixels left out at each side; none: the scale, as the papers do."""
+    """High-resolution pixels left out at each side; default: the scale, as in the papers."""
     out: Path = Path("runs/evaluate")
-    """Folder for scores.csv, scores.json and a contact sheet of each set, in the place of those of
+    """Folder for scores.csv, scores.json and a contact sheet of each set, which replace files of
     the same name."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Flags; none: those of the process.
+        arguments: Flags; default: those of the process.
 
     Returns:
         The exit status: 2 for what cannot be done as asked; 1 if photographs could not be
@@ -530,7 +530,7 @@ def show(scores: Sequence[Score], scale: int, protocol: Protocol, console: Termi
                 names = [score.image for score in mine if score.way == way and score.is_exact]
                 console.say(exact_note(way, names))
             if mean.photographs < max(other.photographs for other in ways.values()):
-                console.say(f"{way}: the means are those of {mean.photographs} photographs only")
+                console.say(f"{way}: the means are of {mean.photographs} photographs only")
 
 
 def tell_of_tiles(scores: Sequence[Score], networks: Sequence[Network], console: Terminal) -> None:

@@ -36,36 +36,36 @@ class ExportCommand:
     """Write a trained network as ONNX, for pictures of any height and width or of one.
 
     The input is `lr`, float32 [1, 3, height, width], colours from 0 to 1; the output is `sr`,
-    float32 [1, 3, scale * height, scale * width], not clipped. The file is run by ONNX Runtime on a
-    photograph and compared with PyTorch before it is put in place. PyTorch has two exporters; where
-    one fails or gives something else, the other is tried. SAN is exact up to 1000 pixels a side,
-    and its attention takes memory by the square of the pixels there. Needs the packages onnx,
-    onnxruntime and onnxscript: pip install onnx onnxruntime onnxscript.
+    float32 [1, 3, scale * height, scale * width], not clipped. ONNX Runtime runs the file on a
+    photograph and is compared with PyTorch before the file is put in place. PyTorch has two
+    exporters; where one fails or gives something else, the other is tried. SAN is exact up to 1000
+    pixels a side, where the memory of its attention grows with the square of the pixels. Needs the
+    packages onnx, onnxruntime and onnxscript: pip install onnx onnxruntime onnxscript.
     """
 
     out: Path
     """File to write; its name need not end in .onnx."""
     weights: Path | None = None
-    """Weights of the network; none: the built-in one, which enlarges four times."""
+    """Weights of the network; default: the built-in network, which enlarges four times."""
     model: str | None = None
-    """Network that the weights must be of, or what makes a network of yours,
-    package.module:factory or file.py:factory; none: whatever they are of."""
+    """Network that the weights must be of, or your own network, as package.module:factory or
+    file.py:factory; default: the network that the weights are of."""
     scale: int | None = None
-    """Enlargement factor; none: that of the weights."""
+    """Enlargement factor; default: the weights'."""
     size: tuple[int, int] | None = None
-    """Height and width of the pictures that the file is for, in low resolution; none: any. Some
-    networks can be exported, or run, for one size only."""
+    """Height and width of the pictures that the file is for, in low resolution; default: any. Some
+    networks can be exported or run for one size only."""
     image: Path | None = None
-    """Photograph to compare on; none: a built-in one."""
+    """Photograph to compare on; default: a built-in one."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Flags; none: those of the process.
+        arguments: Flags; default: those of the process.
 
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 if the file cannot be written or

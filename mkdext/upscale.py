@@ -47,11 +47,11 @@ _NO_MORE_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 class UpscaleCommand:
     """Enlarge pictures with a trained network and save them as PNG.
 
-    Grey, alpha, 16 bits a channel, the colour profile if it fits, and what a PNG says of colours
-    and resolution (gAMA, cHRM, sRGB, cICP, mDCV, cLLI, pHYs) are kept, a camera's orientation is
+    Grey, alpha, 16 bits a channel, a colour profile that fits, and what a PNG says about colours
+    and resolution (gAMA, cHRM, sRGB, cICP, mDCV, cLLI, pHYs) are kept; a camera's orientation is
     applied. A picture that needs more memory than --memory is computed in tiles. EDSR, RDN and VDSR
     see so little around a pixel that this changes nothing. RCAN, HAN and SAN look at the whole
-    picture, where tiles differ a little: by 0.2, 0.7 and 0.5 of 255 levels (root mean square;
+    picture, so that tiles differ a little: by 0.2, 0.7 and 0.5 of 255 levels (root mean square;
     single pixels by 6, 5 and 3) in tiles of 128 pixels on a photograph of 256x256. More --memory
     means larger tiles, up to the whole picture. SAN's time grows with the square of the pixels of a
     tile.
@@ -60,21 +60,22 @@ class UpscaleCommand:
     inputs: tyro.conf.Positional[tuple[Path, ...]]
     """Pictures, folders of pictures, or patterns such as 'holiday/*.jpg'."""
     weights: Path | None = None
-    """Weights of the network; none: the built-in one, which enlarges four times."""
+    """Weights of the network; default: the built-in network, which enlarges four times."""
     model: str | None = None
-    """Network that the weights must be of, or what makes a network of yours,
-    package.module:factory or file.py:factory; none: whatever they are of."""
+    """Network that the weights must be of, or your own network, as package.module:factory or
+    file.py:factory; default: the network that the weights are of."""
     scale: int | None = None
-    """Enlargement factor; none: that of the weights."""
+    """Enlargement factor; default: the weights'."""
     out: Path = Path("upscaled")
     """Folder for the results, which have the names of the pictures and the suffix .png."""
     existing: Literal["refuse", "skip", "overwrite"] = "refuse"
-    """What to do where a result is there already: nothing at all, the others, or all anew."""
+    """What to do if a result exists already: stop before any work, make only the others, or make
+    all again."""
     memory: float = 2.0
-    """Gigabytes that the process may take, with network and libraries; with --device cuda, that the
-    network may take on the device as well."""
+    """Gigabytes that the process may use, network and libraries included; with --device cuda, also
+    what the network may use on the device."""
     overlap: int | None = None
-    """Low-resolution pixels that a tile is computed with beyond its edge; none: as far as the
+    """Low-resolution pixels beyond its edge that a tile is computed with; default: as far as the
     network sees, and 32 for one that sees the whole picture."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Paths and flags; none: those of the process.
+        arguments: Paths and flags; default: those of the process.
 
     Returns:
         The exit status: 2 for what cannot be done as asked, before any work; 1 if pictures turned
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if failed:
             raise WorkFailed(bad_images_message(failed, lines=len(failed)))
 
-    interrupted = "interrupted; the same command with --existing skip goes on"
+    interrupted = "interrupted; the same command with --existing skip continues"
     return exit_status("mkdext.upscale", run, interrupted)
 
 
@@ -178,7 +179,7 @@ def upscale(
     """
     network = load_network(command.weights, command.scale, command.model, command.device)
     overlap = network.overlap if command.overlap is None else command.overlap
-    advice = f"lower --memory (now {command.memory:g} GB), and tiles are smaller"
+    advice = f"lower --memory (now {command.memory:g} GB) for smaller tiles"
     with progress_bar(console, transient=True) as progress:
         for number, (source, target) in enumerate(jobs.items(), 1):
             begin = time.monotonic()
@@ -206,14 +207,14 @@ def upscale(
                 if tiles > 1 and network.reach is None:
                     console.say(
                         f"  {network.architecture} looks at the whole picture: in tiles the "
-                        "result is a little different; with more --memory it would not be"
+                        "result is slightly different; more --memory avoids that"
                     )
 
 
 def _stopped(error: OSError, tried: int, count: int, failed: list[BadImage]) -> WorkFailed:
     message = (
         f"{error}; {tried} of {count} pictures were tried, and their results are kept: make room "
-        "there, and the same command with --existing skip goes on"
+        "there, and the same command with --existing skip continues"
     )
     also = [bad_images_message(failed, lines=len(failed))] if failed else []
     return WorkFailed("\n".join([message, *also]))

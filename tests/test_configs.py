@@ -19,7 +19,7 @@ CONFIGS = ROOT / "configs"
 SMALL = sorted(path.stem for path in CONFIGS.glob("small-*.yaml"))
 PUBLISHED = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - set(SMALL))
 DOCUMENTED = re.findall(
-    r"python -m mkdext\.train (--config [^\n`]*)", (CONFIGS / "README.md").read_text()
+    r"python -m mkdext\.train (--config [^\n`]*)", (ROOT / "docs" / "paper_settings.md").read_text()
 )
 
 # Heavy teachers, each with a light network of its family to stand in for it.
@@ -78,7 +78,7 @@ def test_a_file_says_at_its_top_what_it_is_and_the_table_lists_it(name: str) -> 
     if weights is not None:
         comment = text[: text.index("\nstudent:")]
         assert weights in comment or "--out runs/rdn-t" in comment
-    assert f"`{name}.yaml`" in (CONFIGS / "README.md").read_text()
+    assert f"`{name}.yaml`" in (ROOT / "docs" / "paper_settings.md").read_text()
 
 
 def test_all_students_of_the_paper_have_a_file() -> None:

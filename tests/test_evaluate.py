@@ -130,6 +130,7 @@ def test_a_network_of_the_users_is_measured(
     assert mean["psnr_y"] == pytest.approx(np.mean(expected), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "whole picture", "too little"])
 def test_a_photograph_that_does_not_fit_is_enlarged_in_tiles_and_that_is_told(
     kind: str,
@@ -395,7 +396,7 @@ def test_photographs_that_cannot_be_measured_are_named_and_the_scores_of_the_oth
         "text.png: not an image of a known format",
     ):
         assert reason in shown.err
-    assert "Upscaler: the means are those of 2 photographs only" in shown.out
+    assert "Upscaler: the means are of 2 photographs only" in shown.out
     assert shown.out.count("failed") == 2
     scores = report(tmp_path / "out")
     assert scores["photographs"] == {"set": 6}

@@ -160,7 +160,7 @@ def test_an_input_is_never_overwritten(
     ("failure", "status", "message"),
     [
         (OSError(28, "No space left on device"), 1, "No space left on device"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command with --existing skip goes on"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command with --existing skip continues"),
     ],
     ids=["full disk", "Ctrl-C"],
 )
@@ -362,7 +362,7 @@ def test_a_disk_that_is_full_midway_stops_and_tells_what_is_kept(
     assert (
         "No space left on device; 1 of 3 pictures were tried, and their results are kept" in shown
     )
-    assert "--existing skip goes on" in shown and "bad.png: is empty (0 bytes)" in shown
+    assert "--existing skip continues" in shown and "bad.png: is empty (0 bytes)" in shown
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 

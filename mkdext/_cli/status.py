@@ -20,7 +20,7 @@ from mkdext._system.streams import printable, replace_unencodable
 def exit_status(
     name: str,
     command: Callable[[], int | None],
-    interrupted: str = "interrupted; the same command begins again or goes on",
+    interrupted: str = "interrupted; the same command starts again or continues",
     memory: str = "close other programs, or take a machine with more memory",
 ) -> int:
     """Run a command and tell what stopped it.

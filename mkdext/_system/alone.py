@@ -76,7 +76,7 @@ def run_alone(
     if "system" in last:
         raise OSError(*last["system"])
     if late.is_set():
-        raise Failed(f"it was not done after {limit:.0f} seconds, and was stopped")
+        raise Failed(f"it did not finish within {limit:.0f} seconds and was stopped")
     raise Failed(last.get("failed") or _death(process.returncode, said))
 
 
@@ -150,7 +150,7 @@ def _death(status: int, said: deque[bytes]) -> str:
     except ValueError:
         name = f"signal {-status}"
     if name == "SIGKILL":
-        return "its process was killed (SIGKILL), as the system does where memory is exhausted"
+        return "its process was killed (SIGKILL), as happens when memory runs out"
     told = f": {last}" if name == "SIGABRT" and last else ""
     return f"its process crashed ({name}{told})"
 

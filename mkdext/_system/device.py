@@ -20,7 +20,7 @@ def checked_device(name: str) -> torch.device:
         raise ValueError(f"`device` must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"`device` {name} is not there ({torch.cuda.device_count()} CUDA devices); "
+            f"`device` {name} does not exist ({torch.cuda.device_count()} CUDA devices); "
             "use `device` cpu"
         )
     return device

@@ -149,7 +149,7 @@ def _module(where: str, what: str) -> ModuleType:
     if is_file and not path.is_file():
         raise ValueError(f"{what}: there is no file {path}")
     if is_file and path.suffix != ".py":
-        raise ValueError(f"{what}: {path} is no Python file")
+        raise ValueError(f"{what}: {path} is not a Python file")
     try:
         return module_of_file(path) if is_file else importlib.import_module(where)
     except (Exception, SystemExit) as error:  # Whatever the user's code may raise.

@@ -127,7 +127,7 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
     except _Twice as error:
         raise ValueError(f"{what} has {str(error)!r} twice") from None
     except _TooLarge:
-        raise ValueError(f"{what} becomes too large by its aliases") from None
+        raise ValueError(f"{what} becomes too large through its aliases") from None
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{what} is not YAML: {error.problem}{where}") from None

@@ -16,7 +16,7 @@ def explain_exhausted_memory() -> None:
         if isinstance(error, MemoryError) or any(part in str(error) for part in _NO_MEMORY):
             reason = str(error) or kind.__name__
             print(
-                f"mkdext: memory is exhausted before the command has begun ({reason}); PyTorch "
+                f"mkdext: memory ran out before the command began ({reason}); PyTorch "
                 "alone takes about a gigabyte: raise the limit (ulimit -v) or close other programs",
                 file=sys.stderr,
             )

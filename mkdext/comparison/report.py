@@ -26,15 +26,15 @@ from mkdext.comparison.sizes import Size, size_of
 
 _NOTE = (
     "PSNR-Y (dB) and SSIM-Y at the end: mean ± standard deviation over the seeds. Gains over "
-    f"vanilla are paired by seed; ± reaches to the ends of their {CONFIDENCE:.0%} confidence "
-    "interval (Student's t, each by itself), * marks one that leaves out 0. Photographs that are "
-    "met exactly, whose PSNR is infinite, count in no mean of it. Best bold, second italic. "
-    "Seconds of a step include validations; memory is the most that the process had in use at a "
+    f"vanilla are paired by seed; ± spans their {CONFIDENCE:.0%} confidence interval (Student's "
+    "t, not corrected for several comparisons), * marks one that excludes 0. Photographs that are "
+    "met exactly have an infinite PSNR, which counts in no mean. The best is bold, the second "
+    "italic. Seconds of a step include validations; memory is the most that the process used at a "
     "step."
 )
 _PAPER_NOTE = (
-    f"The paper's numbers ({SOURCE}) are of other trainings: on DIV2K, to convergence, from a "
-    "teacher of full size. ? marks those that are misprinted, to judge by the numbers around them."
+    f"The paper's numbers ({SOURCE}) come from other trainings: on DIV2K, to convergence, from a "
+    "teacher of full size. ? marks those that seem misprinted, judging by the numbers around them."
 )
 
 

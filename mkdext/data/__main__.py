@@ -33,8 +33,9 @@ Item = TypeVar("Item")
 class PrepareCommand:
     """Decode photographs once into a store, from which --train-dir reads patches directly.
 
-    The store takes about as much room as the raw pixels: 3 bytes for each. The same command goes on
-    where it was stopped; on a finished store it reads every pixel back and compares checksums.
+    The store takes about as much room as the raw pixels, 3 bytes for each. The same command
+    continues where it was stopped; on a finished store it reads every pixel back and compares
+    checksums.
     """
 
     source: tyro.conf.Positional[Path]
@@ -44,15 +45,15 @@ class PrepareCommand:
     scale: int = 4
     """Downscaling factor."""
     lr: Path | None = None
-    """Folder of low-resolution versions, such as DIV2K_train_LR_bicubic/X4; none: they are made by
-    MATLAB's bicubic."""
+    """Folder of low-resolution versions, such as DIV2K_train_LR_bicubic/X4; default: MATLAB's
+    bicubic makes them."""
     crop: bool = False
-    """Whether photographs and given low-resolution versions whose sizes do not fit, such as those
-    that MATLAB rounds up, are cut at the right and the bottom to what they share."""
+    """Cut photographs and given low-resolution versions whose sizes do not fit, such as those that
+    MATLAB rounds up, at the right and the bottom to what they share."""
     bad_images: Literal["refuse", "skip"] = "refuse"
-    """What to do with broken photographs, once all are named and the others are written."""
+    """What to do about broken photographs, after all are named and the others are written."""
     workers: int | None = None
-    """Processes that decode; none: one for each processor."""
+    """Processes that decode; default: one for each processor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +61,14 @@ class CheckCommand:
     """Show what is in a folder of photographs or in a store, and what is wrong with it.
 
     Counts, sizes, formats, broken files, and duplicates, also after re-encoding, resizing,
-    mirroring or turning. The exit status is 1 if a file is broken, a photograph is in --against
-    too, or the folder is not the data set that it should be.
+    mirroring or turning. The exit status is 1 if a file is broken, if a photograph is also in
+    --against, or if the folder is not the data set that it should be.
     """
 
     folder: tyro.conf.Positional[Path]
     """Folder or store."""
     against: tuple[Path, ...] = ()
-    """Folders of photographs to test on, of which none should be in the first."""
+    """Folders of test photographs, none of which should be in the first folder."""
     dataset: (
         Literal["DIV2K", "Flickr2K", "291", "Set5", "Set14", "BSD100", "Urban100", "Manga109"]
         | None
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Name of the command and flags; none: those of the process.
+        arguments: Name of the command and flags; default: those of the process.
 
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 for a check that found something
@@ -128,8 +129,8 @@ def prepare(command: PrepareCommand, console: Terminal) -> int:
         console.say(f"left out: {image}")
     console.say(
         f"{prepared.folder}: {prepared.photographs} photographs, {prepared.size / 1e6:,.1f} MB, "
-        f"every checksum is right ({prepared.written} written now)\n"
-        f"use it by --train-dir {shlex.quote(str(prepared.folder))} --scale {command.scale}",
+        f"all checksums are right ({prepared.written} written now)\n"
+        f"use it with --train-dir {shlex.quote(str(prepared.folder))} --scale {command.scale}",
     )
     return 0
 
@@ -211,12 +212,12 @@ def _show_contents(contents: Contents, console: Terminal) -> None:
     if low := contents.low_resolution:
         console.say(
             f"{len(low)} low-resolution versions among them, such as {low[0]}: training and "
-            "measuring refuse the folder; give that of the high-resolution ones"
+            "measuring refuse this folder; give that of the high-resolution ones"
         )
     if others := contents.other_formats:
         console.say(
-            f"{len(others)} files of formats that are not read, such as {others[0]}: convert them "
-            "to PNG or JPEG, or they do not count"
+            f"{len(others)} files in formats that mkdext does not read, such as {others[0]}: "
+            "convert them to PNG or JPEG, or they are ignored"
         )
 
 

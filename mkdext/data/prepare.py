@@ -71,11 +71,11 @@ def prepare_store(
         source: Folder of high-resolution photographs, as `find_images` takes it.
         out: The store's folder.
         scale: Downscaling factor.
-        lr: Folder of low-resolution versions, named as `match_low_resolution` has it; none: made by
-            MATLAB's bicubic.
+        lr: Folder of low-resolution versions, named as `match_low_resolution` has it; default: made
+            by MATLAB's bicubic.
         crop: Whether given versions of sizes that do not fit are cut, as `fitted` does it.
         bad_images: What to do with files that cannot be used, once all others are written.
-        workers: Processes that decode; 1: this one; none: one for each processor.
+        workers: Processes that decode; 1 for this one; default: one for each processor.
         progress: Shows how far it has come.
 
     Raises:
@@ -116,8 +116,8 @@ def prepare_store(
                 written += 1
         if bad and bad_images == "refuse":
             raise ValueError(
-                f"{bad_images_message(bad)}\nrepair or remove them and the same command goes on, "
-                "or leave them out by `bad_images` skip"
+                f"{bad_images_message(bad)}\nrepair or remove them and give the same command "
+                "again, or leave them out with `bad_images` skip"
             )
         if not known:
             raise ValueError(f"{source} holds no usable photograph:\n{bad_images_message(bad)}")
@@ -200,7 +200,7 @@ def _opened(out: Path, scale: int) -> Iterator[tuple[BinaryIO, BinaryIO, list[En
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"`out` {out} cannot be made: {error.strerror}") from None
+        raise ValueError(f"`out` {out} cannot be created: {error.strerror}") from None
     if not (out / JOURNAL).exists() and any(out.iterdir()):
         raise ValueError(f"`out` {out} holds other files; give an empty or new folder")
     for name in (JOURNAL, PIXELS):

@@ -116,7 +116,7 @@ def read_store(folder: Path, scale: int | None = None) -> list[StoredPair]:
 
     Args:
         folder: What `prepare_store` wrote.
-        scale: The factor that is needed; none: any.
+        scale: The factor that is needed; default: any.
 
     Returns:
         The photographs, in the order in which `find_images` lists the folder they came from.
@@ -183,9 +183,7 @@ def read_index(folder: Path) -> tuple[int, list[Entry]]:
     """
     if not os.path.lexists(folder / INDEX):
         if os.path.exists(folder / JOURNAL):
-            raise ValueError(
-                f"store {folder} is unfinished: the command that began it goes on with it"
-            )
+            raise ValueError(f"store {folder} is unfinished: the command that began it finishes it")
         raise ValueError(f"{folder} is not a store: it has no {INDEX}")
     try:
         content = read_json(folder / INDEX, INDEX)

@@ -128,7 +128,7 @@ class _Worker:
             raise self._killed() from None
 
     def _killed(self) -> ChildProcessError:
-        return ChildProcessError("a process that decodes was killed; the same command goes on")
+        return ChildProcessError("a decoding process was killed; the same command continues")
 
 
 @contextlib.contextmanager

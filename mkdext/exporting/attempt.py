@@ -47,8 +47,9 @@ def attempt(
         weights: As for `load_network`.
         model: As for `load_network`.
         scale: As for `load_network`.
-        image: Photograph to compare on; none: a built-in one.
-        size: Height and width of the pictures that the file is for, in low resolution; none: any.
+        image: Photograph to compare on; default: a built-in one.
+        size: Height and width of the pictures that the file is for, in low resolution; default:
+            any.
         tried: Exporters that failed.
         tell: Called with what is being done: `LOADING`, the exporter, `COMPARING`.
 
@@ -68,7 +69,7 @@ def attempt(
         fixed = (size[0], size[1]) if size else None
         network = _load(file, scale, model, fixed)
         pictures = photographs(Path(image) if image else None, network.scale, fixed)
-        expected = [_enlarged(network, lr) for lr in pictures]
+        expected = [_enlarged(network, low) for low in pictures]
         exporter = next(name for name in exporters(network.model) if name not in tried)
         tell(exporter)
         metadata = _metadata(network, file, fixed, exporter)
@@ -112,13 +113,13 @@ def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> 
     )
     if min(height, width) < 1:
         raise ValueError(f"`image` {path} must have at least {scale} pixels a side")
-    lr = imresize(image[None, :, : height * scale, : width * scale], 1 / scale) / 255
+    low = imresize(image[None, :, : height * scale, : width * scale], 1 / scale) / 255
     if size is None:
         cuts = EXAMPLE, (height - height // 8, width - width // 6), (height, width)
-        example, negative, whole = (lr[..., :rows, :columns] for rows, columns in cuts)
+        example, negative, whole = (low[..., :rows, :columns] for rows, columns in cuts)
         return [example, 1 - negative, whole]
     times = (-(-size[0] // height), -(-size[1] // width))
-    return [lr.repeat(1, 1, *times)[..., : size[0], : size[1]]]
+    return [low.repeat(1, 1, *times)[..., : size[0], : size[1]]]
 
 
 def _load(
@@ -149,14 +150,14 @@ def _import_packages() -> None:
             importlib.import_module(package)
         except Exception as error:  # Made for another numpy, they raise more than ImportError.
             raise ValueError(
-                f"the package {package} is installed and cannot be imported: {in_one_line(error)}"
+                f"the package {package} is installed but cannot be imported: {in_one_line(error)}"
             ) from None
 
 
-def _enlarged(network: Network, lr: Tensor) -> Tensor:
-    what = f"on a picture {list(lr.shape)} of the photograph {network.architecture}"
+def _enlarged(network: Network, low: Tensor) -> Tensor:
+    what = f"on a picture {list(low.shape)} of the photograph {network.architecture}"
     try:
-        sr = network(lr)
+        sr = network(low)
     except Exception as error:  # Whatever a network of another code base may raise.
         if is_out_of_memory(error):
             raise

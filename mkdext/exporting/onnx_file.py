@@ -61,7 +61,7 @@ def write_onnx(
         network: What to export; its weights may be laid out anew.
         path: File to write.
         exporter: `GRAPH` or `TRACE`.
-        size: Height and width of the pictures that it is for, in low resolution; none: any.
+        size: Height and width of the pictures that it is for, in low resolution; default: any.
         metadata: Texts by their names, kept in the file.
 
     Raises:
@@ -129,9 +129,9 @@ def compare(
     except Exception as error:  # Those of ONNX Runtime have no common class.
         raise Failed(f"ONNX Runtime refuses the file: {_said(error)}") from None
     differences: list[float] = []
-    for lr, sr in zip(pictures, expected, strict=True):
+    for low, sr in zip(pictures, expected, strict=True):
         try:
-            differences.append(_difference(session, lr, sr, _TOLERANCE[precision]))
+            differences.append(_difference(session, low, sr, _TOLERANCE[precision]))
         except Failed as error:
             if not differences:
                 raise
@@ -140,10 +140,10 @@ def compare(
     return max(differences)
 
 
-def _difference(session: Any, lr: Tensor, expected: Tensor, tolerance: float) -> float:
-    what = f"on a picture {list(lr.shape)} ONNX Runtime"
+def _difference(session: Any, low: Tensor, expected: Tensor, tolerance: float) -> float:
+    what = f"on a picture {list(low.shape)} ONNX Runtime"
     try:
-        (sr,) = session.run(None, {"lr": lr.contiguous().numpy()})
+        (sr,) = session.run(None, {"lr": low.contiguous().numpy()})
     except Exception as error:
         raise Failed(f"{what} fails: {_said(error)}") from None
     if tuple(sr.shape) != tuple(expected.shape):

@@ -50,7 +50,7 @@ class ContactSheet:
             high: The truth, uint8 `[3, H, W]`.
             pictures: uint8 `[3, H, W]` and PSNR-Y in dB, for the columns after the first; those
                 that are not there are left empty.
-            window: What is cut out; none: where the first way differs most from the truth.
+            window: What is cut out; default: where the first way differs most from the truth.
         """
         if not pictures:
             return
@@ -95,7 +95,7 @@ def strongest_window(
     Args:
         values: `[H, W]`, float.
         size: Width and height of the square; where there is less, as much as there is.
-        stride: Pixels from one square that is looked at to the next; none: a quarter of its width.
+        stride: Pixels from one square to the next; default: a quarter of its width.
 
     Returns:
         The square, and its mean.

@@ -123,11 +123,11 @@ def load_network(
     Args:
         weights: A file that `load_model` understands, or any state dict of the network that `name`
             makes; none: the built-in network, which is for x4, or what the user's factory gives.
-        scale: Enlargement factor that the network must have; none: that of its weights.
+        scale: Enlargement factor that the network must have; default: that of its weights.
         name: Network that the weights must be of, one of `MODEL_NAMES`, or a user's,
             `package.module:factory` or `file.py:factory`; none: any of this package.
         device: "cpu", "cuda" or "cuda:N".
-        size: Height and width of the only pictures that a user's network must take; none: any.
+        size: Height and width of the only pictures that a user's network must take; default: any.
 
     Raises:
         ValueError: The weights or the device cannot be used as asked, the user's network is not
@@ -159,7 +159,7 @@ def load_networks(
     """Networks to compare: all for one scale, with different names.
 
     Args:
-        files: Weights; none: the built-in network.
+        files: Weights; default: the built-in network.
         scale: As for `load_network`.
         name: As for `load_network`.
         device: As for `load_network`.
@@ -214,5 +214,5 @@ def _of_this_package(weights: Path | None, scale: int | None, name: str | None) 
 def _scale_of(weights: Path | None, name: str) -> int:
     metadata = read_metadata(weights) if weights else None
     if metadata is None or metadata.scale is None:
-        raise ValueError(f"`model` {name} needs `scale`, because no weights file tells it")
+        raise ValueError(f"`model` {name} needs `scale`, because no weights file gives it")
     return metadata.scale

@@ -78,7 +78,7 @@ def meta_gradient(
             step, for the time of one more forward and backward a step.
         closing: If given, one more recorded step descends this before the objective is taken, as
             L2T-ww (Jang et al. 2019) does with the reconstruction loss.
-        state: Optimizer state to begin with; none: the initial one.
+        state: Optimizer state to begin with; default: the initial one.
 
     Returns:
         The meta-gradient; nothing is accumulated into `.grad`.

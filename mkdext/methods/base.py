@@ -18,7 +18,7 @@ class MetaDefaults(NamedTuple):
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
     """Update rule of the inner loop."""
     inner_lr: float | None = 1e-3
-    """Step length of the inner loop; none: the student's own."""
+    """Step length of the inner loop; None for the student's own."""
     closing_step: bool = False
     """Whether a step on the reconstruction loss ends the inner loop."""
     keep: float = 0.0

@@ -57,25 +57,25 @@ class PrivilegedEncoder(nn.Sequential):
 
 
 def privileged_loss(
-    sr: Tensor, hr: Tensor, encoded: Tensor, lr: Tensor
+    sr: Tensor, high: Tensor, encoded: Tensor, low: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the privileged teacher is trained on: reconstruction, and imitation of the input.
 
     Args:
         sr: What the decoder makes of `encoded`, `[B, 3, s*h, s*w]` in [0, 1].
-        hr: The picture, like `sr`.
-        encoded: What the encoder makes of `hr`, `[B, 3, h, w]`.
-        lr: The low-resolution image, like `encoded`.
+        high: The picture, like `sr`.
+        encoded: What the encoder makes of `high`, `[B, 3, h, w]`.
+        low: The low-resolution image, like `encoded`.
 
     Returns:
-        `mean |sr - hr| + 1e-4 mean |encoded - lr|` and its two terms without weights; scalars.
+        `mean |sr - high| + 1e-4 mean |encoded - low|` and its two terms without weights; scalars.
 
     Example:
         >>> picture, image = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 2, 2)
         >>> float(privileged_loss(picture + 1, picture, image + 1, image)[0])
         1.000100016593933
     """
-    reconstruction, imitation = functional.l1_loss(sr, hr), functional.l1_loss(encoded, lr)
+    reconstruction, imitation = functional.l1_loss(sr, high), functional.l1_loss(encoded, low)
     return reconstruction + IMITATION_WEIGHT * imitation, reconstruction, imitation
 
 

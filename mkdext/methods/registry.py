@@ -63,7 +63,7 @@ def method_class(name: str) -> type[DistillationMethod]:
     if name not in _METHODS:
         near = did_you_mean(name, _METHODS)
         raise ValueError(
-            f"distillation method must be one of {', '.join(method_names())}, or a class of yours, "
+            f"distillation method must be one of {', '.join(method_names())}, or your own class, "
             f"package.module:Class or file.py:Class, got {name!r}{near}"
         )
     return _METHODS[name]

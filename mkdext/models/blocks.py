@@ -80,22 +80,22 @@ class SRNetwork(SuperResolver, ABC):
         self.config = config
         self.scale = scale
 
-    def forward(self, lr: Tensor) -> Tensor:
-        """Super-resolve `lr`.
+    def forward(self, low: Tensor) -> Tensor:
+        """Super-resolve `low`.
 
         Raises:
-            TypeError: `lr` is of integers.
+            TypeError: `low` is of integers.
         """
-        if not lr.is_floating_point():
+        if not low.is_floating_point():
             # It would run, on colours 255 times too large.
             raise TypeError(
-                f"{type(self).__name__}: lr must be floating point in [0, 1], got {lr.dtype}; "
+                f"{type(self).__name__}: low must be floating point in [0, 1], got {low.dtype}; "
                 "divide it by 255"
             )
-        return self.super_resolve(lr)
+        return self.super_resolve(low)
 
     @abstractmethod
-    def super_resolve(self, lr: Tensor) -> Tensor:
+    def super_resolve(self, low: Tensor) -> Tensor:
         """What `forward` does with a floating point image."""
 
     @abstractmethod
@@ -230,9 +230,9 @@ class MeanShiftedNetwork(SRNetwork):
     def deep_features(self, shallow: Tensor) -> Tensor:
         """What the body makes of the head's features `[B, C, h, w]`: the same shape."""
 
-    def super_resolve(self, lr: Tensor) -> Tensor:
+    def super_resolve(self, low: Tensor) -> Tensor:
         """Head, body, tail."""
-        shallow = self.head(self.sub_mean(lr * RGB_RANGE))
+        shallow = self.head(self.sub_mean(low * RGB_RANGE))
         deep = self.deep_features(shallow) + shallow
         sr: Tensor = self.add_mean(self.tail(deep))
         return sr / RGB_RANGE

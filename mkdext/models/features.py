@@ -40,7 +40,7 @@ class MapShape(NamedTuple):
 def forward_with_features(
     model: nn.Module,
     points: Sequence[str],
-    lr: Tensor,
+    low: Tensor,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run a network and keep the outputs of some of its sub-modules.
@@ -51,7 +51,7 @@ def forward_with_features(
     Args:
         model: The network. It is left as it was, also after an error.
         points: Names of sub-modules, as in `model.named_modules()`.
-        lr: Input of the network, `[B, 3, h, w]`.
+        low: Input of the network, `[B, 3, h, w]`.
         parameters: Parameters or buffers by name that stand in for those of the network, which are
             not changed; gradients flow to these tensors. Names left out keep their own tensors.
 
@@ -66,8 +66,8 @@ def forward_with_features(
     Example:
         >>> from mkdext.models import create_model
         >>> model = create_model("rcan-a", scale=4)
-        >>> lr = torch.rand(1, 3, 8, 8)
-        >>> sr, features = forward_with_features(model, ["body.0", "body.3"], lr)
+        >>> low = torch.rand(1, 3, 8, 8)
+        >>> sr, features = forward_with_features(model, ["body.0", "body.3"], low)
         >>> [list(feature.shape) for feature in features]
         [[1, 16, 8, 8], [1, 16, 8, 8]]
     """
@@ -76,20 +76,20 @@ def forward_with_features(
         for tap in taps:
             hooks.enter_context(_submodule(model, tap.name).register_forward_hook(tap))
         if parameters is None:
-            sr: Tensor = model(lr)
+            sr: Tensor = model(low)
         else:
             _check_parameter_names(model, parameters)
-            sr = call_with(model, parameters, lr)
+            sr = call_with(model, parameters, low)
     return sr, [tap.feature() for tap in taps]
 
 
-def features_at(model: nn.Module, points: Sequence[str], lr: Tensor) -> list[Tensor]:
+def features_at(model: nn.Module, points: Sequence[str], low: Tensor) -> list[Tensor]:
     """Feature maps alone: the network runs no further than its last point.
 
     Args:
         model: The network. It is left as it was, also after an error.
         points: Names of sub-modules that `check_points` accepts.
-        lr: Input of the network, `[B, 3, h, w]`.
+        low: Input of the network, `[B, 3, h, w]`.
 
     Returns:
         One contiguous feature map `[B, C, H, W]` for each point, in the order of `points`.
@@ -114,7 +114,7 @@ def features_at(model: nn.Module, points: Sequence[str], lr: Tensor) -> list[Ten
     with contextlib.ExitStack() as hooks, contextlib.suppress(_LastPointPassed):
         for name in points:
             hooks.enter_context(_submodule(model, name).register_forward_hook(keep(name)))
-        model(lr)
+        model(low)
     # A network that runs in inference mode gives what no gradient can be taken beside.
     return [f.clone() if f.is_inference() else f for f in (features[name] for name in points)]
 
@@ -287,7 +287,7 @@ def _no_submodule(model: nn.Module, name: str) -> PointError:
     patterns = {re.sub(r"(?<![^.])\d+(?![^.])", "*", known): None for known in names}
     hint = did_you_mean(name, patterns if "*" in name else names)
     return PointError(
-        f"distillation point {name!r} is no sub-module of {type(model).__name__}"
+        f"distillation point {name!r} is not a sub-module of {type(model).__name__}"
         f"{hint or '; it has ' + (', '.join(names[:8]) + ', ...' if names else 'none')}"
     )
 

@@ -103,9 +103,9 @@ class RDN(SRNetwork):
         )
         self.UPNet = nn.Sequential(*upsampler(growth, scale, features), conv3x3(growth, 3))
 
-    def super_resolve(self, lr: Tensor) -> Tensor:
+    def super_resolve(self, low: Tensor) -> Tensor:
         """Shallow features, dense blocks, global feature fusion, upsampling."""
-        shallow = self.SFENet1(lr * RGB_RANGE)
+        shallow = self.SFENet1(low * RGB_RANGE)
         x = self.SFENet2(shallow)
         outputs = []
         for block in self.RDBs:

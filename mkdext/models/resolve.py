@@ -18,7 +18,7 @@ from mkdext.models.user.factory import load_own, make_own
 from mkdext.models.weights.files import load_model
 
 BUILTIN = "builtin"
-_OWN = "or a network of yours, package.module:factory or file.py:factory"
+_OWN = "or your own, package.module:factory or file.py:factory"
 
 
 def resolve_student(
@@ -110,12 +110,12 @@ def resolve_teacher(
 def _refuse_options(role: str, name: str, options: Mapping[str, Any] | None) -> None:
     if options:
         raise ValueError(
-            f"`{role}_options` {', '.join(options)}: they go with a network of yours, "
+            f"`{role}_options` {', '.join(options)}: they go with your own network, "
             f"package.module:factory or file.py:factory, and `{role}` is {name}; leave them out"
         )
 
 
 def _unknown(flag: str, name: str, known: tuple[str, ...]) -> ValueError:
     # A name with a dot is a module or file whose factory was forgotten.
-    hint = did_you_mean(name, known) or ("; which factory of it?" if "." in name else "")
+    hint = did_you_mean(name, known) or ("; name its factory" if "." in name else "")
     return ValueError(f"{flag} {name} is unknown, there are {', '.join(known)}, {_OWN}{hint}")

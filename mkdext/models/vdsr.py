@@ -123,10 +123,10 @@ class VDSR(SRNetwork):
         super().__init__(config, scale)
         self.luma = LumaVDSR(config)
 
-    def super_resolve(self, lr: Tensor) -> Tensor:
+    def super_resolve(self, low: Tensor) -> Tensor:
         """Enlarge, and sharpen the Y channel."""
-        enlarged = imresize(lr, self.scale)
-        y = (luma(enlarged) / 255).to(lr.dtype).unsqueeze(1)
+        enlarged = imresize(low, self.scale)
+        y = (luma(enlarged) / 255).to(low.dtype).unsqueeze(1)
         # In YCbCr a change of Y alone is the same change of red, green and blue.
         return enlarged + self.luma.residual(y) * (255 / (_WHITE - _BLACK))
 

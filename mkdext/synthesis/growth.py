@@ -31,8 +31,8 @@ def part_counts(student: nn.Module, stages: int) -> list[int]:
         if stages == 1:
             return [1]
         raise ValueError(
-            f"`stages` {stages}: {type(unwrapped(student)).__name__} is a network of yours, of "
-            "which it is not known how it grows; take `stages` 1"
+            f"`stages` {stages}: {type(unwrapped(student)).__name__} is your own "
+            "network, and mkdext does not know how it grows; take `stages` 1"
         )
     parts = len(student.stages())
     if stages > parts:

@@ -48,7 +48,7 @@ def reconstruction_loss(
     Args:
         images: `G(z)`, `[B, 3, h, w]`.
         enlarged: `T(G(z))`, `[B, 3, scale*h, scale*w]`.
-        criterion: The distance; none: the mean absolute error.
+        criterion: The distance; default: the mean absolute error.
 
     Returns:
         A scalar, differentiable any number of times.
@@ -65,7 +65,7 @@ def adversarial_loss(
     Args:
         teacher: `T(G(z))`, `[B, 3, H, W]`, with its graph.
         student: `S(G(z))`, likewise.
-        criterion: The distance L_KD; none: the mean absolute error.
+        criterion: The distance L_KD; default: the mean absolute error.
 
     Returns:
         A scalar, at most 0, differentiable any number of times.

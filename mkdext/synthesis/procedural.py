@@ -41,7 +41,7 @@ def procedural_images(
         height: In pixels.
         width: In pixels.
         generator: Where all that is random comes from; its device is that of the images.
-        mixture: Share of each kind, one of `PROCEDURAL_KINDS`, in any unit; none: `MIXTURE`.
+        mixture: Share of each kind, one of `PROCEDURAL_KINDS`, in any unit; default: `MIXTURE`.
 
     Returns:
         `[count, 3, height, width]`, float32 in [0, 1].

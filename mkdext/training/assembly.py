@@ -13,6 +13,7 @@ from torch import nn
 
 from mkdext._system.plugins import is_reference, named_options
 from mkdext.methods import DistillationMethod, make_method, method_class, try_method
+from mkdext.metrics.losses import make_loss
 from mkdext.models import (
     WHOLE,
     SRNetwork,
@@ -27,7 +28,6 @@ from mkdext.synthesis import carry_over, part_counts
 from mkdext.synthesis.randomness import Draw, seed_of
 from mkdext.training.data_free_options import Resolved, ResolvedDataFree
 from mkdext.training.image_maker import ImageMaker
-from mkdext.training.losses import make_loss
 from mkdext.training.options import TrainOptions
 from mkdext.training.sources import Made
 from mkdext.training.stages import (

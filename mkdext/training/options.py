@@ -16,7 +16,7 @@ from mkdext._system.field_types import check_types
 from mkdext._system.near_names import did_you_mean
 from mkdext.methods import MKDOptions, known_method, method_class, method_names
 from mkdext.methods.base import MetaDefaults
-from mkdext.training.losses import require_known_loss
+from mkdext.metrics.losses import require_known_loss
 
 
 def known_methods() -> tuple[str, ...]:

@@ -31,6 +31,7 @@ def _faults(keep: bool) -> int:
     return int(output)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is the allocator that gives back")
 def test_kept_memory_is_used_again_without_page_faults():
     given_back = _faults(keep=False)

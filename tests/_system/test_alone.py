@@ -74,7 +74,7 @@ def test_the_answer_comes_back_and_what_is_printed_does_not(
     [
         ("crash", "its process crashed (SIGSEGV)"),
         ("abort", "its process crashed (SIGABRT: what(): bad_alloc)"),
-        ("killed", "its process was killed (SIGKILL), as the system does where memory is"),
+        ("killed", "its process was killed (SIGKILL), as happens when memory runs out"),
         ("leave", "SystemExit: 3"),
         ("leave_at_once", "its process ended with status 3 (good bye)"),
         ("fail", "RuntimeError: Step 1 failed"),
@@ -97,7 +97,7 @@ def test_bad_input_and_errors_of_the_system_are_raised_as_what_they_are() -> Non
 
 def test_what_hangs_is_stopped() -> None:
     pid: list[str] = []
-    with pytest.raises(Failed, match="it was not done after 1 seconds, and was stopped"):
+    with pytest.raises(Failed, match="it did not finish within 1 seconds and was stopped"):
         run_alone("functions:hang", {}, pid.append, limit=1)
     assert not is_running(int(pid[0]))
 

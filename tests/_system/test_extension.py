@@ -174,6 +174,7 @@ def test_threads_that_ask_at_once_load_once_and_warn_once(
     assert len(seen) == 1
 
 
+@pytest.mark.slow
 def test_source_tree_loads_the_library_of_the_installed_package(
     library: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +213,7 @@ def test_importing_the_package_stays_light() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [

@@ -26,7 +26,7 @@ def test_exhausted_memory_is_one_sentence(error, monkeypatch, capsys):
     startup.explain_exhausted_memory()
     sys.excepthook(type(error), error, None)
     shown = capsys.readouterr().err
-    assert shown.count("\n") == 1 and "memory is exhausted" in shown and "ulimit -v" in shown
+    assert shown.count("\n") == 1 and "memory ran out" in shown and "ulimit -v" in shown
 
 
 def test_other_errors_are_shown_as_ever(monkeypatch):

@@ -192,6 +192,7 @@ def test_a_finished_comparison_only_writes_its_report_again(comparison, flags, t
     assert (out / "comparison.md").read_text() == table
 
 
+@pytest.mark.slow
 def test_a_method_or_a_seed_more_trains_only_what_is_missing(comparison, flags, trained, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(comparison, out)
@@ -226,6 +227,7 @@ def test_a_cell_that_fails_is_named_and_stops_no_other(flags, trained, tmp_path,
     assert json.loads((out / "comparison.json").read_text())["methods"][0]["method"] == "vanilla"
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_checkpoints_its_trainings(flags, tmp_path, capsys):
     out = tmp_path / "out"
     metrics = run(out, "vanilla", 0) / "metrics.jsonl"
@@ -244,6 +246,7 @@ def test_a_stopped_comparison_checkpoints_its_trainings(flags, tmp_path, capsys)
     assert f"stopped after step {step}; the same command goes on" in log
 
 
+@pytest.mark.slow
 def test_a_training_ends_with_a_comparison_that_is_killed(flags, tmp_path):
     out = tmp_path / "out"
     cell = run(out, "vanilla", 0)

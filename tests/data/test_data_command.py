@@ -44,8 +44,8 @@ def test_prepare_says_what_it_made_and_how_to_use_it(train, tmp_path, capsys):
     status, output, _ = run(capsys, *arguments)
     assert status == 0
     assert "3 photographs" in output
-    assert "every checksum is right (3 written now)" in output
-    assert f"use it by --train-dir '{store}' --scale 2" in output
+    assert "all checksums are right (3 written now)" in output
+    assert f"use it with --train-dir '{store}' --scale 2" in output
     assert "(0 written now)" in run(capsys, *arguments)[1]
 
 

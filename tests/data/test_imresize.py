@@ -195,6 +195,7 @@ def test_a_scale_that_nobody_can_mean_is_refused(scale, error, message) -> None:
         imresize(torch.rand(1, 8, 8), scale)
 
 
+@pytest.mark.slow
 def test_the_largest_scales_are_exact() -> None:
     levels = torch.full((1, 30, 20), 201, dtype=torch.uint8)
     assert imresize(levels, 1 / 4096).tolist() == [[[201]]]

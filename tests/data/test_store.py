@@ -177,5 +177,5 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
 def test_an_unfinished_store_is_refused(store):
     (store / "store.json").rename(store / "unfinished.jsonl")
     assert is_store(store)
-    with pytest.raises(ValueError, match="is unfinished: the command that began it goes on"):
+    with pytest.raises(ValueError, match="is unfinished: the command that began it finishes it"):
         find_photographs(store, 2)

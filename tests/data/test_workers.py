@@ -26,6 +26,7 @@ def test_results_come_in_order() -> None:
     assert found == jobs
 
 
+@pytest.mark.slow
 def test_what_the_function_raises_is_raised_here() -> None:
     results = in_processes(int, ["1", "one"], 1)
     assert next(results) == 1
@@ -33,11 +34,13 @@ def test_what_the_function_raises_is_raised_here() -> None:
         next(results)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_told() -> None:
-    with pytest.raises(ChildProcessError, match="was killed; the same command goes on"):
+    with pytest.raises(ChildProcessError, match="was killed; the same command continues"):
         list(in_processes(os._exit, [3], 1))
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_loop_that_takes_their_results() -> None:
     results = in_processes(time.sleep, [0.0] * 20, 2)
     next(results)
@@ -46,6 +49,7 @@ def test_processes_end_with_the_loop_that_takes_their_results() -> None:
     assert _until(lambda: not _children(os.getpid()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("when", ["while they start", "while they work"])
 def test_no_process_outlives_a_parent_that_is_killed(when: str) -> None:

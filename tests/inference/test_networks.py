@@ -51,7 +51,7 @@ def test_a_factory_may_bring_its_own_weights() -> None:
 
 def test_a_file_of_a_users_network_says_which_one_to_name(own_network: tuple[str, Path]) -> None:
     name, weights = own_network
-    message = rf"{re.escape(str(weights))} is of a network of yours at x4; .*`model` {name} "
+    message = rf"{re.escape(str(weights))} is of your own network at x4; .*`model` {name} "
     with pytest.raises(ValueError, match=message):
         load_network(weights)
     with pytest.raises(ValueError, match=message):
@@ -78,7 +78,7 @@ def test_a_users_network_needs_a_scale(own_network: tuple[str, Path], tmp_path: 
     name, weights = own_network
     torch.save(load_file(weights), tmp_path / "plain.pt")
     for file in (None, tmp_path / "plain.pt"):
-        with pytest.raises(ValueError, match=r"ESPCN needs `scale`, because no weights file tells"):
+        with pytest.raises(ValueError, match=r"ESPCN needs `scale`, because no weights file gives"):
             load_network(file, None, name)
     with pytest.raises(ValueError, match=r"none\.pt does not exist"):
         load_network(tmp_path / "none.pt", None, name)

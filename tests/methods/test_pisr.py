@@ -92,8 +92,8 @@ def test_its_heads_are_trained_with_the_student_and_its_weight_is_the_published_
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 5, 8])
 def test_the_encoder_reduces_by_any_scale(scale):
     encoder = PrivilegedEncoder(scale)
-    hr = torch.rand(2, 3, 6 * scale, 5 * scale, requires_grad=True)
-    assert encoder(hr).shape == (2, 3, 6, 5)
+    high = torch.rand(2, 3, 6 * scale, 5 * scale, requires_grad=True)
+    assert encoder(high).shape == (2, 3, 6, 5)
     convolutions = [m for m in encoder if isinstance(m, torch.nn.Conv2d)]
     assert [(m.kernel_size[0], m.stride[0]) for m in convolutions] == [
         (5, 1),
@@ -110,10 +110,10 @@ def test_a_scale_below_one_is_refused():
 
 def test_the_teacher_imitates_the_low_resolution_image_by_a_small_weight():
     torch.manual_seed(0)
-    sr, hr, encoded, lr = (torch.rand(2, 3, side, side) for side in (8, 8, 2, 2))
-    loss, reconstruction, imitation = privileged_loss(sr, hr, encoded, lr)
-    torch.testing.assert_close(reconstruction, (sr - hr).abs().mean())
-    torch.testing.assert_close(imitation, (encoded - lr).abs().mean())
+    sr, high, encoded, low = (torch.rand(2, 3, side, side) for side in (8, 8, 2, 2))
+    loss, reconstruction, imitation = privileged_loss(sr, high, encoded, low)
+    torch.testing.assert_close(reconstruction, (sr - high).abs().mean())
+    torch.testing.assert_close(imitation, (encoded - low).abs().mean())
     torch.testing.assert_close(
-        loss, functional.l1_loss(sr, hr) + 1e-4 * functional.l1_loss(encoded, lr)
+        loss, functional.l1_loss(sr, high) + 1e-4 * functional.l1_loss(encoded, low)
     )

@@ -206,8 +206,8 @@ def test_a_method_that_is_differentiated_once_need_be_no_oftener(users):
 
 
 def test_the_example_of_the_documentation_is_a_method(tmp_path):
-    text = (Path(methods.__file__).parent / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    page = Path(methods.__file__).parents[2] / "docs" / "methods.md"
+    (example,) = re.findall(r"```python title=\"mine.py\"\n(.*?)```", page.read_text(), re.DOTALL)
     (tmp_path / "mine.py").write_text(example)
     method = make_method(f"{tmp_path}/mine.py:MeanActivation", [3], [4], given={"power": 1})
     try_method(method, [[3, 4, 5]], [[4, 4, 5]], False, "it")

@@ -136,10 +136,12 @@ def test_the_whole_network_is_a_point_that_gives_the_picture() -> None:
 
 def test_an_unknown_point_is_refused_with_near_names() -> None:
     with pytest.raises(
-        ValueError, match=r"'bdy\.0' is no sub-module of RCAN; did you mean body\.0"
+        ValueError, match=r"'bdy\.0' is not a sub-module of RCAN; did you mean body\.0"
     ):
         check_points(tiny_rcan(), ["bdy.0"])
-    with pytest.raises(ValueError, match=r"'groups' is no sub-module of RCAN; it has sub_mean, "):
+    with pytest.raises(
+        ValueError, match=r"'groups' is not a sub-module of RCAN; it has sub_mean, "
+    ):
         check_points(tiny_rcan(), ["groups"])
 
 
@@ -230,11 +232,11 @@ def test_points_are_named_by_patterns_that_do_not_cross_dots():
     assert select_points(model, ["body.0", "body.*"]) == ["body.0", "body.1", "body.2"]
     assert select_points(model, []) == []
     with pytest.raises(
-        ValueError, match=r"'bdy\.\*' is no sub-module of RCAN; did you mean body\.\*"
+        ValueError, match=r"'bdy\.\*' is not a sub-module of RCAN; did you mean body\.\*"
     ):
         select_points(model, ["bdy.*"])
     with pytest.raises(
-        ValueError, match=r"'body\.9' is no sub-module of RCAN; did you mean body\.2"
+        ValueError, match=r"'body\.9' is not a sub-module of RCAN; did you mean body\.2"
     ):
         select_points(model, ["body.9"])
 

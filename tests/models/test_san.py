@@ -100,6 +100,7 @@ def test_the_root_times_itself_is_the_matrix() -> None:
     assert torch.equal(matrix_square_root(torch.zeros(2, 3, 3)), torch.zeros(2, 3, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(2, 3), (1, 3), (1, 1)])
 def test_covariances_roots_and_attention_differentiate_twice(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
@@ -129,6 +130,7 @@ def test_the_attention_looks_at_the_inner_1000_pixels_only() -> None:
     torch.testing.assert_close(attention(x)[..., 3:1003], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(2, 3), (1, 4), (1, 1)])
 def test_non_local_blocks_differentiate_twice(size: tuple[int, int]) -> None:
     block = with_random_weights(RegionNonLocal(TINY), spread=0.5)

@@ -18,6 +18,7 @@ def vector(module: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
 def test_every_student_takes_a_meta_step_and_its_own(student: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -121,7 +121,7 @@ def test_a_network_of_the_user_has_one_stage():
     network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
     for own in (network, adapt(network, 2, "`student`")):
         assert part_counts(own, 1) == [1]
-        with pytest.raises(ValueError, match="`stages` 2: Sequential is a network of yours"):
+        with pytest.raises(ValueError, match="`stages` 2: Sequential is your own network"):
             part_counts(own, 2)
     with pytest.raises(ValueError, match="`stages` must be at least 1, got 0"):
         part_counts(network, 0)

@@ -214,6 +214,7 @@ EDITS: dict[str, tuple[Callable[[State], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edited_checkpoint_is_told_with_what_is_wrong(name, run, plan):
     change, message = EDITS[name]

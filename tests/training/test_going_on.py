@@ -308,6 +308,7 @@ def test_a_value_in_a_run_that_is_of_another_type_is_told_with_its_line(run, cap
         checked_run(TrainOptions(out=run))
 
 
+@pytest.mark.slow
 def test_a_summary_that_is_damaged_is_written_again(finished, run, capsys):
     for content in ("", "[]", "{"):
         (run / "summary.json").write_text(content)
@@ -321,6 +322,7 @@ def test_a_summary_that_is_damaged_is_written_again(finished, run, capsys):
     assert same(run, finished)
 
 
+@pytest.mark.slow
 def test_networks_given_as_objects_are_trained_longer_from_any_first_weights(options, tmp_path):
     def student(seed: int) -> torch.nn.Module:
         torch.manual_seed(seed)

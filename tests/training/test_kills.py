@@ -107,6 +107,7 @@ def content(out: Path) -> tuple[bytes, list[dict]]:
     return (out / "checkpoints" / "student.safetensors").read_bytes(), logged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill", "at"),
     [

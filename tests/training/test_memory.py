@@ -25,12 +25,14 @@ def test_the_estimate_grows_with_the_batch_and_the_patch():
     assert 3.5 < sizes[2] / sizes[0] < 4.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", known_methods())
 def test_every_method_has_an_estimate(method):
     options = TrainOptions(method=method, student="rcan-a", patch_size=8, train_dir=(Path(),))
     assert estimate(options) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["unrolled", "replayed"])
 def test_what_many_inner_steps_take_is_reckoned_from_few(mode, monkeypatch):
     def of(steps: int) -> TrainOptions:

@@ -77,6 +77,7 @@ def sequential(features: int = 8) -> nn.Module:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "student_points", "teacher", "teacher_points"),
     [
@@ -141,6 +142,7 @@ def test_the_memory_of_a_network_that_needs_numbers_is_not_known(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_a_cached_training_resumes_exactly_and_spares_the_teacher(
     flags, tmp_path, monkeypatch, capsys
 ):
@@ -169,6 +171,7 @@ def test_a_cached_training_resumes_exactly_and_spares_the_teacher(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_student_that_draws_at_random_trains_the_same_again_and_after_a_stop(
     nets, flags, tmp_path, monkeypatch
 ):

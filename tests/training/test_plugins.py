@@ -106,8 +106,11 @@ def test_the_distillation_loss_has_the_factor_that_was_given(tmp_path):
         ),
         ("--method vanilla --method-options grid=2", "--method vanilla has none; leave them out"),
         ("--student code.py:net", "must need no arguments, but: missing a required argument"),
-        ("--student rcan-a --student-options nf=8", "--student-options nf: they go with a network"),
-        ("--teacher-options nf=8", "--teacher-options nf: they go with a network of yours"),
+        (
+            "--student rcan-a --student-options nf=8",
+            "--student-options nf: they go with your own network",
+        ),
+        ("--teacher-options nf=8", "--teacher-options nf: they go with your own network"),
         ("--method-options grid", "--method-options must be name=value, such as features=64, got"),
         ("--loss code.py:net", "fails on pictures [2, 3, 48, 40]"),
     ],

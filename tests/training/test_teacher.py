@@ -47,6 +47,7 @@ def test_bfloat16_is_near_float32_and_comes_as_float32(network, low):
         assert 0 < gap < 0.02
 
 
+@pytest.mark.slow
 def test_a_compiled_teacher_gives_the_same_and_ends_at_its_last_point(network, low, monkeypatch):
     whole = torch.compile
     graphs = []

@@ -98,6 +98,7 @@ def test_a_teacher_keeps_its_mode():
     assert all(module.training for module in teacher.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("teachers_are_measured")
 def test_trainings_and_dry_runs_refuse_a_weak_teacher_unless_it_is_allowed(
     flags, photographs, tmp_path, capsys

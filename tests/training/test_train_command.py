@@ -95,6 +95,7 @@ def test_a_finished_run_is_left_alone(reference, flags, capsys):
     assert weights(reference) == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, flags, tmp_path):
     run = tmp_path / "killed"
     randomness = random.Random(0)
@@ -122,6 +123,7 @@ def lines_of_losses(run: Path) -> int:
     return metrics.read_text().count('"reconstruction"') if metrics.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_says_how_to_go_on_and_does(number, reference, flags, tmp_path):
     run = tmp_path / "stopped"
@@ -136,6 +138,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(number, reference, flags, tmp_
     assert weights(run) == weights(reference)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoint(reference, flags, tmp_path):
     run = tmp_path / "full"
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, -1));"
@@ -349,6 +352,7 @@ def test_bad_input_gets_one_clear_message_before_any_work(case, message, flags, 
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_is_refused(estimated, flags, tmp_path, capsys):
     large = ["--batch-size", "1000000", "--patch-size", "16"]
     for many, advice in (

@@ -80,5 +80,5 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Format]]:
     # A pipe is opened without waiting for its writer, to be refused.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise BadImageError("is no regular file but a pipe or a device")
+            raise BadImageError("is a pipe or a device, not a file")
         yield file, format_of(file.read(FIRST_BYTES))

@@ -22,7 +22,7 @@ def told_as_bad_image() -> Iterator[None]:
     except BadImageError:
         raise
     except MemoryError:
-        raise BadImageError("needs more memory than there is to be decoded") from None
+        raise BadImageError("needs more memory to decode than there is") from None
     except OSError as error:
         if error.strerror:
             raise BadImageError(f"cannot be read ({error.strerror})") from None

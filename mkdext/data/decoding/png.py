@@ -88,7 +88,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
             return
         if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(check, "big"):
             if matters or name == "tRNS":
-                raise BadImageError(f"cannot be decoded (its {name} chunk has another checksum)")
+                raise BadImageError(f"cannot be decoded (its {name} chunk has the wrong checksum)")
             continue
         yield name, content
         if name == "IEND":
@@ -128,7 +128,7 @@ def _with_transparency(levels: Levels, chunks: dict[str, bytes]) -> Levels:
     if transparent is None or colour not in (0, 2):
         return levels
     if len(transparent) != 2 * levels.shape[2]:
-        raise BadImageError("cannot be decoded (its tRNS chunk is of another size)")
+        raise BadImageError("cannot be decoded (its tRNS chunk has the wrong size)")
     highest = 2**depth - 1
     key: Any = np.frombuffer(transparent, ">u2") & highest
     white = np.iinfo(levels.dtype).max
@@ -139,7 +139,7 @@ def _with_transparency(levels: Levels, chunks: dict[str, bytes]) -> Levels:
 
 def _of_palette(numbers: Levels, palette: bytes, transparent: bytes | None) -> Levels:
     if len(palette) % 3 or numbers.max() >= len(palette) // 3:
-        raise BadImageError("cannot be decoded (a pixel has a colour that its palette has not)")
+        raise BadImageError("cannot be decoded (a pixel has a colour that its palette lacks)")
     colours = np.frombuffer(palette, np.uint8).reshape(-1, 3)
     if transparent is not None:
         alpha = np.full((len(colours), 1), 255, np.uint8)

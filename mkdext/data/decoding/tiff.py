@@ -98,7 +98,7 @@ def _page(file: BinaryIO) -> tifffile.TiffPage:
         raise BadImageError(f"holds {count} pages or frames; save one as a still image")
     if not whole or whole[0] is not pages[0]:
         raise BadImageError(
-            "holds a preview first, as a camera's raw file does; convert it to PNG, TIFF or JPEG"
+            "starts with a preview, as a camera's raw file does; convert it to PNG, TIFF or JPEG"
         )
     return whole[0]
 
@@ -124,16 +124,16 @@ def _layout(page: tifffile.TiffPage) -> _Layout:
     if channels < own or (photometric in (_PALETTE, _INKS) and channels > own):
         raise BadImageError(f"has {channels} channels where {own} are needed; save it as RGB")
     if photometric == _INKS and _value(page, 332, 1) != 1:
-        raise BadImageError("has other inks than CMYK; save it as RGB")
+        raise BadImageError("has inks other than CMYK; save it as RGB")
     width, height = _value(page, 256), _value(page, 257)
     if not width or not height or _value(page, 32997, 1) != 1:
-        raise BadImageError("has no size, or one in depth")
+        raise BadImageError("has no size, or is three-dimensional")
     if page.is_tiled:
         part = (_value(page, 323), _value(page, 322))
     else:
         part = (min(_value(page, 278, height), height), width)
     if not all(part):
-        raise BadImageError("has no size of its parts")
+        raise BadImageError("does not give the size of its parts")
     return _Layout(
         width, height, bits, channels, photometric, _value(page, 284, 1) == 2 and channels > 1, part
     )
@@ -182,7 +182,7 @@ def _part(stored: bytes, page: tifffile.TiffPage, layout: _Layout, rows: int) ->
             or layout.bits != 8
             or layout.photometric in (_INKS, _PALETTE)
         ):
-            raise BadImageError("is compressed by JPEG in a way that is not known; save it as PNG")
+            raise BadImageError("is compressed by JPEG in an unknown way; save it as PNG")
         tables, sampling = _value(page, 347), _value(page, 530, (2, 2))
         shape = (rows, columns, channels)
         return jpeg_levels(stored, shape, layout.photometric, tables, sampling)
@@ -199,7 +199,7 @@ def _part(stored: bytes, page: tifffile.TiffPage, layout: _Layout, rows: int) ->
     if predictor == 1:
         return part
     if predictor != 2 or compression not in WITH_PREDICTOR or layout.bits < 8:
-        raise BadImageError("is compressed with a predictor that is not known; save it as PNG")
+        raise BadImageError("is compressed with an unknown predictor; save it as PNG")
     return np.cumsum(part, axis=1, dtype=part.dtype)
 
 
@@ -213,7 +213,7 @@ def _unpacked(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]
 def _of_palette(numbers: Levels, given: Any, highest: int) -> Levels:
     entries = np.asarray(() if given is None else given, np.uint16)
     if entries.size != 3 * (highest + 1):
-        raise BadImageError("cannot be decoded (its palette is of another size)")
+        raise BadImageError("cannot be decoded (its palette has the wrong size)")
     palette: Levels = entries.reshape(3, -1).T
     if palette.max() < 256:  # as some programs write it
         palette = palette.astype(np.uint8)
@@ -231,9 +231,7 @@ def _others(page: tifffile.TiffPage, layout: _Layout) -> list[int]:
         return [_ALPHA] if count == 1 else [0] * count
     kinds = list(given) if isinstance(given, tuple) else [int(given)]
     if len(kinds) != count:
-        raise BadImageError(
-            "cannot be decoded (it says of other channels than it has what they are for)"
-        )
+        raise BadImageError("cannot be decoded (it describes other channels than it has)")
     return kinds
 
 

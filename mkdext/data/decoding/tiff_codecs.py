@@ -58,7 +58,7 @@ def decompressed(
     elif compression in (_LZW, _PACKBITS, _LZMA, _ZSTD):
         raw = _by_libtiff(stored, compression, (rows, row_bytes, 1), 8, {}).tobytes()
     else:
-        raise BadImageError(f"has a compression that is not known ({compression}); save it as PNG")
+        raise BadImageError(f"has an unknown compression ({compression}); save it as PNG")
     if len(raw) != needed:
         raise BadImageError("cannot be decoded (a part of its pixels is too short)")
     return raw

@@ -71,7 +71,7 @@ def _levels(image: ImageFile.ImageFile) -> Levels:
     if image.mode == "P":
         colours = len(image.palette.palette) // len(image.palette.mode) if image.palette else 0
         if np.asarray(image).max() >= colours:
-            raise BadImageError("cannot be decoded (a pixel has a colour that its palette has not)")
+            raise BadImageError("cannot be decoded (a pixel has a colour that its palette lacks)")
     if image.mode not in ("L", "RGB", "RGBA"):
         levels = np.asarray(image.convert("L" if image.mode == "1" else "RGB"))
     else:

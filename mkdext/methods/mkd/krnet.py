@@ -26,7 +26,7 @@ class MKDOptions:
     kernel_size: int = 3
     """Width of the generated kernels, odd."""
     hidden: int | None = None
-    """Channels between the two 1x1 convolutions that match dimensions; none: the teacher's."""
+    """Channels between the two 1x1 convolutions that match dimensions; default: the teacher's."""
     correlation: Literal["cosine", "scaled", "raw"] = "cosine"
     """Inner product of a student's with a teacher's channel: as cosine times sqrt(h*w), divided by
     sqrt(h*w), or raw (the paper's formula, whose softmax saturates on large maps)."""
@@ -34,7 +34,7 @@ class MKDOptions:
     """Channels over which the correlation is normalised."""
     detach_kernels: bool = True
     """Hold the kernels constant in what the student descends, so that it cannot lower the loss by
-    generating kernels that see nothing. The meta-gradient takes account of them all the same."""
+    generating kernels that see nothing. The meta-gradient still takes account of them."""
     normalize_kernels: bool = True
     """Give each generated kernel the norm 1, so that the knowledge cannot fade."""
     relative: bool = True

@@ -39,15 +39,15 @@ class AdaptedNetwork(SuperResolver):
         self.enlarged = enlarged
         self.training = network.training
 
-    def forward(self, lr: Tensor) -> Tensor:
-        """Super-resolve `lr`."""
+    def forward(self, low: Tensor) -> Tensor:
+        """Super-resolve `low`."""
         # A copy, because code of others may work in place on what it is given.
-        lr = lr.clone(memory_format=torch.contiguous_format)
+        low = low.clone(memory_format=torch.contiguous_format)
         if self.channels == 3:
-            sr: Tensor = self.network(imresize(lr, self.scale) if self.enlarged else lr)
+            sr: Tensor = self.network(imresize(low, self.scale) if self.enlarged else low)
             return sr
-        large = imresize(lr, self.scale)
-        change = self.network(_y(large if self.enlarged else lr)) - _y(large)
+        large = imresize(low, self.scale)
+        change = self.network(_y(large if self.enlarged else low)) - _y(large)
         # In YCbCr a change of Y alone is the same change of red, green and blue.
         colours: Tensor = large + change * (255 / (_WHITE - _BLACK))
         return colours
@@ -93,7 +93,7 @@ def adapt(
             images enlarged before, of any size, in [0, 1].
         scale: Enlargement factor.
         what: Names the network in error messages.
-        size: Height and width of the only images that it must take; none: any.
+        size: Height and width of the only images that it must take; default: any.
 
     Returns:
         A map from `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`: `network` itself if it is one of

@@ -34,13 +34,13 @@ class ExportedAdapted(nn.Module):
         to_y = torch.tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1) / 255
         self.register_buffer("to_y", to_y)
 
-    def forward(self, lr: Tensor) -> Tensor:
+    def forward(self, low: Tensor) -> Tensor:
         """Map `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`."""
-        planes = _mirrored(_mirrored(lr, 2), 3).transpose(0, 1)
+        planes = _mirrored(_mirrored(low, 2), 3).transpose(0, 1)
         enlarged = functional.pixel_shuffle(
             functional.conv2d(planes, self.kernels), self.scale
         ).transpose(0, 1)
-        source = enlarged if self.enlarged else lr
+        source = enlarged if self.enlarged else low
         if self.channels == 3:
             sr: Tensor = self.network(source)
             return sr

@@ -64,10 +64,10 @@ def load_own(
 
     Args:
         name: `package.module:factory` or `file.py:factory`.
-        weights: A file that `read_weights` can read; none: those that the factory gives it.
+        weights: A file that `read_weights` can read; default: those that the factory gives it.
         scale: Enlargement factor.
         flag: The option that `name` was given to, for error messages.
-        size: Height and width of the only pictures that it must take; none: any.
+        size: Height and width of the only pictures that it must take; default: any.
         options: Arguments of the factory by name; none: those that the file says a factory of the
             same name was given.
 

@@ -59,8 +59,8 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
 
     Args:
         path: A file that `read_weights` can read.
-        scale: Scale that the network must have; none: that of the file.
-        name: One of `MODEL_NAMES` that the network must be; none: any.
+        scale: Scale that the network must have; default: that of the file.
+        name: One of `MODEL_NAMES` that the network must be; default: any.
 
     Returns:
         A network in float32 on the CPU that maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`,
@@ -87,7 +87,7 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
     metadata = read_metadata(path)
     if name is None and metadata is not None and metadata.factory is not None:
         raise ValueError(
-            f"weights file {path} is of a network of yours"
+            f"weights file {path} is of your own network"
             f"{f' at x{metadata.scale}' if metadata.scale else ''}; name what makes "
             f"it: `model` {shortened(metadata.factory)} (in a training: `teacher`)"
         )
@@ -134,7 +134,7 @@ def _recognised(
 def _unknown(states: Sequence[StateDict]) -> ValueError:
     names = [name for state in states for name in state.weights]
     return ValueError(
-        f"the weights are of no architecture that is known here{nearest_network(names)}; "
+        f"the weights are of no architecture that mkdext knows{nearest_network(names)}; "
         f"{_contents(states)}; name what makes the network: `model` FILE.py:FACTORY (in a "
         "training: `teacher`)"
     )
@@ -184,7 +184,7 @@ def _as_described(found: Recognised, metadata: WeightsMetadata) -> Recognised:
     try:
         config = type(found.config)(**metadata.config)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the metadata tell of an impossible {told}: {error}") from None
+        raise ValueError(f"the metadata name an impossible {told}: {error}") from None
     if not same_shapes(config, found.config):
         raise ValueError(f"the metadata say {config}, the weights are of {found.config}")
     return Recognised(found.network, config, metadata.scale)

@@ -73,7 +73,7 @@ def _white(weight: Tensor, bias: Tensor) -> float:
         said = f"a mean colour of {', '.join(f'{value:.4g}' for value in mean.tolist())}"
     if not known:
         raise ValueError(
-            f"sub_mean.bias tells of {said}, must be of --rgb_range 1 or 255 and the mean of "
+            f"sub_mean.bias is of {said}, must be of --rgb_range 1 or 255 and the mean of "
             "photographs; save weights of a network that was trained with one of these"
         )
     return known[0]

@@ -52,10 +52,10 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
         finally:
             os.chdir(here)
         for name, reason in {
-            "pipe": "is no regular file",
+            "pipe": "is a pipe or a device",
             "folder": r"cannot be read \(Is a directory\)",
             "loop": "symbolic links",
-            "device": "is no regular file",
+            "device": "is a pipe or a device",
             "socket": "cannot be read",
             "missing": "No such file",
             "a" * 252: "File name too long",

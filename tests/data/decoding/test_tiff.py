@@ -286,19 +286,19 @@ def test_grey_with_alpha_and_opaque_alpha(tmp_path: Path) -> None:
         ({258: (8, 8, 8), 262: 8, 277: 3}, "neither grey, RGB, a palette nor CMYK"),
         ({258: (8, 8, 8), 262: 6, 277: 3}, "YCbCr colours without JPEG"),
         ({258: (16,) * 4, 262: 5, 277: 4}, "has 16 bits a channel"),
-        ({258: (8,) * 4, 262: 5, 277: 4, 332: 2}, "other inks than CMYK"),
+        ({258: (8,) * 4, 262: 5, 277: 4, 332: 2}, "inks other than CMYK"),
         ({258: 16, 262: 32803}, "neither grey, RGB, a palette nor CMYK"),
-        ({258: 8, 259: 34712}, "has a compression that is not known"),
-        ({258: 8, 259: 6}, "has a compression that is not known"),
-        ({258: 8, 317: 3}, "predictor that is not known"),
-        ({258: 8, 254: 1}, "holds a preview first"),
+        ({258: 8, 259: 34712}, "has an unknown compression"),
+        ({258: 8, 259: 6}, "has an unknown compression"),
+        ({258: 8, 317: 3}, "an unknown predictor"),
+        ({258: 8, 254: 1}, "starts with a preview"),
         ({258: 8, 273: 100_000}, "parts of its pixels are missing"),
         ({258: 8, 273: 0, 279: 0}, "parts of its pixels are missing"),
         ({258: 8, 278: 2}, "has 1 parts, not 12"),
         ({258: 8, 259: LZW}, "cannot be decoded"),
         ({258: 8, 259: 8}, "cannot be decoded"),
-        ({258: 8, 262: 3}, "its palette is of another size"),
-        ({258: (8, 8, 8), 262: 2, 277: 3, 338: (0, 0)}, "says of other channels"),
+        ({258: 8, 262: 3}, "its palette has the wrong size"),
+        ({258: (8, 8, 8), 262: 2, 277: 3, 338: (0, 0)}, "describes other channels"),
         ({258: (8, 8, 8), 262: 2, 277: 3, 257: 4 * HEIGHT, 278: 4 * HEIGHT}, "too short"),
     ],
     ids=str,
@@ -333,7 +333,7 @@ def test_pages_are_told_from_smaller_versions_and_masks(tmp_path: Path) -> None:
     with tifffile.TiffWriter(path) as file:
         file.write(RGB8[::2, ::2], photometric="rgb", subfiletype=1)
         file.write(RGB8, photometric="rgb")
-    with pytest.raises(BadImageError, match="holds a preview first"):
+    with pytest.raises(BadImageError, match="starts with a preview"):
         read_picture(path)
     tifffile.imwrite(path, np.stack([RGB8] * 3), photometric="rgb")
     with pytest.raises(BadImageError, match="holds 3 pages"):

@@ -116,7 +116,7 @@ def test_a_factory_of_a_module_is_found_by_its_dotted_name(nets: Path, monkeypat
         ("{nets}:wrong_scale", r"into \[1, 3, 34, 38\], .*at scale 2; got \[1, 3, 51, 57\]"),
         ("{nets}:four_colours", r"fails on an image \[1, 3, 17, 19\].*expected input.* 4 channels"),
         ("{nets}:windows", r"must take any size: RuntimeError"),
-        ("nets.py", r"is unknown, there are .*file\.py:factory; which factory of it\?"),
+        ("nets.py", r"is unknown, there are .*file\.py:factory; name its factory"),
     ],
 )
 @pytest.mark.parametrize("argument", ["`student`", "`teacher`"])

@@ -117,6 +117,7 @@ def test_every_named_network_is_recognised_from_its_weights(name: str) -> None:
     assert found == (type(model), model.config, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
 @pytest.mark.parametrize("scale", [2, 3])
 def test_every_student_comes_back_from_a_file(file: Path, name: str, scale: int) -> None:
@@ -378,7 +379,7 @@ def test_weights_of_another_network_of_the_package_say_so(file: Path) -> None:
 def test_weights_that_fit_nothing_say_which_network_is_nearest(file: Path) -> None:
     weights = official_weights(SMALL, 4)
     torch.save({n: w for n, w in weights.items() if not n.startswith("tail.")}, file)
-    with pytest.raises(ValueError, match="here; nearest is RCAN, with 14 of its 18 kinds of weig"):
+    with pytest.raises(ValueError, match="knows; nearest is RCAN, with 14 of its 18 kinds of weig"):
         load_model(file)
     for name, keys in {
         "RDN": ["SFENet1.weight", "RDBs.3.convs.1.conv.0.weight", "RDBs.3.LFF.bias"],
@@ -388,18 +389,19 @@ def test_weights_that_fit_nothing_say_which_network_is_nearest(file: Path) -> No
     }.items():
         torch.save({key: torch.ones(1) for key in keys}, file)
         with pytest.raises(
-            ValueError, match=rf"known here; nearest is {name}, with {len(keys)} of"
+            ValueError, match=rf"mkdext knows; nearest is {name}, with {len(keys)} of"
         ):
             load_model(file)
     torch.save({"conv1.weight": torch.ones(1)}, file)
     with pytest.raises(
-        ValueError, match=r"known here; it holds conv1\.weight; name what .*`model`"
+        ValueError, match=r"mkdext knows; it holds conv1\.weight; name what .*`model`"
     ):
         load_model(file)
     with pytest.raises(ValueError, match=r"another architecture, 0 of 66 names are the same"):
         load_weights(RCAN(SMALL, 4), read_weights(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
 @pytest.mark.parametrize("shape", [(), (0, 0, 3, 3)])
 def test_a_weight_of_an_impossible_shape_never_gets_further(

@@ -77,7 +77,7 @@ def test_weights_of_a_network_of_the_users_own_are_saved_without_architecture(fi
     metadata = read_metadata(file)
     assert metadata is not None and metadata.architecture is None
     load_weights(nn.Conv2d(3, 3, 3), read_weights(file))
-    with pytest.raises(ValueError, match="no architecture that is known here"):
+    with pytest.raises(ValueError, match="no architecture that mkdext knows"):
         load_model(file)
 
 
@@ -176,7 +176,7 @@ def test_a_network_of_this_package_that_a_factory_made_says_what_it_is(file: Pat
     pruned.tail.append(nn.Conv2d(3, 3, 1))
     for model in (replaced, pruned, Changed(EDSRConfig(1, 8), 2), nn.Sequential(tuned)):
         save_model(file, model, origin)
-        with pytest.raises(ValueError, match="of a network of yours at x4; name what makes it"):
+        with pytest.raises(ValueError, match="of your own network at x4; name what makes it"):
             load_model(file)
 
 

@@ -116,7 +116,7 @@ def test_other_ranges_are_refused_with_their_value(
     torch.save(weights, tmp_path / "odd.pt")
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         load_model(tmp_path / "odd.pt")
-    assert str(caught.value).startswith(f"weights file {tmp_path / 'odd.pt'}: sub_mean.bias tells")
+    assert str(caught.value).startswith(f"weights file {tmp_path / 'odd.pt'}: sub_mean.bias is of")
 
 
 def test_a_mean_that_is_no_number_is_refused_as_such() -> None:

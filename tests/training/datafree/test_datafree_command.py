@@ -81,6 +81,7 @@ def test_losses_diversity_and_validation_are_logged(reference):
     assert validated == {step: {"made images", "photographs"} for step in (4, 8, 12)}
 
 
+@pytest.mark.slow
 def test_a_generator_that_is_never_trained_makes_the_same_images_without_what_trains_it(
     flags, tmp_path
 ):
@@ -105,6 +106,7 @@ def test_a_finished_run_is_left_alone(reference, flags, capsys):
     assert weights(reference) == before
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(reference, flags, tmp_path, monkeypatch):
     """Also where it was stopped at the moment of growth, step 6, and once more after that."""
     steps = (6, 9)
@@ -168,6 +170,7 @@ def test_no_photograph_is_opened_before_the_training_is_done(
     assert set(summary["validation"]) == {"built-in"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -198,6 +201,7 @@ def test_every_option_trains_all_stages(extra, flags):
         before = stage
 
 
+@pytest.mark.slow
 def test_several_scales_are_trained_together(teachers, flags, photographs, tmp_path, monkeypatch):
     (tmp_path / "network.py").write_text(
         "from torch import nn\n\n\ndef sharpen():\n"
@@ -338,7 +342,7 @@ def broken(case: str, folder: Path) -> list[str]:
         ("teacher of another scale", "x4"),
         ("teacher of other channels", "--teacher"),
         ("teacher that rounds", "teacher net must pass a gradient to its image, for a generator"),
-        ("own network that grows", "--stages 2: Conv2d is a network of yours"),
+        ("own network that grows", "--stages 2: Conv2d is your own network"),
         ("missing weights", "nowhere.pt"),
         ("missing validation folder", "nowhere"),
         ("too many stages", "--stages 5: RCAN has 4 groups, it can grow in at most as many"),

@@ -34,6 +34,7 @@ def finished(flags, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_where_nothing_falls_a_run_that_was_extended_is_one_of_that_length(
     one_stage, tmp_path, capsys
 ):
@@ -101,6 +102,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edited_checkpoint_is_told_with_what_is_wrong(name, finished, flags, tmp_path):
     change, message = EDITS[name]

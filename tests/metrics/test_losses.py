@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mkdext.training.losses import LOSSES, make_loss, require_known_loss
+from mkdext.metrics.losses import LOSSES, make_loss, require_known_loss
 
 
 def pictures(dtype=torch.double):
@@ -22,8 +22,8 @@ def test_l1_is_pytorchs_own_bit_for_bit():
 
 
 def test_losses_are_the_means_that_their_formulas_say():
-    sr, hr = pictures()
-    gaps = (sr - hr).flatten().tolist()
+    sr, high = pictures()
+    gaps = (sr - high).flatten().tolist()
     mean = {
         "l1": lambda gap: abs(gap),
         "l2": lambda gap: gap**2,
@@ -31,13 +31,13 @@ def test_losses_are_the_means_that_their_formulas_say():
     }
     for name, of in mean.items():
         expected = sum(map(of, gaps)) / len(gaps)
-        assert float(make_loss(name)(sr, hr)) == pytest.approx(expected, rel=1e-12)
+        assert float(make_loss(name)(sr, high)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_fft_is_the_absolute_error_of_pixels_and_of_frequencies():
-    sr, hr = pictures()
+    sr, high = pictures()
     parts = []
-    for plane in (sr - hr).flatten(0, 1).tolist():
+    for plane in (sr - high).flatten(0, 1).tolist():
         rows, columns = len(plane), len(plane[0])
         for u in range(rows):
             for v in range(columns):
@@ -47,24 +47,24 @@ def test_fft_is_the_absolute_error_of_pixels_and_of_frequencies():
                     for x in range(columns)
                 ]
                 parts += [abs(sum(turn).real), abs(sum(turn).imag)]
-    expected = float((sr - hr).abs().mean()) + 0.05 * sum(parts) / len(parts)
-    assert float(make_loss("fft")(sr, hr)) == pytest.approx(expected, rel=1e-10)
+    expected = float((sr - high).abs().mean()) + 0.05 * sum(parts) / len(parts)
+    assert float(make_loss("fft")(sr, high)) == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_right_to_second_order(name):
-    sr, hr = pictures()
+    sr, high = pictures()
     sr.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: make_loss(name)(x, hr), sr)
-    assert torch.autograd.gradgradcheck(lambda x: make_loss(name)(x, hr), sr)
+    assert torch.autograd.gradcheck(lambda x: make_loss(name)(x, high), sr)
+    assert torch.autograd.gradgradcheck(lambda x: make_loss(name)(x, high), sr)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_equal_pictures_have_the_least_loss(name):
-    sr, hr = pictures()
-    least = float(make_loss(name)(hr, hr))
+    sr, high = pictures()
+    least = float(make_loss(name)(high, high))
     assert least == pytest.approx(1e-3 if name == "charbonnier" else 0, abs=1e-12)
-    assert float(make_loss(name)(sr, hr)) > least
+    assert float(make_loss(name)(sr, high)) > least
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -76,20 +76,20 @@ def test_a_loss_has_a_shape_without_numbers(name):
 USERS = """
 import torch
 
-def half(sr, hr):
-    return 0.5 * (sr - hr).abs().mean()
+def half(sr, high):
+    return 0.5 * (sr - high).abs().mean()
 
-def rows(sr, hr):
-    return (sr - hr).abs().mean(dim=3)
+def rows(sr, high):
+    return (sr - high).abs().mean(dim=3)
 
-def number(sr, hr):
-    return float((sr - hr).abs().mean().detach())
+def number(sr, high):
+    return float((sr - high).abs().mean().detach())
 
-def constant(sr, hr):
-    return (sr - hr).detach().abs().mean()
+def constant(sr, high):
+    return (sr - high).detach().abs().mean()
 
-def infinite(sr, hr):
-    return (sr - hr).abs().mean() / 0
+def infinite(sr, high):
+    return (sr - high).abs().mean() / 0
 
 def one(sr):
     return sr.mean()
@@ -108,9 +108,9 @@ def users(tmp_path):
 
 
 def test_a_function_of_the_users_is_taken(users):
-    sr, hr = pictures()
+    sr, high = pictures()
     loss = make_loss(f"{users}:half")
-    assert float(loss(sr, hr)) == pytest.approx(0.5 * float((sr - hr).abs().mean()))
+    assert float(loss(sr, high)) == pytest.approx(0.5 * float((sr - high).abs().mean()))
 
 
 @pytest.mark.parametrize(

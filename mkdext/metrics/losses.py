@@ -1,7 +1,7 @@
 """What a student's picture is compared with the photograph by.
 
-They stand here and not among the metrics: a metric is looked at, in dB and without a gradient; a
-loss is descended, and all here are differentiable any number of times where they are smooth.
+A metric is looked at, in dB and without a gradient; a loss is descended: all here are
+differentiable any number of times where they are smooth.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _FREQUENCIES = 0.05
 _TRIAL = 2, 3, 48, 40
 
 
-def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
-    """`mean sqrt((sr - hr)^2 + 1e-6)`: the absolute error, smooth at 0.
+def charbonnier(sr: Tensor, high: Tensor) -> Tensor:
+    """`mean sqrt((sr - high)^2 + 1e-6)`: the absolute error, smooth at 0.
 
     Source: Lai et al., Deep Laplacian pyramid networks, CVPR 2017, whose epsilon is 1e-3.
 
@@ -32,11 +32,11 @@ def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
         >>> charbonnier(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
         tensor(0.0010)
     """
-    return ((sr - hr).square() + _EPSILON**2).sqrt().mean()
+    return ((sr - high).square() + _EPSILON**2).sqrt().mean()
 
 
-def fft(sr: Tensor, hr: Tensor) -> Tensor:
-    """`mean |sr - hr| + 0.05 mean |F(sr) - F(hr)|`: the absolute error of pixels and frequencies.
+def fft(sr: Tensor, high: Tensor) -> Tensor:
+    """`mean |sr - high| + 0.05 mean |F(sr) - F(high)|`: absolute errors of pixels and frequencies.
 
     `F` is the two-dimensional Fourier transform of each colour without a factor; the second mean is
     over real and imaginary parts. Source: the distance of frequencies is that of Cho et al.,
@@ -46,8 +46,8 @@ def fft(sr: Tensor, hr: Tensor) -> Tensor:
         >>> fft(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))  # 1 + 0.05 * 16 / 32
         tensor(1.0250)
     """
-    frequencies = torch.view_as_real(torch.fft.fft2(sr - hr))
-    return functional.l1_loss(sr, hr) + _FREQUENCIES * frequencies.abs().mean()
+    frequencies = torch.view_as_real(torch.fft.fft2(sr - high))
+    return functional.l1_loss(sr, high) + _FREQUENCIES * frequencies.abs().mean()
 
 
 LOSSES: dict[str, Loss] = {
@@ -56,8 +56,8 @@ LOSSES: dict[str, Loss] = {
     "l2": functional.mse_loss,
     "fft": fft,
 }
-"""By name: `l1` is `mean |sr - hr|`, as in EDSR (Lim et al., CVPR workshops 2017); `l2` is
-`mean (sr - hr)^2`, as in SRCNN (Dong et al., ECCV 2014)."""
+"""By name: `l1` is `mean |sr - high|`, as in EDSR (Lim et al., CVPR workshops 2017); `l2` is
+`mean (sr - high)^2`, as in SRCNN (Dong et al., ECCV 2014)."""
 
 
 def require_known_loss(name: str) -> None:
@@ -100,11 +100,11 @@ def make_loss(name: str) -> Loss:
 
 
 def _try(function: Loss, what: str) -> None:
-    hr = torch.linspace(0, 1, torch.Size(_TRIAL).numel()).view(_TRIAL)
-    sr = hr.flip(3).requires_grad_()
+    high = torch.linspace(0, 1, torch.Size(_TRIAL).numel()).view(_TRIAL)
+    sr = high.flip(3).requires_grad_()
     try:
         with torch.random.fork_rng(devices=[]):
-            value = function(sr, hr)
+            value = function(sr, high)
             is_scalar = isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
             gradient = None
             if is_scalar and value.requires_grad:
