@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +41,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir(parents=True)
         Image.fromarray(np.zeros((192, 192, 3), np.uint8)).save(tmp_path / name / "black.png")
 
-    def stand_in(teacher: str | None, weights: Path | None, scale: int) -> nn.Module:
+    def stand_in(
+        teacher: str | None, weights: Path | None, scale: int, options: Mapping[str, Any]
+    ) -> nn.Module:
         if teacher is None:
-            return resolve_teacher(teacher, weights, scale)
+            return resolve_teacher(teacher, weights, scale, options)
         assert weights is not None
         return create_model(STAND_INS[teacher], scale).eval().requires_grad_(False)
 

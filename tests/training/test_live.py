@@ -9,12 +9,12 @@ import math
 import pytest
 import torch
 from rich.console import Console
-from tests.training.test_steps import TINY
 
 from mkdext.training import NonFiniteError, train
 from mkdext.training.run import live
 from mkdext.training.run.live import Arrival, Readings
 from mkdext.training.step import TrainingStep
+from tests.training.test_step import TINY
 
 
 class Late(Arrival):
