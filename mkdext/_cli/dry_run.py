@@ -41,7 +41,9 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     training = prepare(resolved)
     terminal.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
     _show_sizes(training, terminal)
-    memory = f"about {training.memory / 1e9:.2f} GB" if training.memory else "unknown here"
+    memory = "not known for this network"
+    if training.memory:
+        memory = f"about {training.memory / 1e9:.2f} GB"
     terminal.say(f"memory of a step: {memory}")
     for stage in training.stages:
         if isinstance(stage, PrivilegedStage):
