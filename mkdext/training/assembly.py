@@ -210,7 +210,7 @@ def make_steps(
     Args:
         options: How.
         students: By scale; that of the first is moved to the device.
-        teachers: By scale; none: no one teaches.
+        teachers: By scale, on the device; none: no one teaches.
         points: What is compared beside the pictures; none: nothing.
         device: Where to compute.
         teacher_kind: What makes teachers of the networks.
@@ -227,7 +227,7 @@ def make_steps(
         side = options.sizes[scale]
         maps = check_points(student, own_points, side)
         teacher_side = side * scale if teacher_kind is PrivilegedTeacher else side
-        teacher_maps = check_points(placed(teachers[scale], device), teacher_points, teacher_side)
+        teacher_maps = check_points(teachers[scale], teacher_points, teacher_side)
         with seeded(options.seed, device):
             channels = [m.channels for m in maps], [m.channels for m in teacher_maps]
             given = named_options(options.method_options, "`method_options`")
