@@ -112,7 +112,7 @@ def test_convolutions_that_enlarge_count_once_for_each_output() -> None:
     ("arguments", "message"),
     [
         (["edsr"], "mkdext.complexity: network 'edsr' is unknown, there are edsr-t, "),
-        (["edsr-s", "--scale", "5"], "mkdext.complexity: scale must be one of (2, 3, 4, 8), got 5"),
+        (["edsr-s", "--scale", "5"], "mkdext.complexity: --scale must be one of 2, 3, 4, 8, got 5"),
         (["torch.nn:Idntity"], "mkdext.complexity: network torch.nn:Idntity: torch.nn has no "),
         (["edsr-s", "--size", "0"], "mkdext.complexity: size must be at least 1, got 0"),
     ],

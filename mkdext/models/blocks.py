@@ -76,7 +76,7 @@ class SRNetwork(SuperResolver, ABC):
         """
         super().__init__()
         if scale not in SCALES:
-            raise ValueError(f"scale must be one of {SCALES}, got {scale}")
+            raise ValueError(f"`scale` must be one of {', '.join(map(str, SCALES))}, got {scale}")
         self.config = config
         self.scale = scale
 

@@ -154,7 +154,7 @@ def test_a_network_moves_to_another_type_and_device(network):
 @every_network
 @pytest.mark.parametrize("scale", [0, 1, 5, 16, -2])
 def test_a_scale_that_no_network_comes_at_is_refused(network, scale):
-    with pytest.raises(ValueError, match=rf"scale must be one of \(2, 3, 4, 8\), got {scale}"):
+    with pytest.raises(ValueError, match=f"`scale` must be one of 2, 3, 4, 8, got {scale}"):
         network(SIZES[network], scale)
 
 
