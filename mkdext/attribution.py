@@ -23,7 +23,7 @@ from mkdext._system.errors import is_out_of_memory
 from mkdext._system.figures import figure_file, label
 from mkdext._system.files import check_replaceable, check_writable, write_csv, write_json
 from mkdext._system.memory import LiveBytes, available_bytes
-from mkdext._system.plugins import in_words
+from mkdext._system.plugins import error_in_words
 from mkdext._system.terminal import Terminal, progress_bar, text_table
 from mkdext.data import (
     BadImage,
@@ -323,7 +323,9 @@ def attribute(
             except RuntimeError as error:  # Whatever derivatives of a user's network may raise.
                 if is_out_of_memory(error):
                     raise
-                raise ValueError(f"{way.name} has no derivatives: {in_words(error)}") from error
+                raise ValueError(
+                    f"{way.name} has no derivatives: {error_in_words(error)}"
+                ) from error
             with torch.no_grad():
                 sr = to_uint8(way.enlarge(low[None])[0]).cpu()
             attributions.append(

@@ -10,7 +10,7 @@ import torch
 
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
-from mkdext._system.plugins import in_words, is_reference
+from mkdext._system.plugins import error_in_words, is_reference
 from mkdext._system.terminal import text_table
 from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
 from mkdext.models.complexity import Complexity, complexity
@@ -32,7 +32,7 @@ def _count(name: str, scale: int, size: int) -> Complexity:
             return complexity(model, size)
         except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
             raise ValueError(
-                f"network {name} cannot run on the meta device: {in_words(error)}"
+                f"network {name} cannot run on the meta device: {error_in_words(error)}"
             ) from error
     with torch.device("meta"):
         model = create_model(name, scale)

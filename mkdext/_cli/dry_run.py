@@ -11,7 +11,7 @@ from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers
 from mkdext.training.data_free_options import Options, Resolved
 from mkdext.training.options import TrainOptions
-from mkdext.training.run.directory import in_words
+from mkdext.training.run.directory import changes_in_words
 from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.live import reading_bar
 from mkdext.training.run.report import count_parameters
@@ -60,7 +60,7 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
         )
     check_teachers(training, sets)
     if run.changes:
-        terminal.say(f"from here on: {in_words(run.changes)}")
+        terminal.say(f"from here on: {changes_in_words(run.changes)}")
     terminal.say(f"would write to {resolved.out}")
 
 

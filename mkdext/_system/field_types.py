@@ -45,7 +45,7 @@ def check_types(options: Any, prefix: str = "") -> None:
         try:
             right = as_kind(value, kind)
         except (TypeError, ValueError) as error:
-            message = f"`{prefix}{name}` must be {in_words(kind)}, got {value!r}"
+            message = f"`{prefix}{name}` must be {kind_in_words(kind)}, got {value!r}"
             raise type(error)(message) from None
         if right is not value:
             object.__setattr__(options, name, right)
@@ -108,16 +108,16 @@ def as_written(value: Any, kind: Any) -> Any:
         raise ValueError from None
 
 
-def in_words(kind: Any) -> str:
+def kind_in_words(kind: Any) -> str:
     """What values of a declared type are called.
 
     Example:
-        >>> in_words(float | None), in_words(tuple[Path, ...])
+        >>> kind_in_words(float | None), kind_in_words(tuple[Path, ...])
         ('a number or None', 'a list of paths')
     """
     inner = _or_none(kind)
     if inner is not None:
-        return f"{in_words(inner)} or None"
+        return f"{kind_in_words(inner)} or None"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, get_args(kind)))}"
     if get_origin(kind) is tuple:

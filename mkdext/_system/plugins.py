@@ -128,11 +128,11 @@ def check_options(
         ) from None
 
 
-def in_words(error: BaseException) -> str:
+def error_in_words(error: BaseException) -> str:
     """Type and first line of an error of a user's code, at most 300 characters of it.
 
     Example:
-        >>> in_words(KeyError("name"))
+        >>> error_in_words(KeyError("name"))
         "KeyError: 'name'"
     """
     reason = (str(error).strip() or "no reason given").splitlines()[0]
@@ -153,7 +153,7 @@ def _module(where: str, what: str) -> ModuleType:
     try:
         return module_of_file(path) if is_file else importlib.import_module(where)
     except (Exception, SystemExit) as error:  # Whatever the user's code may raise.
-        raise ValueError(f"{what} cannot be imported: {in_words(error)}") from error
+        raise ValueError(f"{what} cannot be imported: {error_in_words(error)}") from error
 
 
 def _attribute(module: ModuleType, attribute: str, what: str) -> Any:

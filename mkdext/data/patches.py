@@ -21,7 +21,9 @@ from mkdext.data.imresize import imresize
 from mkdext.data.store import Levels, StoredPair
 
 Pair = tuple[Tensor, Tensor]
-Image = TypeVar("Image", Tensor, Levels)
+"""A photograph `(low, high)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`."""
+
+_Image = TypeVar("_Image", Tensor, Levels)
 
 _WORKERS = 4  # threads that make batches ahead; one is enough unless photographs must be decoded
 
@@ -316,5 +318,5 @@ def _low(high: Tensor, scale: int, top: int, left: int, size: int) -> Tensor:
     return _square(low, top - first_row, left - first_column, size)
 
 
-def _square(image: Image, top: int, left: int, size: int) -> Image:
+def _square(image: _Image, top: int, left: int, size: int) -> _Image:
     return image[:, top : top + size, left : left + size]

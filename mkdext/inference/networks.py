@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mkdext._system.device import checked_device
 from mkdext._system.errors import is_out_of_memory
-from mkdext._system.plugins import in_words, is_reference
+from mkdext._system.plugins import error_in_words, is_reference
 from mkdext.inference.tiling import GLOBAL_OVERLAP, Costs, forward_costs, reach
 from mkdext.models import (
     SRNetwork,
@@ -93,7 +93,7 @@ class Network:
         except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
             if is_out_of_memory(error):
                 raise
-            raise self._error(low, in_words(error)) from error
+            raise self._error(low, error_in_words(error)) from error
         height, width = low.shape[2] * self.scale, low.shape[3] * self.scale
         if not isinstance(sr, Tensor) or not sr.is_floating_point():
             kind = sr.dtype if isinstance(sr, Tensor) else type(sr).__name__

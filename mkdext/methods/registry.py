@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mkdext._system.near_names import did_you_mean
-from mkdext._system.plugins import check_options, in_words, is_reference, loaded
+from mkdext._system.plugins import check_options, error_in_words, is_reference, loaded
 from mkdext.methods.base import DistillationMethod
 
 _METHODS: dict[str, type[DistillationMethod]] = {}
@@ -111,7 +111,7 @@ def make_method(
     except ValueError:
         raise
     except Exception as error:  # Whatever the user's code may raise.
-        raise ValueError(f"{what} cannot be made: {in_words(error)}") from error
+        raise ValueError(f"{what} cannot be made: {error_in_words(error)}") from error
 
 
 def try_method(
@@ -144,7 +144,7 @@ def try_method(
             loss = method(maps, hints)
         except (Exception, SystemExit) as error:  # Whatever the user's code may raise.
             sizes = ", ".join(str(list(m.shape)) for m in maps)
-            raise ValueError(f"{what} fails on maps {sizes}: {in_words(error)}") from error
+            raise ValueError(f"{what} fails on maps {sizes}: {error_in_words(error)}") from error
         if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
             got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"{what} must give a scalar tensor of floating point, got {got}")
@@ -169,7 +169,7 @@ def try_method(
         except RuntimeError as error:
             often = "twice, which the meta-gradient needs" if twice else "at all"
             raise ValueError(
-                f"{what} cannot be differentiated {often}: {in_words(error)}"
+                f"{what} cannot be differentiated {often}: {error_in_words(error)}"
             ) from error
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mkdext._system.near_names import did_you_mean
-from mkdext._system.plugins import in_words, is_reference, loaded
+from mkdext._system.plugins import error_in_words, is_reference, loaded
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A distance of two batches of pictures, `[B, 3, H, W]` in [0, 1]: the student's, the right one."""
@@ -110,7 +110,9 @@ def _try(function: Loss, what: str) -> None:
             if is_scalar and value.requires_grad:
                 (gradient,) = torch.autograd.grad(value, sr)
     except (Exception, SystemExit) as error:  # Whatever the user's code may raise.
-        raise ValueError(f"{what} fails on pictures {list(_TRIAL)}: {in_words(error)}") from error
+        raise ValueError(
+            f"{what} fails on pictures {list(_TRIAL)}: {error_in_words(error)}"
+        ) from error
     if not is_scalar:
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{what} must give a scalar tensor of floating point, got {got}")

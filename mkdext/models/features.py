@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._system.near_names import did_you_mean
-from mkdext._system.plugins import in_words
+from mkdext._system.plugins import error_in_words
 from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.models.stand_ins import call_with
 
@@ -160,7 +160,7 @@ def check_points(
         except (Exception, SystemExit) as error:  # Whatever code of others may raise.
             raise ValueError(
                 f"{type(unwrapped(model)).__name__} fails on images {list(probe.shape)}: "
-                f"{in_words(error)}"
+                f"{error_in_words(error)}"
             ) from error
     for name, feature in zip(points, features, strict=True):
         if len(feature) != len(probe):

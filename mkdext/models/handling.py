@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mkdext._system.plugins import in_words
+from mkdext._system.plugins import error_in_words
 from mkdext.models.blocks import SuperResolver
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -90,5 +90,5 @@ def copy_with_tensors(model: _Network, change: Callable[[Tensor], Tensor]) -> _N
         return copy.deepcopy(model, tensors)
     except Exception as error:  # Whatever a class of others may raise.
         raise ValueError(
-            f"network {type(unwrapped(model)).__name__} cannot be copied: {in_words(error)}"
+            f"network {type(unwrapped(model)).__name__} cannot be copied: {error_in_words(error)}"
         ) from error

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mkdext._system.errors import is_out_of_memory
 from mkdext._system.memory import LiveBytes, available_bytes
-from mkdext._system.plugins import in_words
+from mkdext._system.plugins import error_in_words
 from mkdext._system.saved_state import SavedState, serialized
+from mkdext.data.patches import Pair
 from mkdext.models import SRNetwork, SuperResolver, check_comes_back
 from mkdext.models.handling import copy_with_tensors, evaluation_mode, unwrapped
 from mkdext.training.assembly import Networks, Training, assemble
@@ -23,9 +24,6 @@ from mkdext.training.validation import picture, require_strong_teacher
 
 _INNER_STEPS = 5  # that a dry computation takes at most
 _DRY_SAMPLES = 2
-
-Pair = tuple[Tensor, Tensor]
-"""A photograph `(low, high)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`."""
 
 
 def rehearse(
@@ -108,7 +106,7 @@ def _failed(network: nn.Module, whose: str, what: str, error: BaseException) -> 
     if is_out_of_memory(error):
         return error
     name = type(unwrapped(network)).__name__
-    return ValueError(f"{whose} {name} cannot be {what}: {in_words(error)}")
+    return ValueError(f"{whose} {name} cannot be {what}: {error_in_words(error)}")
 
 
 def estimate_memory(options: Resolved, networks: Networks) -> int | None:

@@ -12,7 +12,7 @@ import pydantic
 import yaml
 
 from mkdext._system.drafts import draft_class, kind_of, made
-from mkdext._system.field_types import in_words, kinds_of
+from mkdext._system.field_types import kind_in_words, kinds_of
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.plugins import absolute
 from mkdext._system.reading import read_yaml
@@ -133,7 +133,7 @@ class OptionsFile:
             return ValueError(f"{where}: there is no option {shown}{hint}")
         if dataclasses.is_dataclass(kinds[name]):
             return ValueError(f"{where}: {shown} must hold names and values, got {value[name]!r}")
-        must_be = in_words(kinds[name])
+        must_be = kind_in_words(kinds[name])
         return ValueError(f"{where}: {shown} must be {must_be}, got {value[name]!r}")
 
 

@@ -15,6 +15,7 @@ from mkdext._system.errors import WorkFailed
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
 from mkdext.methods import DistillationMethod
 from mkdext.methods.base import MetaDefaults
+from mkdext.metrics.losses import Loss
 from mkdext.models import features_at, forward_with_features
 from mkdext.models.gradient_watch import GradientWatch
 from mkdext.models.handling import evaluation_mode
@@ -24,9 +25,6 @@ from mkdext.training.schedule import Phase
 from mkdext.training.teacher import Teacher, computing_in
 
 _T = TypeVar("_T")
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
-"""A distance of two batches of pictures, a scalar."""
 
 
 class Batch(NamedTuple):
@@ -78,7 +76,7 @@ class StepOptions:
     """Share of the reconstruction loss that is taken against the teacher's picture."""
     dtype: torch.dtype = torch.float32
     """What the student computes in, in its own steps."""
-    criterion: Criterion = functional.l1_loss
+    criterion: Loss = functional.l1_loss
     """How far pictures are apart."""
     largest_gradient: float = math.inf
     """Norm to which the student's gradient is cut, and that of the adapters."""
@@ -129,7 +127,7 @@ class TrainingStep:
 
         Raises:
             NonFiniteError: One of them is NaN or infinite; no parameter was changed by it. On a GPU
-                nothing waits for them here, see `mkdext.training.run.metrics`.
+                nothing waits for them here, see `mkdext.training.run.live`.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mkdext._system.plugins import in_words
+from mkdext._system.plugins import error_in_words
 from mkdext.models import WHOLE, features_at, forward_with_features, resized
 from mkdext.models.handling import copy_with_tensors
 
@@ -116,7 +116,7 @@ class Teacher:
         except Exception as error:  # The compiler's errors have no common type.
             self._maps = before
             raise ValueError(
-                f"`teacher_compile`: the teacher cannot be compiled: {in_words(error)}"
+                f"`teacher_compile`: the teacher cannot be compiled: {error_in_words(error)}"
             ) from error
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from mkdext._system.memory import PeakMemory
 from mkdext._system.one_at_a_time import one_at_a_time
-from mkdext._system.plugins import in_words as error_in_words
+from mkdext._system.plugins import error_in_words
 from mkdext._system.saved_state import SavedState
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal

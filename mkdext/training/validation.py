@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
-from mkdext._system.plugins import in_words
+from mkdext._system.plugins import error_in_words
 from mkdext.data import ImagePairs, builtin_photographs, imresize
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
 from mkdext.models import SRNetwork
@@ -65,7 +65,7 @@ def measure(
                 raise
             size = f"{low.shape[2]}x{low.shape[1]} pixels"
             raise TrainingFailed(
-                f"{name} of {size} in low resolution: {in_words(error)}"
+                f"{name} of {size} in low resolution: {error_in_words(error)}"
             ) from error
         if math.isinf(psnr[-1]):
             exact.append(name)

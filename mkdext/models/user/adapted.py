@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mkdext._system.plugins import in_words
+from mkdext._system.plugins import error_in_words
 from mkdext.data import imresize
 from mkdext.metrics import luma
 from mkdext.models.blocks import SRNetwork, SuperResolver
@@ -174,7 +174,7 @@ def _run(network: nn.Module, channels: int, size: tuple[int, int]) -> Tensor | t
         with evaluation_mode(network), torch.no_grad():
             result = network(probe_image(1, channels, like.device, size))
     except (Exception, SystemExit) as error:  # Whatever code of others may raise.
-        return in_words(error)
+        return error_in_words(error)
     return result if isinstance(result, Tensor) else type(result)
 
 

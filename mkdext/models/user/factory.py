@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mkdext._system.plugins import check_options, in_words, loaded, named_options
+from mkdext._system.plugins import check_options, error_in_words, loaded, named_options
 from mkdext.models.blocks import SuperResolver
 from mkdext.models.user.adapted import adapt
 from mkdext.models.weights.files import load_weights_file, read_metadata
@@ -44,7 +44,7 @@ def make_own(name: str, flag: str, options: Mapping[str, Any] | None = None) -> 
         try:
             made = factory(**options)
         except (Exception, SystemExit) as error:  # Whatever the user's code may raise.
-            raise ValueError(f"{what} failed: {in_words(error)}") from error
+            raise ValueError(f"{what} failed: {error_in_words(error)}") from error
     if inspect.iscoroutine(made):
         made.close()  # or Python warns of it
     if not isinstance(made, nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mkdext._system.plugins import in_words
+from mkdext._system.plugins import error_in_words
 from mkdext.models.features import forward_with_features, shown_name
 from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.models.user.adapted import PROBE, AdaptedNetwork, probe_image
@@ -54,7 +54,8 @@ def check_trains(
             sr, maps = forward_with_features(student, points, image)
         except (Exception, SystemExit) as error:  # Whatever code of others may raise.
             raise ValueError(
-                f"{what} fails in training mode on images {list(image.shape)}: {in_words(error)}"
+                f"{what} fails in training mode on images {list(image.shape)}: "
+                f"{error_in_words(error)}"
             ) from error
         _check_result(sr, image, what)
         try:
@@ -111,7 +112,7 @@ def _check_second(first: tuple[Tensor, ...], what: str) -> None:
     except RuntimeError as error:
         raise ValueError(
             f"{what} cannot be differentiated twice, which the meta-gradient needs: "
-            f"{in_words(error)}"
+            f"{error_in_words(error)}"
         ) from error
 
 
@@ -121,7 +122,7 @@ def _not_differentiable(what: str, error: RuntimeError) -> str:
             f"{what} uses reentrant checkpointing, through which no gradient of chosen tensors can "
             "be taken; give torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
-    return f"{what} cannot be differentiated: {in_words(error)}"
+    return f"{what} cannot be differentiated: {error_in_words(error)}"
 
 
 def check_passes_gradient(network: nn.Module, whose: str, trained: str) -> None:
@@ -149,7 +150,7 @@ def check_passes_gradient(network: nn.Module, whose: str, trained: str) -> None:
             sr = inner(image)
             (gradient,) = torch.autograd.grad(sr.square().mean(), image, allow_unused=True)
         except (Exception, SystemExit) as error:
-            gradient, reason = None, in_words(error)
+            gradient, reason = None, error_in_words(error)
     if gradient is None or not gradient.any():
         raise ValueError(
             f"{whose} {type(inner).__name__} must pass a gradient to its image, for {trained} to "

@@ -254,11 +254,11 @@ class RunDirectory:
                 os.fsync(file.fileno())
 
 
-def in_words(changes: Changes) -> str:
+def changes_in_words(changes: Changes) -> str:
     """Changes of options.
 
     Example:
-        >>> in_words({"lr": (0.1, 0.2)})
+        >>> changes_in_words({"lr": (0.1, 0.2)})
         'lr was 0.1, now 0.2'
     """
     return "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changes.items())

@@ -24,7 +24,7 @@ from mkdext._system.saved_state import SavedState
 from mkdext.training.data_free_options import DataFreeOptions, Options, ResolvedDataFree
 from mkdext.training.options import ResolvedShared, ResolvedTraining, SharedOptions, TrainOptions
 from mkdext.training.options_file import OptionsFile, as_flags, config_of
-from mkdext.training.run.directory import Changes, RunDirectory, flat, in_words
+from mkdext.training.run.directory import Changes, RunDirectory, changes_in_words, flat
 from mkdext.training.schedule import Phase
 
 _FREE = frozenset(
@@ -90,7 +90,7 @@ class Run(Generic[_Resolved]):
         if not self.changes:
             return None
         self.directory.change(self.config, self.changes, step)
-        return f"from step {step} on: {in_words(self.changes)}"
+        return f"from step {step} on: {changes_in_words(self.changes)}"
 
     def require_files(self) -> None:
         """Check that what the run names is where it was.
@@ -139,7 +139,7 @@ def checked_run(options: Options, resume: bool = False) -> Run[Any]:
     refused = {name: why for name in changes if (why := _why_not(name, changes, now))}
     if resume and refused:
         reasons = (
-            f"`{name}` cannot change, because {why} ({in_words({name: changes[name]})})"
+            f"`{name}` cannot change, because {why} ({changes_in_words({name: changes[name]})})"
             for name, why in refused.items()
         )
         raise ValueError(f"`out` {root}: {'; '.join(reasons)}; give another `out`")
@@ -210,8 +210,8 @@ def _differences(before: SharedOptions, now: SharedOptions) -> Changes:
 
 def _other_options(root: Path, changes: Changes, hint: str = "") -> ValueError:
     return ValueError(
-        f"`out` {root} holds a run of other options ({in_words(changes)}): give another `out`, or "
-        f"the same options to go on{hint}"
+        f"`out` {root} holds a run of other options ({changes_in_words(changes)}): give another "
+        f"`out`, or the same options to go on{hint}"
     )
 
 
@@ -232,7 +232,7 @@ def require_same_run(state: SavedState, options: ResolvedShared) -> None:
     changes = {name: (there[name], now[name]) for name in names if there[name] != now[name]}
     refused = {n: change for n, change in changes.items() if _why_not(n, changes, options)}
     if refused:
-        raise state.unfit(f"is of another run ({in_words(refused)})")
+        raise state.unfit(f"is of another run ({changes_in_words(refused)})")
 
 
 class Done(NamedTuple):
