@@ -109,8 +109,8 @@ class Run(Generic[_Resolved]):
                     continue
                 where = OptionsFile.read(directory.config).where(name)
                 raise ValueError(
-                    f"{where}: {name} names {file}, which does not exist; if it was moved, continue "
-                    f"with `resume` `out` {directory.root} `{name}` and where it is now"
+                    f"{where}: {name} names {file}, which does not exist; if it was moved, "
+                    f"continue with `resume` `out` {directory.root} `{name}` and where it is now"
                 )
 
 
