@@ -241,7 +241,10 @@ def test_the_teacher_is_trained_as_long_as_the_student_by_default():
         (["--teacher", "builtin"], "--teacher: --method pisr trains a teacher of its own, made of"),
         (["--teacher-weights", "t.pt"], "leave out --teacher-weights t.pt"),
         (["--teacher-points", "body.0", "body.1"], "whose points are the student's; leave out --t"),
-        (["--student-points", "bdy.0"], "--student-points: distillation point 'bdy.0' is no sub-"),
+        (
+            ["--student-points", "bdy.0"],
+            "--student-points: distillation point 'bdy.0' is not a sub-",
+        ),
     ],
 )
 def test_options_that_do_not_go_with_it_are_refused(given, reason, pisr, tmp_path, capsys):
