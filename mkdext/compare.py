@@ -30,11 +30,11 @@ class CompareCommand(TrainOptions):
     """Train students by several methods and compare what they reach.
 
     Every method gets the same initial weights, the same patches in the same order and as many
-    student steps (pisr trains a teacher from these weights first); each training is one of
-    python -m mkdext.train in a folder below --out, and the options that are explained there hold
-    for all. Stopped or interrupted, the same command goes on; with more methods, students or seeds
-    it trains what is missing. Without --train-dir it trains on the photographs that come with
-    scikit-image, with short defaults.
+    student steps (pisr trains a teacher from these weights first). Each training is one of
+    mkdext.train in a folder below --out, and takes the options explained there. If it was stopped,
+    the same command continues; with more methods, students or seeds it trains what is missing.
+    Without --train-dir it trains on the photographs that come with scikit-image, with short
+    defaults.
     """
 
     student: tyro.conf.Suppress[str] = TrainOptions.student
@@ -45,16 +45,16 @@ class CompareCommand(TrainOptions):
     """Folder for the trainings, the table (comparison.md, .csv and .json) and the figures."""
 
     methods: tuple[str, ...] = ("vanilla", "mkd")
-    """Ways of training, as --method of mkdext.train; commas may separate them."""
+    """Methods, as --method of mkdext.train; commas may separate them."""
     students: tuple[str, ...] = ("rcan-a",)
     """Networks to train, as --student of mkdext.train; commas may separate them."""
     seeds: int = 3
-    """How many seeds, counted from --seed."""
+    """Number of seeds, counted from --seed."""
     jobs: int | None = None
     """Trainings at once; default: one for each core of the processor, or one on a GPU."""
     method_options: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # type: ignore[assignment]
-    """Options of one method alone: its name and then the options, as in
-    --method-options mkd kd-weight=3e-3 meta.every=4; may be given for each method."""
+    """Options of one method alone: its name, then the options, as in --method-options mkd
+    kd-weight=3e-3 meta.every=4; may be repeated for each method."""
     config: Path | None = None
     """YAML file of options, such as the config.yaml of a run; flags override it. A network that it
     names by file.py:factory is code that is run: read files that come from others first."""
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Flags; none: those of the process.
+        arguments: Flags; default: those of the process.
 
     Returns:
         The exit status: 2 for what cannot be done as asked, before any work; 1 if a training
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise WorkFailed("\n".join(lines))
 
     memory = "lower --batch-size, --patch-size or --jobs"
-    return exit_status("mkdext.compare", run, "interrupted; the same command goes on", memory)
+    return exit_status("mkdext.compare", run, "interrupted; the same command continues", memory)
 
 
 def parse(arguments: list[str]) -> CompareCommand:

@@ -20,11 +20,11 @@ from mkdext.training.options_file import schema
 
 @dataclasses.dataclass(frozen=True)
 class DataFreeCommand(DataFreeOptions):
-    """Distil a super-resolution network without one photograph to train on.
+    """Distil a super-resolution network without a single photograph to train on.
 
-    A teacher and random numbers are all it takes: images are made by rules and by a generator that
-    learns where the student fails. Without flags this is a training of minutes from the built-in
-    teacher. Photographs only serve to measure the student.
+    A teacher and random numbers are enough: images are made by rules and by a generator that learns
+    where the student fails. Without flags this is a training of minutes from the built-in teacher.
+    Photographs only serve to measure the student.
     """
 
     config: Path | None = None
@@ -37,7 +37,7 @@ class DataFreeCommand(DataFreeOptions):
     --lr-min, --generator.lr, --device, how often to log, validate and save, and the paths of
     photographs and files that were moved."""
     dry_run: bool = False
-    """Show the resolved options, sizes and the memory that a step needs, and stop."""
+    """Show the resolved options, the sizes and the memory of a step, and stop."""
     schema: bool = False
     """Print the JSON schema of files for --config, with which editors complete and check them, and
     stop."""
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Flags; none: those of the process.
+        arguments: Flags; default: those of the process.
 
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus

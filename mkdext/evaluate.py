@@ -66,8 +66,8 @@ _METRIC_BYTES = 64  # of a pixel: both pictures and their luma in float64, with 
 class EvaluateCommand:
     """Measure networks on photographs: PSNR-Y (dB), SSIM-Y, speed and memory.
 
-    Y is MATLAB's, not rounded; PSNR's peak is 255; SSIM has the Gaussian window of Wang et al.
-    (2004). MATLAB's bicubic makes low-resolution versions unless --lr-dir has them, after the
+    Y is MATLAB's, not rounded; PSNR's peak is 255; SSIM has the Gaussian window of Wang et
+    al. (2004). MATLAB's bicubic makes low-resolution versions unless --lr-dir has them, after the
     photograph is cut to a multiple of the scale. Bicubic enlargement is measured too. A photograph
     that does not fit into the free memory is enlarged in tiles, and the report says so. Photographs
     that cannot be measured are named, and the others are measured. One that is met exactly has an

@@ -23,8 +23,8 @@ class TrainCommand(TrainOptions):
     """Distil a super-resolution network.
 
     Without --train-dir this is a training of minutes on the photographs that come with
-    scikit-image: the built-in teacher, a small student, short defaults. With --train-dir the
-    defaults are those of the paper.
+    scikit-image, from the built-in teacher, with short defaults. With --train-dir the defaults are
+    the paper's.
     """
 
     config: Path | None = None
@@ -37,7 +37,7 @@ class TrainCommand(TrainOptions):
     --device, --teacher-cache, how often to log, validate and save, and the paths of photographs and
     files that were moved."""
     dry_run: bool = False
-    """Show the resolved options, sizes and the memory that a step needs, and stop."""
+    """Show the resolved options, the sizes and the memory of a step, and stop."""
     schema: bool = False
     """Print the JSON schema of files for --config, with which editors complete and check them, and
     stop."""
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Flags; none: those of the process.
+        arguments: Flags; default: those of the process.
 
     Returns:
         The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128 plus
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(options, console, command.resume)
         if not options.train_dir:
             console.say(
-                "\nTry it on photographs of yours:\n"
+                "\nTry it on your own photographs:\n"
                 "  python -m mkdext.train --train-dir FOLDER --val-dir FOLDER --out runs/mine"
             )
 

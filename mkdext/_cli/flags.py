@@ -20,7 +20,7 @@ def parse_flags(command: Any, arguments: Sequence[str] | None, **settings: Any) 
 
     Args:
         command: A dataclass, or a union of some; each field's docstring is the help of its flag.
-        arguments: Those of the command line; None: of this process.
+        arguments: Those of the command line; default: those of the process.
         settings: More for `tyro.cli`.
 
     Raises:
@@ -37,7 +37,7 @@ def parse_draft(
 
     Args:
         command: A dataclass, or a union of some.
-        arguments: Those of the command line; None: of this process.
+        arguments: Those of the command line; default: those of the process.
         default: Has values by the names of fields, which hold where no flag is given.
         settings: More for `tyro.cli`.
 
@@ -52,6 +52,11 @@ def parse_draft(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(draft_class(command, default), args=given, **settings)
+            return tyro.cli(draft_class(command, default, _without_empty), args=given, **settings)
     finally:
         print(printable(in_flags(said.getvalue())), end="", file=sys.stderr)
+
+
+def _without_empty(default: Any) -> Sequence[Any]:
+    # "(default: None)" says less than the help before it, which names what holds instead.
+    return (tyro.conf.arg(help_behavior_hint=""),) if default in (None, ()) else ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -21,7 +21,13 @@ from mkdext._system.field_types import as_written, kinds_of
 _KIND = "__draft_of__"
 
 
-def draft_class(kind: Any, values: object = None) -> Any:
+def _no_marks(default: Any) -> Sequence[Any]:
+    return ()
+
+
+def draft_class(
+    kind: Any, values: object = None, marks: Callable[[Any], Sequence[Any]] = _no_marks
+) -> Any:
     """A dataclass that has the fields of another, but none of its checks.
 
     The docstring below a field is in its annotation, as `Doc` and for pydantic; a field that is a
@@ -31,6 +37,7 @@ def draft_class(kind: Any, values: object = None) -> Any:
     Args:
         kind: The dataclass, or a union of some.
         values: Has the defaults of fields by their names; where it has none, those of `kind` hold.
+        marks: Gives more for the annotation of a field, by its default.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -44,23 +51,23 @@ def draft_class(kind: Any, values: object = None) -> Any:
         Rates(first=2.0)
     """
     if get_origin(kind) in (Union, types.UnionType):
-        return Union[tuple(draft_class(one) for one in get_args(kind))]  # noqa: UP007
+        return Union[tuple(draft_class(one, None, marks) for one in get_args(kind))]  # noqa: UP007
     if get_origin(kind) is Annotated:
         inner, *extras = get_args(kind)
-        return Annotated[(draft_class(inner), *extras)]
+        return Annotated[(draft_class(inner, None, marks), *extras)]
     hints, kinds, docs = get_type_hints(kind, include_extras=True), kinds_of(kind), field_docs(kind)
     fields = []
     for field in dataclasses.fields(kind):
         hint: Any = hints[field.name]
         default, doc = _default(field, values), docs.get(field.name, "")
         if dataclasses.is_dataclass(hint):
-            hint = make = draft_class(hint, default)
+            hint = make = draft_class(hint, default, marks)
             own = dataclasses.field(default_factory=make)
         else:
             strict = functools.partial(as_written, kind=kinds[field.name])
             hint = Annotated[(hint, pydantic.BeforeValidator(strict))]
             own = dataclasses.field(default=default)
-        annotated = Annotated[(hint, pydantic.Field(description=doc), Doc(doc))]
+        annotated = Annotated[(hint, pydantic.Field(description=doc), Doc(doc), *marks(default))]
         fields.append((field.name, annotated, own))
     namespace = {
         "__doc__": kind.__doc__,

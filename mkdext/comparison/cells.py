@@ -199,7 +199,7 @@ class Comparison:
             try:
                 cell.check()
             except ValueError as error:
-                again = f"or delete {cell.run.root} to train it anew"
+                again = f"or delete {cell.run.root} to train it again"
                 raise ValueError(f"{cell}: {error}; {again}") from None
         pending = [cell for cell in cells if not cell.finished]
         if not pending:

@@ -70,7 +70,7 @@ def run_cells(
                         finished()
                 if stop.received:
                     raise WorkStopped(
-                        stop.received, f"stopped; the same command goes on from {out}"
+                        stop.received, f"stopped; the same command continues from {out}"
                     )
         finally:
             for process in running:

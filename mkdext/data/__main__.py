@@ -61,8 +61,8 @@ class CheckCommand:
     """Show what is in a folder of photographs or in a store, and what is wrong with it.
 
     Counts, sizes, formats, broken files, and duplicates, also after re-encoding, resizing,
-    mirroring or turning. The exit status is 1 if a file is broken, if a photograph is also in
-    --against, or if the folder is not the data set that it should be.
+    mirroring or turning. The exit status is 1 if a file is broken, if a photograph is also in one
+    of the folders of --against, or if the folder is not the data set that it should be.
     """
 
     folder: tyro.conf.Positional[Path]

@@ -68,7 +68,7 @@ def require_known_loss(name: str) -> None:
     """
     if name not in LOSSES and not is_reference(name):
         raise ValueError(
-            f"`loss` must be one of {', '.join(LOSSES)}, or a function of yours, "
+            f"`loss` must be one of {', '.join(LOSSES)}, or your own function, "
             f"package.module:function or file.py:function, got {name!r}{did_you_mean(name, LOSSES)}"
         )
 

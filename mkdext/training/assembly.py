@@ -321,7 +321,7 @@ def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> 
     points, teacher_points = chosen.values()
     if len(points) != len(teacher_points):
         raise ValueError(
-            "`student_points` and `teacher_points` must be as many, "
+            "`student_points` and `teacher_points` must be equally many, "
             f"got {len(points)} ({', '.join(points)}) and {len(teacher_points)} "
             f"({', '.join(teacher_points)})"
         )

@@ -32,15 +32,15 @@ class GeneratorOptions:
 
     every: int = 10
     """Student steps from one step of a generator to the next (k of Algorithm 1; 50 in the code of
-    DFSR); 0: generators are never trained and stay the random networks that they begin as."""
+    DFSR); with 0 generators are never trained and stay the random networks that they begin as."""
     lr: float = 1e-4
     """Learning rate of Adam for generator, discriminator and persistent noise at the beginning; it
     falls like the student's (1e-5 in the data-free paper, 1e-3 in the code of CMI)."""
     channels: Literal[1, 3] = 3
-    """3: images in colour; 1: grey ones, for networks that see Y alone."""
+    """3 makes images in colour, 1 grey ones for networks that see Y alone."""
     noise: Literal["fresh", "persistent"] = "fresh"
-    """Noise that a generator is trained on: new in every step; or one batch for good that is
-    trained with it, as Algorithm 1 has it."""
+    """Noise that a generator is trained on: new in every step, or one lasting batch that is trained
+    with it, as in Algorithm 1."""
 
     def __post_init__(self) -> None:
         """Check types and numbers."""
@@ -56,15 +56,15 @@ class ContrastiveOptions:
     temperature: float = 0.1
     """tau of eq. 12."""
     positive_in_denominator: bool = True
-    """Count the other view of the same image below the line too, as the code of CMI does and eq. 12
-    does not."""
+    """Count the other view of the same image in the denominator too, as the code of CMI does and
+    eq. 12 does not."""
     bank_bytes: int = 4 << 20
     """Memory for the features of earlier images, for each scale."""
     bank_every: Literal["round", "stage"] = "round"
-    """When images are put into the bank: after each step of the generator, as the code of CMI does;
-    or once at the end of each stage, as Algorithm 1 is printed."""
+    """When images enter the bank: after each step of the generator, as in the code of CMI, or once
+    at the end of each stage, as Algorithm 1 is printed."""
     negatives: int = 256
-    """Earlier images that a batch is told apart from, at most (4096 in the code of CMI)."""
+    """Most earlier images that a batch is told apart from (4096 in the code of CMI)."""
 
     def __post_init__(self) -> None:
         """Check types and numbers."""
@@ -93,13 +93,13 @@ class DataFreeOptions(SharedOptions):
     """Stages P in which the student grows: it begins with the first of P parts of its body, and
     each stage adds one."""
     error: Literal["l1", "squared"] = "l1"
-    """Distance of pictures: of absolute errors, as the papers print it, or of squared ones, as in
-    the code of DFSR."""
+    """Distance of pictures: absolute errors, as the papers print it, or squared ones, as in the
+    code of DFSR."""
     reduction: Literal["mean", "sum"] = "mean"
     """How the errors of all pixels of a batch become one number; the code of DFSR sums."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """Of the student. 'sgd' is that of the code of DFSR: momentum 0.9, weight decay 1e-4, gradients
-    cut to the norm 0.4. By default its --lr is 0.1 and its --lr-min 1e-4."""
+    """The student's optimizer. 'sgd' is that of DFSR's code: momentum 0.9, weight decay 1e-4,
+    gradients cut to the norm 0.4. By default its --lr is 0.1 and its --lr-min 1e-4."""
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     """What the generators descend."""
     generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)
@@ -108,7 +108,7 @@ class DataFreeOptions(SharedOptions):
     """Contrastive model inversion."""
 
     method: MethodName = "vanilla"
-    """Way of training: 'vanilla' compares the enlarged pictures of student and teacher; every other
+    """Method: 'vanilla' compares the enlarged pictures of student and teacher; every other
     name is a method of mkdext.train, used in addition."""
     iterations: int = 2000
     """Student steps in all stages together."""

@@ -53,9 +53,9 @@ def distill(
     """Train a student to be like a teacher: `python -m mkdext.train` for networks given as objects.
 
     Both are networks of RGB or Y images in [0, 1] of any size, which they enlarge `options.scale`
-    times, or sharpen after they were enlarged; which, is found out. Both are moved to
-    `options.device`. The run directory `options.out` serves as with the command: the same call,
-    with a student of the same initial weights, goes on with a training that was interrupted.
+    times, or sharpen after they were enlarged; which one is detected by running them once. Both are
+    moved to `options.device`. The run directory `options.out` serves as with the command: the same
+    call, with a student of the same initial weights, continues a training that was interrupted.
 
     Args:
         student: Network to train, in place; in training mode, and afterwards in the mode in which
@@ -64,7 +64,7 @@ def distill(
         images: What to train on.
         options: How; `student`, `teacher`, `teacher_weights` and `train_dir` are not looked at.
             None: the defaults of `TrainOptions`.
-        console: Where progress is shown; none: the standard output.
+        console: Where progress is shown; default: the standard output.
         resume: As for `train`; the student may then be of other initial weights too.
         callback: As for `train`.
 

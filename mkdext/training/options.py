@@ -77,19 +77,19 @@ class SharedOptions:
 
     student: str = "rcan-a"
     """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
-    han-s, han-t, vdsr or vdsr-half; or one of yours, package.module:factory or file.py:factory, a
+    han-s, han-t, vdsr or vdsr-half; or your own, package.module:factory or file.py:factory, a
     function or class that gives a torch.nn.Module. It takes RGB or Y images in [0, 1] of any size.
     Whether it enlarges them, or sharpens images that are already enlarged, is detected by running
     it once."""
     student_options: tuple[str, ...] = ()
-    """Arguments of your student's factory, name=value; a value is read as YAML, such as 64, 0.5,
+    """Arguments of your student's factory, as name=value; values are read as YAML, such as 64, 0.5,
     true, relu or [6, 6]."""
     teacher: str | None = None
     """Network to learn from: 'builtin' (comes with the package, x4); the name of the network that
-    the teacher's weights must fit, as for --student; or one of yours, given like a student;
-    default: the network that the weights belong to."""
+    the teacher's weights must fit, as for --student; or your own, named like a student; default:
+    the network that the weights belong to."""
     teacher_options: tuple[str, ...] = ()
-    """Arguments of your teacher's factory, given like those of --student-options."""
+    """Arguments of your teacher's factory, in the form of --student-options."""
     teacher_weights: Path | None = None
     """Weights of the teacher (.safetensors or .pt); default: the built-in teacher's, or those that
     your factory loads."""
@@ -103,12 +103,10 @@ class SharedOptions:
     """Sub-modules of the teacher, as many as of the student. Maps of another size are resized to
     the student's by bilinear interpolation."""
     method: MethodName = "mkd"
-    """Way of training: 'mkd' is meta knowledge distillation, 'vanilla' has no teacher; or a class
-    of yours derived from mkdext.methods.DistillationMethod, package.module:Class or
-    file.py:Class."""
+    """Method: 'mkd' is meta knowledge distillation, 'vanilla' has no teacher; or your own class
+    derived from mkdext.methods.DistillationMethod, as package.module:Class or file.py:Class."""
     method_options: tuple[str, ...] = ()
-    """Options of the method, given like those of --student-options; they override those under
-    --mkd."""
+    """Options of the method, in the form of --student-options; they override those under --mkd."""
     method_training: Literal["published", "plain", "meta"] = "published"
     """How the method's own parameters are trained: 'plain', together with the student; 'meta', by
     the meta-gradient; 'published', as published with the method."""
@@ -132,8 +130,9 @@ class SharedOptions:
     kd_fade: bool = True
     """Let the weight of the distillation loss fall to 0 along half a cosine."""
     hint_share: float = 0.0
-    """Share of the steps on the distillation loss alone, before those on reconstruction alone, each
-    with its own cosine (FitNet's stage-wise training); 0: both losses together."""
+    """Share of the steps that train on the distillation loss alone, before those on reconstruction
+    alone, each with a cosine of its own (FitNet's stage-wise training); 0 trains on both losses
+    together."""
 
     mkd: MKDOptions = dataclasses.field(default_factory=MKDOptions)
     """The knowledge representation networks."""
@@ -202,13 +201,14 @@ class TrainOptions(SharedOptions):
     """What to do with training photographs that are broken or too small; all are listed first."""
 
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the teacher computes in, and what its cache holds. bfloat16 halves the cache, and is
-    fast only where the hardware supports it."""
+    """Type in which the teacher computes, and of its cache. bfloat16 halves the cache, and is fast
+    only where the hardware supports it."""
     student_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the student computes in, in its own steps; weights, losses and the whole meta-gradient
+    """Type in which the student computes its own steps; weights, losses and the whole meta-gradient
     are float32. bfloat16 is fast only where the hardware supports it."""
     teacher_compile: bool = False
-    """Compile the teacher by torch.compile, which takes a minute or more before the first step."""
+    """Compile the teacher with torch.compile, which takes a minute or more before the first
+    step."""
     teacher_cache: Path | None = None
     """Folder for the teacher's feature maps of a fixed set of crops, computed once and read in
     every later step and training; default: new crops in every step."""
@@ -216,9 +216,9 @@ class TrainOptions(SharedOptions):
     """Number of crops in --teacher-cache; more can be added later."""
 
     loss: str = "l1"
-    """What the student's picture is compared with the photograph by: l1, charbonnier, l2 or fft; or
-    a function of yours, package.module:function or file.py:function, that is given two batches of
-    pictures [B, 3, H, W] in [0, 1], the student's first, and gives a scalar."""
+    """Loss between the student's picture and the photograph: l1, charbonnier, l2 or fft; or your
+    own function, as package.module:function or file.py:function, which takes two batches of
+    pictures [B, 3, H, W] in [0, 1], the student's first, and returns a scalar."""
     imitation: float = 0.0
     """Share of the reconstruction loss that is taken against the teacher's picture instead of the
     photograph, with any method."""

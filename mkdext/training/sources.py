@@ -210,7 +210,7 @@ def training_photographs(
     )
     if bad and options.bad_images == "refuse":
         raise ValueError(
-            f"{bad_images_message(bad)}\nremove them, or leave them out by `bad_images` skip; "
+            f"{bad_images_message(bad)}\nremove them, or leave them out with `bad_images` skip; "
             f"for small ones a smaller `patch_size` will do (now {options.patch_size})"
         )
     if not len(pairs):

@@ -58,17 +58,17 @@ def train(
     resume: bool = False,
     callback: Callback | None = None,
 ) -> Summary:
-    """Train a student, or go on with a training that was interrupted.
+    """Train a student, or continue a training that was interrupted.
 
     On a CPU a resumed training ends with the same weights, bit for bit, as one never stopped.
     Without data no photograph is opened but those to measure student and teacher on.
 
     Args:
         options: What to do: `TrainOptions`, or `DataFreeOptions` to train without photographs.
-        console: Where progress is shown; none: the standard output.
-        resume: Go on with the run in `options.out`, also a finished one, with options some of which
-            may be others from here on, such as `iterations` or `lr`. What that means for the
-            learning rate: `mkdext.training.run.going_on`.
+        console: Where progress is shown; default: the standard output.
+        resume: Continue the run in `options.out`, even a finished one; some options may differ from
+            here on, such as `iterations` or `lr`. What that means for the learning rate:
+            `mkdext.training.run.going_on`.
         callback: Called after each step of the student; it may end the training.
 
     Returns:
@@ -236,7 +236,9 @@ class Trainer:
         if self.stage.is_student:
             self.source.load(state)
         if done.step < self.total:
-            self.terminal.say(f"going on after step {done.step} of {self.total}{self.stage.whose}")
+            self.terminal.say(
+                f"continuing after step {done.step} of {self.total}{self.stage.whose}"
+            )
 
     def _enter(self, stage: Stage) -> None:
         """Begin a stage after the one before."""

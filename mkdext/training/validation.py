@@ -175,7 +175,7 @@ def require_strong_teacher(
         )
     elif is_weak:
         remedy = (
-            "look whether its weights were loaded (`teacher_weights`), whether it clamps its "
+            "check whether its weights were loaded (`teacher_weights`), whether it clamps its "
             "result, and for which pictures it was trained; other ranges (0 to 255, -1 to 1) and "
             "the other order of colours were tried and are no better"
         )

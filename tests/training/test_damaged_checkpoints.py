@@ -91,7 +91,7 @@ def test_no_flipped_bit_is_read_as_another_state(finished, plan, run):
             state = run.checkpoint().load().content
         except ValueError as error:
             refused += 1
-            assert "is damaged (" in str(error) and "delete it to begin again" in str(error)
+            assert "is damaged (" in str(error) and "delete it to start again" in str(error)
         else:
             assert all(torch.equal(state["student"][n], t) for n, t in right["student"].items())
     assert refused > 40
@@ -244,4 +244,4 @@ def test_the_command_ends_with_one_sentence(finished, tmp_path, capsys):
     assert main(["--resume", "--out", str(run.root)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "delete it to begin again (until then student.safetensors beside it holds the" in error
+    assert "delete it to start again (until then student.safetensors beside it holds the" in error

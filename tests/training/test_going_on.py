@@ -215,7 +215,7 @@ def test_photographs_that_were_moved_are_named_with_their_line(options, tmp_path
     lines = (out / "config.yaml").read_text().splitlines()
     line = lines.index("train_dir:") + 1
     assert f"config.yaml, line {line}: train_dir names {old}, which does not exist" in message
-    assert f"go on by --resume --out {out} --train-dir and where it is now" in message
+    assert f"continue with --resume --out {out} --train-dir and where it is now" in message
     assert main(flags(out, "--iterations", 8, "--train-dir", new)) == 0
 
 
@@ -336,7 +336,7 @@ def test_networks_given_as_objects_are_trained_longer_from_any_first_weights(opt
     teacher = builtin_teacher()
     mkdext.distill(student(0), teacher, images, level, QUIET)
     longer = dataclasses.replace(level, iterations=8)
-    with pytest.raises(ValueError, match="holds a run of other options"):
+    with pytest.raises(ValueError, match="holds a run with other options"):
         mkdext.distill(student(0), teacher, images, longer, QUIET)
     extended = mkdext.distill(student(1), teacher, images, longer, QUIET, resume=True)
     whole = dataclasses.replace(longer, out=tmp_path / "whole")
@@ -381,7 +381,7 @@ def test_a_folder_that_is_deleted_meanwhile_is_told(options, tmp_path, monkeypat
     given = ["--train-dir", folder, "--val-dir", folder, "--method", "vanilla", "--log-every", "1"]
     sizes = ["--batch-size", "2", "--patch-size", "8"]
     assert main([*given, *sizes, "--out", str(out)]) == 1
-    assert f"{out} is gone; somebody has deleted or moved it" in capsys.readouterr().err
+    assert f"{out} is gone; it was deleted or moved" in capsys.readouterr().err
 
 
 def test_a_stop_says_how_to_go_on(options, tmp_path, monkeypatch):
@@ -389,5 +389,5 @@ def test_a_stop_says_how_to_go_on(options, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(RunDirectory, "add_metrics", stopping)
-    with pytest.raises(TrainingStopped, match="stopped after step 2; the same command goes on"):
+    with pytest.raises(TrainingStopped, match="stopped after step 2; the same command continues"):
         train(dataclasses.replace(options, out=tmp_path / "run"), QUIET)

@@ -112,10 +112,10 @@ def test_any_student_learns_from_any_teacher(
     ("points", "message"),
     [
         ([], "--student-points: network ESPCN declares no distillation points; name 4 of its sub"),
-        (["--student-points", "0", "9"], "--student-points: distillation point '9' is no sub-modu"),
+        (["--student-points", "0", "9"], "--student-points: distillation point '9' is not a sub-"),
         (
             ["--student-points", "0", "--teacher-points", "body.*"],
-            "must be as many, got 1 (network",
+            "must be equally many, got 1 (network",
         ),
         (["--student-points", "0", "--teacher-points", "bdy.0"], "did you mean body.0"),
     ],
@@ -248,7 +248,7 @@ def test_the_same_call_gives_the_finished_student_and_another_network_is_refused
     assert torch.equal(first.student[0].weight, again.student[0].weight)
     assert first.history == again.history and first.summary == again.summary
     with pytest.raises(
-        ValueError, match=r"a run of other options \(student was 'Sequential of weights \w+'"
+        ValueError, match=r"a run with other options \(student was 'Sequential of weights \w+'"
     ):
         distill(first.student, builtin_teacher(), photographs, options, QUIET)
     with pytest.raises(

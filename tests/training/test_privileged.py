@@ -166,7 +166,7 @@ def test_a_run_that_ends_early_anywhere_comes_to_the_same_weights(
     assert end_at(PrivilegedStage, 2, lambda: os.kill(os.getpid(), signal.SIGTERM)) == stop
     assert "stopped after step 3 of the privileged teacher; the same" in capsys.readouterr().err
     assert end_at(StudentStage, 1, fail) == 1  # of the student there is no checkpoint
-    assert "going on after step 3 of 4 of the privileged teacher" in capsys.readouterr().out
+    assert "continuing after step 3 of 4 of the privileged teacher" in capsys.readouterr().out
     assert end_at(StudentStage, 3, fail) == 1
     # As one does who finds it damaged: the teacher is trained again, the student goes on.
     (run / "checkpoints/privileged_teacher.pt").unlink()
@@ -249,7 +249,10 @@ def test_the_teacher_is_trained_as_long_as_the_student_by_default():
         (["--teacher", "builtin"], "--teacher: --method pisr trains a teacher of its own, made of"),
         (["--teacher-weights", "t.pt"], "leave out --teacher-weights t.pt"),
         (["--teacher-points", "body.0", "body.1"], "whose points are the student's; leave out --t"),
-        (["--student-points", "bdy.0"], "--student-points: distillation point 'bdy.0' is no sub-"),
+        (
+            ["--student-points", "bdy.0"],
+            "--student-points: distillation point 'bdy.0' is not a sub-",
+        ),
     ],
 )
 def test_options_that_do_not_go_with_it_are_refused(given, reason, pisr, tmp_path, capsys):

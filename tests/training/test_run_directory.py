@@ -42,7 +42,7 @@ def test_a_line_that_no_kill_leaves_is_named(line, reason, run):
     for read in (run.records, lambda: run.keep_metrics_until(1), lambda: run.has_validation(1)):
         with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged") as told:
             read()
-        assert reason in str(told.value) and "delete this line to go on" in str(told.value)
+        assert reason in str(told.value) and "delete this line to continue" in str(told.value)
 
 
 def test_numbers_are_kept_to_the_last_digit(run):

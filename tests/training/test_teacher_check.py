@@ -43,7 +43,7 @@ class Changed(nn.Module):
         (lambda x: x / 255, lambda y: y * 255, "given colours from 0 to 255 it reaches 29"),
         (lambda x: x, lambda y: y * 255, "from 0 to 1 and its result divided by 255 it reaches 29"),
         (lambda x: x.flip(1) / 255, lambda y: y.flip(1) * 255, "0 to 255 in the order blue, green"),
-        (lambda x: x, lambda y: y.flip(3), "look whether its weights were loaded"),
+        (lambda x: x, lambda y: y.flip(3), "check whether its weights were loaded"),
         (lambda x: x, lambda y: y.clamp(0, 0.2), "whether it clamps its result"),
     ],
 )

@@ -113,7 +113,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, fl
     process = start([*flags, "--out", str(run)])
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert "going on after step" in output
+    assert "continuing after step" in output
     assert weights(run) == weights(reference)
     assert losses(run) == losses(reference)
 
@@ -133,7 +133,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(number, reference, flags, tmp_
     process.send_signal(number)
     output = process.communicate()[0]
     assert process.returncode == 128 + number, output
-    assert "the same command goes on" in output
+    assert "the same command continues" in output
     assert main([*flags, "--out", str(run)]) == 0
     assert weights(run) == weights(reference)
 
@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_is_told_with_the_cause(reference, flags, tmp_path,
     (run / "checkpoints/state.pt").write_bytes(b"")
     assert main([*flags, "--out", str(run)]) == 2
     assert (
-        "state.pt is damaged (File is not a zip file): delete it to begin again"
+        "state.pt is damaged (File is not a zip file): delete it to start again"
         in capsys.readouterr().err
     )
 
@@ -210,7 +210,7 @@ def test_a_run_of_other_options_is_refused(reference, flags, capsys):
     assert "lr was 0.0001, now 0.0003" in message
     assert weights(reference) == before
     assert main([*flags, "--out", str(reference), "--mkd.kernel-size", "5"]) == 2
-    assert "run of other options (mkd.kernel_size was 3, now 5):" in capsys.readouterr().err
+    assert "run with other options (mkd.kernel_size was 3, now 5):" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_cause(flags, tmp_path, capsys):

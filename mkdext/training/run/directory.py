@@ -34,7 +34,7 @@ class TrainingStopped(WorkStopped):
 
     def __init__(self, signal_number: int, after: str, out: Path) -> None:
         """Tell what stopped it and where."""
-        message = f"stopped after {after}; the same command goes on from {out}"
+        message = f"stopped after {after}; the same command continues from {out}"
         super().__init__(signal_number, message)
 
 
@@ -58,7 +58,7 @@ class Checkpoint:
         """
         return SavedState.read(
             self.state,
-            f"delete it to begin again (until then {self.weights.name} beside it holds the "
+            f"delete it to start again (until then {self.weights.name} beside it holds the "
             "weights)",
         )
 
@@ -242,7 +242,7 @@ class RunDirectory:
             with self.metrics.open("a") as file:
                 file.write(as_json(record) + "\n")
         except FileNotFoundError:
-            raise WorkFailed(f"{self.root} is gone; somebody has deleted or moved it") from None
+            raise WorkFailed(f"{self.root} is gone; it was deleted or moved") from None
         except OSError as error:
             error.filename = str(self.metrics)
             raise
@@ -275,7 +275,7 @@ def _record(line: bytes, what: str) -> dict[str, Any]:
         entry(record, "step", int, "it")
         _require_numbers(record)
     except ValueError as error:
-        raise ValueError(f"{what} is damaged ({error}): delete this line to go on") from None
+        raise ValueError(f"{what} is damaged ({error}): delete this line to continue") from None
     return record
 
 

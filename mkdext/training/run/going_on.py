@@ -109,8 +109,8 @@ class Run(Generic[_Resolved]):
                     continue
                 where = OptionsFile.read(directory.config).where(name)
                 raise ValueError(
-                    f"{where}: {name} names {file}, which does not exist; if it was moved, go on "
-                    f"by `resume` `out` {directory.root} `{name}` and where it is now"
+                    f"{where}: {name} names {file}, which does not exist; if it was moved, "
+                    f"continue with `resume` `out` {directory.root} `{name}` and where it is now"
                 )
 
 
@@ -210,8 +210,8 @@ def _differences(before: SharedOptions, now: SharedOptions) -> Changes:
 
 def _other_options(root: Path, changes: Changes, hint: str = "") -> ValueError:
     return ValueError(
-        f"`out` {root} holds a run of other options ({changes_in_words(changes)}): give another "
-        f"`out`, or the same options to go on{hint}"
+        f"`out` {root} holds a run with other options ({changes_in_words(changes)}): give another "
+        f"`out`, or the same options to continue{hint}"
     )
 
 
