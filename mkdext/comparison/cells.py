@@ -158,7 +158,7 @@ class Comparison:
         if options.privileged:
             # It trains a teacher of its own and refuses to be given the others'.
             options = dataclasses.replace(
-                options, teacher=None, teacher_weights=None, teacher_points=()
+                options, teacher=None, teacher_options=(), teacher_weights=None, teacher_points=()
             )
         if method != REFERENCE and method_class(method).compares == "pictures":
             options = dataclasses.replace(options, student_points=(), teacher_points=())
@@ -211,7 +211,7 @@ class Comparison:
         memory, measured = [], set()
         for (student, method), seeds in shown_track(kinds.items(), "checking", console):
             options = seeds[0].options
-            teacher = options.teacher, options.teacher_weights
+            teacher = options.teacher, options.teacher_options, options.teacher_weights
             try:
                 training = prepare(options)
                 if training.teachers and teacher not in measured:

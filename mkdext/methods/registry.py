@@ -106,7 +106,10 @@ def make_method(
             return made_of(student_channels, teacher_channels, **given)
         of_this = [own for own in options if type(own) is made_of.Options]
         own: Any = of_this[0] if of_this else made_of.Options()
-        changed = dataclasses.replace(own, **given)
+        try:
+            changed = dataclasses.replace(own, **given)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
         return made_of(student_channels, teacher_channels, changed)  # type: ignore[call-arg]
     except ValueError:
         raise

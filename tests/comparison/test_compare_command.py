@@ -430,9 +430,12 @@ def test_time_left_knows_slow_methods(flags, tmp_path):
 
 def test_a_method_with_a_teacher_of_its_own_is_not_given_another(flags):
     flags = [*flags, "--teacher-weights", "large.pt", "--teacher-points", "body.*"]
+    flags += ["--teacher", "large.py:make", "--teacher-options", "nf=64"]
     command = parse([*flags, "--methods", "pisr,fitnet", "--seeds", "1"])
     pisr, fitnet = command.comparison().cells()
+    assert (pisr.options.teacher, pisr.options.teacher_options) == (None, ())
     assert (pisr.options.teacher_weights, pisr.options.teacher_points) == (None, ())
+    assert fitnet.options.teacher_options == ("nf=64",)
     assert (fitnet.options.teacher_weights, fitnet.options.teacher_points) == (
         Path("large.pt"),
         ("body.*",),

@@ -169,7 +169,7 @@ def test_what_is_no_method_is_refused_in_one_sentence(name, message, users):
         ("{users}:Abstract", {}, r"^`method` .*:Abstract cannot be made: TypeError: .*abstract"),
         ("mkd", {"gird": 4}, r"^`method` mkd has no option 'gird'; did you mean grid\?"),
         ("mkd", {"grid": 0}, r"^`mkd\.grid` must be from 1 to 1024, got 0$"),
-        ("mkd", {"grid": "a"}, r"`mkd\.grid` must be an integer, got 'a'$"),
+        ("mkd", {"grid": "a"}, r"^`mkd\.grid` must be an integer, got 'a'$"),
         ("at", {"grid": 4}, r"^`method` at has no option 'grid'$"),
     ],
 )

@@ -213,7 +213,7 @@ def test_a_step_of_the_teacher_descends_its_loss_by_adam(options):
 def test_the_teacher_has_the_layout_of_its_student(options):
     options = dataclasses.replace(options, student="edsr-s", student_points=())
     training = prepare(options.resolved())
-    for network in (training.student_stages[0].network, training.teacher.network):
+    for network in (training.networks.student, training.teacher.network):
         weights = [p for p in network.parameters() if p.ndim == 4]
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
