@@ -41,7 +41,7 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     training = prepare(resolved)
     terminal.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
     _show_sizes(training, terminal)
-    memory = "not known for this network"
+    memory = "not known, for your own code cannot be run without numbers"
     if training.memory:
         memory = f"about {training.memory / 1e9:.2f} GB"
     terminal.say(f"memory of a step: {memory}")

@@ -31,7 +31,7 @@ REFERENCE = "vanilla"
 
 _OF_A_CELL = ("student", "method", "seed")
 _EQUAL_FOR_ALL = (
-    *("out", "scale", "train_dir", "val_dir", "bad_images"),
+    *("out", "student_options", "scale", "train_dir", "val_dir", "bad_images"),
     *("iterations", "batch_size", "patch_size", "device"),
     *("teacher_cache", "teacher_cache_crops"),  # With a cache there are fewer crops.
 )

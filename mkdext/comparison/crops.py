@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.files import fitting
+from mkdext._system.plugins import named_options
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.comparison.cells import as_folder
@@ -99,7 +100,8 @@ def _of_one_seed(results: Sequence[Result]) -> list[Result]:
 
 
 def _network(result: Result) -> nn.Module:
-    network = resolve_student(result.student, result.scale)
+    options = named_options(result.student_options, "`student_options`")
+    network = resolve_student(result.student, result.scale, options)
     load_weights(unwrapped(network), read_weights(result.run.student))
     return network.eval()
 

@@ -53,7 +53,10 @@ def write_report(out: Path, console: Terminal | None) -> None:
     results = read_results(out)
     if not results:
         return
-    sizes = {result.student: size_of(result.student, result.scale) for result in results}
+    sizes = {
+        result.student: size_of(result.student, result.scale, result.student_options)
+        for result in results
+    }
     table = rows(results)
     _save_csv(out / "comparison.csv", results)
     _save_json(out / "comparison.json", results, table, sizes)

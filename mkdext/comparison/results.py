@@ -23,6 +23,7 @@ class Result(NamedTuple):
     """A finished training."""
 
     student: str
+    student_options: tuple[str, ...]
     method: str
     seed: int
     run: RunDirectory
@@ -103,6 +104,8 @@ def _read(run: RunDirectory, summary: Mapping[str, Any]) -> Result:
             raise ValueError(f"{run.summary.name}: 'iterations' is {iterations}")
         return Result(
             student=entry(config, "student", str, run.config.name),
+            # A run of an older version has none.
+            student_options=tuple(map(str, config.get("student_options") or ())),
             method=entry(summary, "method", str, run.summary.name),
             seed=seed,
             run=run,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+from mkdext._system.plugins import named_options
 from mkdext.models import MODEL_NAMES, resolve_student
 from mkdext.models.complexity import complexity
 
@@ -25,12 +26,13 @@ class Size(NamedTuple):
 
 
 @functools.cache
-def size_of(student: str, scale: int) -> Size:
+def size_of(student: str, scale: int, options: tuple[str, ...] = ()) -> Size:
     """Count parameters and operations of a student.
 
     Args:
         student: As `TrainOptions.student`.
         scale: Enlargement factor.
+        options: As `TrainOptions.student_options`.
 
     Raises:
         ValueError: The user's network is not usable any more.
@@ -39,7 +41,8 @@ def size_of(student: str, scale: int) -> Size:
         >>> size_of("rcan-a", 4).paper_flops / 1e9
         22.028484868
     """
-    network = resolve_student(student, scale)
+    given = named_options(options, "`student_options`")
+    network = resolve_student(student, scale, given)
     parameters = sum(p.numel() for p in network.parameters())
     try:
         counted = complexity(network, _SIDE)

@@ -11,13 +11,14 @@ from torch import nn
 
 from mkdext._system.errors import is_out_of_memory
 from mkdext._system.memory import LiveBytes, available_bytes
-from mkdext._system.plugins import error_in_words
+from mkdext._system.plugins import error_in_words, is_reference
 from mkdext._system.saved_state import SavedState, serialized
 from mkdext.data.patches import Pair
 from mkdext.models import SRNetwork, SuperResolver, check_comes_back
 from mkdext.models.handling import copy_with_tensors, evaluation_mode, unwrapped
 from mkdext.training.assembly import Networks, Training, assemble
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
+from mkdext.training.options import TrainOptions
 from mkdext.training.sources import ValidationSet
 from mkdext.training.step import Batch
 from mkdext.training.validation import picture, require_strong_teacher
@@ -122,7 +123,7 @@ def estimate_memory(options: Resolved, networks: Networks) -> int | None:
         networks: Who learns from whom.
 
     Returns:
-        The estimate; none where a user's network cannot be computed without numbers.
+        The estimate; none where code of a user's cannot be run without numbers.
 
     Raises:
         ValueError: The sizes asked for are impossible, or the networks do not go together.
@@ -174,14 +175,20 @@ def _dry_bytes(options: Resolved, networks: Networks) -> int | None:
             if training.made and training.made.options.trains_generator:
                 student = training.student_stages[0].network
                 training.made.makers[scale].improve(0, student)
-    except Exception as error:
-        if any(map(is_users, [networks.student, *networks.teachers.values()])):
+    except (Exception, SystemExit) as error:
+        if _has_code_of_users(options, networks):
             return None
         if not isinstance(error, RuntimeError):
             raise
         raise ValueError(f"the sizes asked for are impossible: {error}") from None
     work: int = memory.peak - held
     return held + work * batch_size // _DRY_SAMPLES
+
+
+def _has_code_of_users(options: Resolved, networks: Networks) -> bool:
+    names = [options.method, *([options.loss] if isinstance(options, TrainOptions) else [])]
+    own = any(map(is_users, [networks.student, *networks.teachers.values()]))
+    return own or any(map(is_reference, names))
 
 
 def require_memory(needed: int | None, options: Resolved) -> None:

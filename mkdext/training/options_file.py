@@ -188,10 +188,16 @@ def origin(options: Resolved, steps: int, history: Sequence[Any] = ()) -> dict[s
         'python -m mkdext.train --method vanilla --lr 0.0002 --train-dir DIV2K'
     """
     made_by = {"steps": steps, **({HISTORY: [*history]} if history else {})}
+    student: dict[str, Any] = {"student": absolute(options.student)}
+    if options.student_options:
+        student["student_options"] = [*options.student_options]
+    if len(options.scales) == 1:
+        student["scale"] = options.scales[0]
     teacher: Any = options.teacher_weights or options.teacher or "builtin"
     if isinstance(options, ResolvedDataFree):
         return {
             "command": _command("datafree", options.given(), usual_data_free(options.optimizer)),
+            **student,
             "method": options.method,
             "teacher": str(teacher),
             "data": [f"made images ({options.source})"],
@@ -201,9 +207,7 @@ def origin(options: Resolved, steps: int, history: Sequence[Any] = ()) -> dict[s
         teacher = "trained on high resolution in the same run"
     return {
         "command": _command("train", options.given(), usual_training(options.train_dir)),
-        "student": absolute(options.student),
-        **({"student_options": [*options.student_options]} if options.student_options else {}),
-        "scale": options.scale,
+        **student,
         "method": options.method,
         "teacher": None if options.method == "vanilla" else str(teacher),
         "data": [str(folder) for folder in options.train_dir] or [BUILTIN_NAME],

@@ -137,7 +137,7 @@ def test_the_memory_of_a_network_that_needs_numbers_is_not_known(
     cache = ["--teacher-cache", str(tmp_path / "cache"), "--teacher-cache-crops", "20"]
     assert main([*flags, *own, *cache, "--dry-run", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "memory of a step: not known for this network" in shown
+    assert "memory of a step: not known, for your own code" in shown
     assert "teacher cache: 20 crops of 16,388 bytes" in " ".join(shown.split())
     assert not (tmp_path / "cache").exists()
 

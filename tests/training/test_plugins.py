@@ -8,10 +8,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from mkdext.comparison import Comparison
+from mkdext._system.terminal import Terminal
+from mkdext.comparison import Comparison, write_report
+from mkdext.datafree import main as datafree
 from mkdext.inference import load_network
 from mkdext.train import main
-from mkdext.training import TrainOptions
+from mkdext.training import TrainOptions, train
 
 CODE = """
 import torch
@@ -40,8 +42,25 @@ class Sums(Means):
     def forward(self, student, teacher):
         return student[0].sum((1, 2, 3))
 
+class Counting(Means):
+    def forward(self, student, teacher):
+        loss = super().forward(student, teacher)
+        return loss if loss.item() >= 0 else -loss
+
+class Failing(Means):
+    def forward(self, student, teacher):
+        raise KeyError("point")
+
+class Leaving(Means):
+    def forward(self, student, teacher):
+        raise SystemExit(3)
+
 def doubled(sr, hr):
     return 2 * (sr - hr).abs().mean()
+
+def counted(sr, hr):
+    loss = (sr - hr).abs().mean()
+    return loss if loss.item() >= 0 else -loss
 """
 SHORT = [
     *("--iterations", "2", "--batch-size", "2", "--patch-size", "8", "--log-every", "1"),
@@ -97,9 +116,51 @@ def test_the_distillation_loss_has_the_factor_that_was_given(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "flags", ["--method code.py:Counting", "--method vanilla --loss code.py:counted"]
+)
+def test_code_that_needs_numbers_trains_with_unknown_memory(flags, capsys):
+    given = [*flags.split(), *SHORT, "--out", "run"]
+    assert main([*given, "--dry-run"]) == 0
+    assert "memory of a step: not known" in " ".join(capsys.readouterr().out.split())
+    assert main(given) == 0
+
+
+def test_the_file_of_a_method_and_of_a_loss_may_be_moved(tmp_path, capsys):
+    given = ["--method", "code.py:Means", "--loss", "code.py:doubled", *SHORT, "--out", "run"]
+    assert main(given) == 0
+    (tmp_path / "new").mkdir()
+    (tmp_path / "code.py").rename(tmp_path / "new/code.py")
+    longer = ["--resume", "--out", "run", "--iterations", "3"]
+    moved = [*longer, "--method", "new/code.py:Means", "--loss", "new/code.py:doubled"]
+    assert main([*longer, "--method", "new/code.py:Sums"]) == 2
+    assert "--method /" in capsys.readouterr().err
+    assert main(moved) == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["method"] == f"{tmp_path}/new/code.py:Means"
+    assert config["changes"][0]["method"][0] == f"{tmp_path}/code.py:Means"
+
+
+def test_weights_of_a_data_free_training_know_the_options_of_their_network(tmp_path):
+    given = [
+        "--student",
+        "code.py:net",
+        "--student-options",
+        "features=5",
+        "--source",
+        "procedural",
+    ]
+    short = ["--iterations", "1", "--batch-size", "2", "--patch-size", "8"]
+    assert datafree([*given, *short, "--val-dir", "photographs", "--out", "run"]) == 0
+    student = load_network(tmp_path / "run/checkpoints/student.safetensors", None, "code.py:net")
+    assert (student.scale, student.model.unwrapped[0].out_channels) == (4, 5)
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("--method code.py:Sums", "--method code.py:Sums must give a scalar tensor"),
+        ("--method code.py:Failing", "code.py:Failing fails on maps"),
+        ("--method code.py:Leaving", "code.py:Leaving fails on maps"),
         (
             "--method code.py:Means --method-options fcator=2",
             "has no option 'fcator'; did you mean",
@@ -139,3 +200,27 @@ def test_a_method_of_the_users_is_compared(tmp_path):
     comparison = Comparison(options, ["rcan-a"], ["vanilla", "code.py:Means"], [0])
     folders = [cell.options.out.parent.name for cell in comparison.cells()]
     assert folders == ["vanilla", "code.py_Means"]
+
+
+def test_a_comparison_of_a_network_with_options_ends_with_its_report(tmp_path):
+    folder = (tmp_path / "photographs",)
+    options = TrainOptions(
+        student_options=("features=5",),
+        **{"train_dir": folder, "val_dir": folder, "iterations": 1, "batch_size": 1},
+        patch_size=8,
+        out=tmp_path / "comparison",
+    )
+    methods = ["vanilla", "code.py:Means"]
+    points = {"code.py:Means": {"student_points": ["0"], "teacher_points": ["body.0"]}}
+    quiet = Terminal(quiet=True)
+    for cell in Comparison(options, ["code.py:net"], methods, [0], points).cells():
+        train(cell.options, quiet)
+    write_report(options.out, quiet)
+    assert "code.py:Means" in (options.out / "comparison.md").read_text()
+    assert len(list(options.out.glob("crops_*.png"))) == 1
+
+
+def test_options_of_the_network_are_the_same_for_all_methods():
+    own = {"code.py:Means": {"student_options": ["features=5"]}}
+    with pytest.raises(ValueError, match="`student_options` must be the same for all methods"):
+        Comparison(TrainOptions(), ["code.py:net"], ["code.py:Means"], [0], own)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from mkdext._system.files import check_writable
+from mkdext._system.plugins import absolute
 from mkdext._system.saved_state import SavedState
 from mkdext.training.data_free_options import DataFreeOptions, Options, ResolvedDataFree
 from mkdext.training.options import ResolvedShared, ResolvedTraining, SharedOptions, TrainOptions
@@ -36,7 +37,7 @@ _FREE = frozenset(
     }
 )
 _RATES = frozenset({"iterations", "lr", "lr_min", "generator.lr"})
-_MOVABLE = frozenset({"student", "teacher", "teacher_weights"})
+_MOVABLE = frozenset({"student", "teacher", "teacher_weights", "method", "loss"})
 
 _FIXED = {
     "student": "what was trained are its weights",
@@ -101,7 +102,7 @@ class Run(Generic[_Resolved]):
         directory, config = self.directory, self.config
         if not directory.config.exists():
             return
-        for name in ("train_dir", "val_dir", "student", "teacher", "teacher_weights"):
+        for name in ("train_dir", "val_dir", *sorted(_MOVABLE)):
             given = config.get(name) if name not in self.changes else None
             for path in given if isinstance(given, list) else [given]:
                 file = path if path is None or name.endswith(("dir", "weights")) else _file(path)
@@ -130,12 +131,17 @@ def checked_run(options: Options, resume: bool = False) -> Run[Any]:
     Raises:
         ValueError: As `options_there`, or options differ that cannot.
     """
-    there = options_there(options)
+    there, method = options_there(options), absolute(options.method)
+    moved: Changes = {}
+    if there and there.method != method and _is_moved(there.method, method):
+        # What the method publishes is read from where its file is now.
+        moved = {"method": (there.method, method)}
+        there = dataclasses.replace(there, method=method)
     if resume and there:
         options = _continued(options, there)
     now: Any = options.resolved()
     before: Any = there.resolved() if there else now
-    changes, root = _differences(before, now), options.out
+    changes, root = moved | _differences(before, now), options.out
     refused = {name: why for name in changes if (why := _why_not(name, changes, now))}
     if resume and refused:
         reasons = (
