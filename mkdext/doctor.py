@@ -35,7 +35,10 @@ REQUIRED_PACKAGES = {
     "safetensors": "safetensors",
     "rich": "rich",
     "tyro": "tyro",
+    "docstring-parser": "docstring_parser",
+    "pydantic": "pydantic",
     "pyyaml": "yaml",
+    "typing-extensions": "typing_extensions",
     "matplotlib": "matplotlib",
 }
 """Distribution name and import name of every dependency besides PyTorch."""

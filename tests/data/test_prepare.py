@@ -213,7 +213,7 @@ def test_other_files_are_never_overwritten(folder, tmp_path):
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(ValueError, match="holds other files; give an empty or new folder"):
         prepare_store(folder, tmp_path / "full", scale=2, workers=1)
-    with pytest.raises(ValueError, match="cannot be made: File exists"):
+    with pytest.raises(ValueError, match="cannot be created: File exists"):
         prepare_store(folder, tmp_path / "full" / "thesis.txt", scale=2, workers=1)
 
 

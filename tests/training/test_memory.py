@@ -39,10 +39,10 @@ def test_what_many_inner_steps_take_is_reckoned_from_few(mode, monkeypatch):
         meta = MetaOptions(steps=steps, mode=mode)
         return dataclasses.replace(BUILTIN_DEMO, patch_size=8, meta=meta).resolved()
 
-    options = of(8)
+    options = of(6)
     reckoned = estimate(options)
     assert estimate(of(100_000_000)) > 10**11
-    monkeypatch.setattr(checks, "_INNER_STEPS", 8)
+    monkeypatch.setattr(checks, "_INNER_STEPS", 6)
     assert reckoned == pytest.approx(estimate(options), rel=1e-6)
 
 
