@@ -1,10 +1,6 @@
 """Training: options, stages, the trainer, the run directory."""
 
-from mkdext.training.data_free_options import (
-    ContrastiveOptions,
-    DataFreeOptions,
-    GeneratorOptions,
-)
+from mkdext.training.data_free_options import ContrastiveOptions, DataFreeOptions, GeneratorOptions
 from mkdext.training.distill import Distilled, distill
 from mkdext.training.image_maker import CollapseError
 from mkdext.training.options import BUILTIN_DEMO, MetaOptions, TrainOptions

@@ -47,13 +47,7 @@ class FixedCrops(PatchSampler):
     """
 
     def __init__(
-        self,
-        pairs: ImagePairs,
-        scale: int,
-        patch_size: int,
-        batch_size: int,
-        seed: int,
-        crops: int,
+        self, pairs: ImagePairs, scale: int, patch_size: int, batch_size: int, seed: int, crops: int
     ) -> None:
         """Take `crops` crops of `patch_size` low-resolution pixels, `batch_size` of them a step."""
         super().__init__(pairs, scale, patch_size, batch_size, seed)

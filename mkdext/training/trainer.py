@@ -36,12 +36,7 @@ from mkdext.training.run.report import (
     tell_changes,
 )
 from mkdext.training.setup import open_photographs, prepare
-from mkdext.training.sources import (
-    Source,
-    ValidationSet,
-    held_out_sets,
-    validation_sets,
-)
+from mkdext.training.sources import Source, ValidationSet, held_out_sets, validation_sets
 from mkdext.training.stages import Stage
 from mkdext.training.step import Batch, NonFiniteError, TrainingFailed
 from mkdext.training.validation import measure, names_of
@@ -344,7 +339,7 @@ class Trainer:
             raise TrainingFailed(f"step {step}: {error_in_words(error)}") from error
         except TrainingFailed as error:
             # A GPU's numbers arrive some steps later.
-            failed = getattr(self.readings, "failed", None)
+            failed = self.readings.failed
             at = f"step {step if failed is None else failed + 1}{self.stage.whose}"
             is_kept = self.directory.checkpoint(self.stage.network_name).state.exists()
             kept = f"; {self.directory.root} keeps the last checkpoint" * is_kept

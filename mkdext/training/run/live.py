@@ -39,9 +39,7 @@ class Readings:
     """
 
     def __init__(
-        self,
-        values: Mapping[str, float],
-        check: Callable[[Mapping[str, float]], None],
+        self, values: Mapping[str, float], check: Callable[[Mapping[str, float]], None]
     ) -> None:
         """Begin with the values of a training that goes on.
 

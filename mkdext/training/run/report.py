@@ -28,14 +28,7 @@ from mkdext.training.run.going_on import Run, rates_in_words
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import ValidationSet, validation_sets
 from mkdext.training.stages import PrivilegedStage, Stage, StudentStage, schedules_of_part
-from mkdext.training.validation import (
-    Scores,
-    Upscaler,
-    bicubic,
-    measure,
-    names_of,
-    picture,
-)
+from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
 
 Summary = dict[str, Any]
 Record = Mapping[str, Any]
@@ -137,10 +130,7 @@ def conclude(
 
 
 def _measured(
-    training: Training,
-    stage: Stage,
-    sets: Mapping[str, ValidationSet],
-    terminal: Terminal,
+    training: Training, stage: Stage, sets: Mapping[str, ValidationSet], terminal: Terminal
 ) -> dict[str, dict[str, Scores]]:
     """Scores by set and way of enlarging."""
     validation: dict[str, dict[str, Scores]] = {name: {} for name in sets}
