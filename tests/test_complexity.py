@@ -27,6 +27,7 @@ TABLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_the_networks_are_as_large_as_the_tables_of_mkd_say(name: str) -> None:
     printed, printed_flops, convolutions, numbers, flops = TABLES[name]

@@ -27,6 +27,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, status: extension.ExtensionStatus) 
     monkeypatch.setattr(extension, "_status", status)
 
 
+@pytest.mark.slow
 def test_json_report_from_another_directory(library: Path, tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "mkdext.doctor", "--json"],
@@ -164,6 +165,7 @@ def test_wrong_numbers_are_a_problem(
     assert algorithms == (tried if dtype == torch.float32 else tried[:1])
 
 
+@pytest.mark.slow
 def test_unknown_instruction_set_is_a_problem_with_a_fix(library: Path) -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "mkdext.doctor", "--json"],

@@ -237,6 +237,7 @@ def test_distill_is_a_package_that_can_be_called(imports: str) -> None:
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_operators_without_a_library_can_be_compiled_as_a_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -214,6 +214,7 @@ def test_a_method_or_a_seed_more_trains_only_what_is_missing(comparison, flags, 
     assert (again / weights).read_bytes() == (before / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_named_and_stops_no_other(flags, trained, tmp_path, capsys):
     out = tmp_path / "out"
     wild = ["--method-options", "fitnet", "lr=1e20"]

@@ -20,6 +20,7 @@ for result in in_processes(time.sleep, [{seconds}] * 6, 2):
 """
 
 
+@pytest.mark.slow
 def test_results_come_in_order() -> None:
     jobs = list(range(12))
     found = list(in_processes(abs, [-job for job in jobs], 2))

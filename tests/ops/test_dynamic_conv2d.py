@@ -388,6 +388,7 @@ def test_vmap_folds_into_the_batch_and_differentiates(in_dims, shape, dtype, alg
         _assert_near(a, e, 1e-5 if dtype == torch.float32 else 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @ALGORITHMS
 def test_torch_compile_traces_forward_and_backward_without_a_break(algorithm):
@@ -695,6 +696,7 @@ def test_every_other_instruction_set_of_this_processor_is_right(instruction_set)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("library")
 def test_an_unknown_instruction_set_is_refused_by_name():
     result = _run_with(

@@ -97,6 +97,7 @@ def test_a_finished_run_goes_on_to_more_steps_on_the_cosine_of_that_length(run, 
     assert rates[8] == phase(7, longer).lr and rates[9] == phase(8, longer).lr
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_is_and_what_it_was(finished, run):
     assert main(flags(run, "--iterations", 8, "--lr", 2e-4)) == 0
     assert main(flags(run, "--iterations", 9)) == 0
@@ -120,6 +121,7 @@ def test_a_run_says_what_it_is_and_what_it_was(finished, run):
     assert main(flags(run)) == 0
 
 
+@pytest.mark.slow
 def test_where_nothing_falls_a_run_that_was_extended_is_one_of_that_length(options, tmp_path):
     level = dataclasses.replace(options, lr_min=options.lr)
     extended, whole = tmp_path / "extended", tmp_path / "whole"
@@ -132,6 +134,7 @@ def test_where_nothing_falls_a_run_that_was_extended_is_one_of_that_length(optio
     ]
 
 
+@pytest.mark.slow
 def test_an_extension_that_is_stopped_ends_with_the_same_weights(run, tmp_path, monkeypatch):
     unbroken = Path(shutil.copytree(run, tmp_path / "unbroken"))
     assert main(flags(unbroken, "--iterations", 10)) == 0
@@ -205,6 +208,7 @@ def test_a_dry_run_shows_a_change_and_makes_none(run, capsys):
     assert (run / "config.yaml").read_bytes() == before and (run / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_photographs_that_were_moved_are_named_with_their_line(options, tmp_path, capsys):
     old, new, out = tmp_path / "old", tmp_path / "new", tmp_path / "run"
     shutil.copytree(options.train_dir[0], old)
@@ -234,6 +238,7 @@ def test_the_file_of_a_network_may_be_moved_but_be_no_other(own_network, options
     assert main(flags(out, "--iterations", 8, "--student", f"{moved}:{factory}")) == 0
 
 
+@pytest.mark.slow
 def test_the_steps_on_the_distillation_loss_alone_keep_their_number(options, tmp_path, capsys):
     out = tmp_path / "run"
     hints = dataclasses.replace(options, method="fitnet", hint_share=0.5, out=out)
@@ -252,6 +257,7 @@ def test_the_steps_on_the_distillation_loss_alone_keep_their_number(options, tmp
     assert "alone keep their number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_teacher_of_pisr_is_not_trained_longer_with_its_student(options, tmp_path):
     pisr = dataclasses.replace(options, method="pisr", iterations=4, out=tmp_path / "run")
     train(pisr, QUIET)
@@ -345,6 +351,7 @@ def test_networks_given_as_objects_are_trained_longer_from_any_first_weights(opt
     assert [r["step"] for r in extended.history if "lr" in r] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_second_training_in_another_thread_is_refused(options, tmp_path, monkeypatch):
     compute, refused = StudentStage.take, []
 

@@ -105,6 +105,7 @@ def test_network_method_and_loss_come_from_a_file_with_options(tmp_path):
     assert student.model.unwrapped[0].out_channels == 5
 
 
+@pytest.mark.slow
 def test_the_distillation_loss_has_the_factor_that_was_given(tmp_path):
     losses = []
     for factor in (1, 3):
@@ -125,6 +126,7 @@ def test_code_that_needs_numbers_trains_with_unknown_memory(flags, capsys):
     assert main(given) == 0
 
 
+@pytest.mark.slow
 def test_the_file_of_a_method_and_of_a_loss_may_be_moved(tmp_path, capsys):
     given = ["--method", "code.py:Means", "--loss", "code.py:doubled", *SHORT, "--out", "run"]
     assert main(given) == 0
@@ -202,6 +204,7 @@ def test_a_method_of_the_users_is_compared(tmp_path):
     assert folders == ["vanilla", "code.py_Means"]
 
 
+@pytest.mark.slow
 def test_a_comparison_of_a_network_with_options_ends_with_its_report(tmp_path):
     folder = (tmp_path / "photographs",)
     options = TrainOptions(

@@ -142,6 +142,7 @@ def test_a_run_tells_of_the_teacher_by_names_of_its_own(reference):
     assert all(line["distillation"] and line["gap"] > 0 for line in learning)
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_anywhere_comes_to_the_same_weights(
     reference, pisr, tmp_path, monkeypatch, capsys
 ):

@@ -177,6 +177,7 @@ def test_weights_that_a_module_would_change_are_refused(tmp_path):
         SavedState.read(tmp_path / "state.pt", "delete it").load_module("student", module)
 
 
+@pytest.mark.slow
 def test_the_rehearsal_changes_no_weight(student, flags, tmp_path, monkeypatch):
     given = [*flags, *student("Net"), "--iterations", "3"]
     assert main([*given, "--out", str(tmp_path / "with")]) == 0

@@ -161,6 +161,7 @@ def test_resume_needs_only_the_run(reference, flags, tmp_path, capsys):
     assert "there is no run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resume_goes_on_where_the_run_is(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mkdext.train.BUILTIN_DEMO", TrainOptions(out=Path("runs/short")))
@@ -223,6 +224,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(flags, tmp_path, ca
     assert not (run / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(estimated, flags, tmp_path, capsys):
     assert main([*flags, "--dry-run", "--out", str(tmp_path / "dry")]) == 0
     shown = capsys.readouterr().out
@@ -237,6 +239,7 @@ def test_a_dry_run_looks_at_the_photographs_to_measure_on(flags, photographs, tm
     assert "--val-dir has two folders called 'photographs'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_vanilla_and_distilled_students_begin_alike_and_see_the_same_patches(flags, tmp_path):
     first = {}
     for method in ("vanilla", "mkd"):

@@ -59,6 +59,7 @@ def test_a_callback_ends_a_training_which_is_finished_then(options):
     assert train(options, QUIET) == summary
 
 
+@pytest.mark.slow
 def test_a_callback_ends_a_student_before_it_has_grown(photographs, tmp_path):
     options = DataFreeOptions(
         val_dir=(photographs,),

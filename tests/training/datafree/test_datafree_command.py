@@ -144,6 +144,7 @@ class Opened:
             self.paths.append(str(path))
 
 
+@pytest.mark.slow
 def test_no_photograph_is_opened_before_the_training_is_done(
     flags, photographs, tmp_path, monkeypatch
 ):
@@ -267,6 +268,7 @@ def test_sgd_has_learning_rates_of_its_own(tmp_path):
     assert rates == [(1e-3, 1e-5), (0.1, 1e-4), (0.05, 1e-4), (0.1, 1e-4), (1e-3, 1e-5)]
 
 
+@pytest.mark.slow
 def test_sgd_also_cuts_the_gradients_of_a_methods_own_parameters(flags, tmp_path):
     sgd = ["--optimizer", "sgd", "--method", "fitnet", "--source", "procedural", "--stages", "1"]
     assert main([*flags, *sgd, "--out", str(tmp_path / "run")]) == 0
