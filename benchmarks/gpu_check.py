@@ -118,7 +118,7 @@ def parts(out: Path) -> list[Part]:
     setup += ["--build-temp", str(out / "objects")]
     pytest = [PYTHON, "-m", "pytest", "-v", "--numprocesses=0", "-p", "no:cacheprovider"]
     tests = [*pytest, "tests/ops/test_on_gpu.py", "tests/_system/test_cuda.py"]
-    training_tests = [*pytest, "tests/training/test_transfer.py"]
+    training_tests = [*pytest, "tests/training/test_sources.py"]
     training_tests += ["tests/training/datafree/test_image_maker.py", "-k", "wait or batch"]
     sanitizer = [find_sanitizer(), "--error-exitcode", "1"]
     # Failed calls of the CUDA API do not count: PyTorch and its libraries try what there is, and a

@@ -320,6 +320,11 @@ ROWS = [
 ]
 
 
+def test_gpu_check_runs_tests_that_are_there() -> None:
+    files = re.findall(r'"(tests/[^"]+)"', Path(gpu_check.__file__).read_text())
+    assert files and all((ROOT / file).is_file() for file in files)
+
+
 def test_gpu_check_reports_what_its_parts_wrote_and_nothing_older(
     nvcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
