@@ -82,3 +82,8 @@ def test_the_teacher_of_a_method_has_no_callback(options):
     pisr = dataclasses.replace(options, method="pisr", privileged_iterations=2, iterations=1)
     train(pisr, QUIET, callback=lambda step, values, student: seen.append(step))
     assert seen == [1]
+
+
+def test_what_are_no_options_is_refused():
+    with pytest.raises(TypeError, match="must be TrainOptions or DataFreeOptions, got dict"):
+        train({"method": "vanilla"}, QUIET)

@@ -129,8 +129,12 @@ def checked_run(options: Options, resume: bool = False) -> Run[Any]:
         resume: Whether some options may be others than those of the run, from here on.
 
     Raises:
+        TypeError: These are no options.
         ValueError: As `options_there`, or options differ that cannot.
     """
+    if not isinstance(options, SharedOptions):
+        kind = type(options).__name__
+        raise TypeError(f"options must be TrainOptions or DataFreeOptions, got {kind}")
     there, method = options_there(options), absolute(options.method)
     moved: Changes = {}
     if there and there.method != method and _is_moved(there.method, method):
