@@ -241,10 +241,10 @@ def test_a_stopped_comparison_checkpoints_its_trainings(flags, tmp_path, capsys)
     threading.Thread(target=stop, daemon=True).start()
     long = ["--methods", "vanilla", "--seeds", "1", "--iterations", "100000", "--out", str(out)]
     assert main([*flags, *long, "--checkpoint-every", "100000"]) == 128 + signal.SIGTERM
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     log = (run(out, "vanilla", 0) / "output.log").read_text()
     step = torch.load(run(out, "vanilla", 0) / "checkpoints" / "state.pt")["step"]
-    assert f"stopped after step {step}; the same command goes on" in log
+    assert f"stopped after step {step}; the same command continues" in log
 
 
 @pytest.mark.slow
