@@ -31,8 +31,8 @@ class TrainingFlags:
     resume: bool = False
     """Continue the run in --out with its options. Some may change from here on: --iterations (with
     more of them a finished run continues too, on the cosine of that length; not that of a student
-    that grows), --lr, --lr-min, --device, how often to log, validate and save, and the paths of
-    photographs and files that were moved."""
+    that grows), the learning rates, --device, where the teacher's maps are kept, how often to log,
+    validate and save, and the paths of photographs and files that were moved."""
     dry_run: bool = False
     """Show the resolved options, the sizes and the memory of a step, and stop."""
     schema: bool = False

@@ -111,14 +111,16 @@ def assemble(options: Resolved, networks: Networks, device: torch.device) -> Tra
         with seeded(options.seed, device):
             network = privileged = PrivilegedNetwork(student, scale).to(device)
         privileged.to(memory_format=layout(student))  # type: ignore[call-overload]
-        count = options.privileged_iterations or options.iterations
+        count = options.privileged_iterations
         before = [PrivilegedStage(options, count, privileged, student)]
     elif network is not None:
         network = placed(network, device)
     points = choose_points(options, student, network) if network is not None else None
     teachers = {} if network is None else {scale: network}
     steps = make_steps(options, {scale: student}, teachers, points, device, kind)
-    part = Part(0, 1, 1, 0, options.iterations, lambda before: steps)
+    part = Part(
+        index=0, of=1, parts=1, first=0, end=options.iterations, make_steps=lambda before: steps
+    )
     return Training(
         options, networks, [*before, *_stages_of(options, part, points)], steps[scale].teacher, None
     )
@@ -136,7 +138,14 @@ def _assemble_without_data(
     for index, count in enumerate(counts):
         first, end = (i * options.iterations // len(counts) for i in (index, index + 1))
         growth = Growth(options, networks, points, index, count, device)
-        part = Part(index, len(counts), count, first, end, growth.steps)
+        part = Part(
+            index=index,
+            of=len(counts),
+            parts=count,
+            first=first,
+            end=end,
+            make_steps=growth.steps,
+        )
         stages += _stages_of(options, part, growth.points)
     made = Made(options, _make_makers(options, networks, device))
     return Training(options, networks, stages, None, made)

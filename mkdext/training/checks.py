@@ -57,13 +57,14 @@ def rehearse(
     except (Exception, SystemExit) as error:  # Whatever code of others may raise.
         raise _failed(student, "student", "saved and read again", error) from error
     try_on(student, "student", shown)
-    for network in training.teachers.values():
-        seen = shown[1::2]
-        teacher = training.teacher
-        if teacher:
-            seen = [(teacher.source(low, high), high) for low, high in seen]
-        try_on(network, teacher.name.replace("_", " ") if teacher else "teacher", seen)
-        break  # Those of other scales are the same network.
+    if not training.teachers:
+        return
+    teacher, network = training.teacher, training.teachers[scale]
+    seen, whose = shown[1::2], "teacher"
+    if teacher:
+        seen = [(teacher.source(low, high), high) for low, high in seen]
+        whose = teacher.name.replace("_", " ")
+    try_on(network, whose, seen)  # Those of other scales are the same network.
 
 
 def check_teachers(training: Training, sets: Mapping[str, ValidationSet]) -> None:
@@ -76,8 +77,8 @@ def check_teachers(training: Training, sets: Mapping[str, ValidationSet]) -> Non
     if options.privileged or options.allow_weak_teacher:
         return
     for scale, teacher in training.teachers.items():
-        own = {name: own.pairs for name, own in sets.items() if own.scale == scale}
-        require_strong_teacher(teacher, scale, own)
+        shown = {n: measured.pairs for n, measured in sets.items() if measured.scale == scale}
+        require_strong_teacher(teacher, scale, shown)
 
 
 def try_on(network: nn.Module, whose: str, pairs: Iterable[Pair]) -> None:

@@ -103,7 +103,7 @@ def conclude(
         "scale": scales[0] if len(scales) == 1 else list(scales),
         "seed": options.seed,
         "iterations": steps,
-        "seconds": round(seconds["student"], 1),
+        "seconds": round(seconds["student"], 3),
         "parameters": count_parameters(stage.network),
         "validation": validation,
     }
@@ -117,7 +117,7 @@ def conclude(
         if isinstance(other, PrivilegedStage):
             summary[other.network_name] = {
                 "iterations": other.schedule.end,
-                "seconds": round(seconds[other.network_name], 1),
+                "seconds": round(seconds[other.network_name], 3),
                 "parameters": count_parameters(other.network),
             }
     if training.made:
