@@ -7,6 +7,7 @@ from torch import nn
 
 from mkdext._system.terminal import Terminal, text_table
 from mkdext.data import find_photographs
+from mkdext.models.handling import count_parameters
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers
 from mkdext.training.data_free_options import Options, Resolved
@@ -14,7 +15,6 @@ from mkdext.training.options import TrainOptions
 from mkdext.training.run.directory import changes_in_words
 from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.live import reading_bar
-from mkdext.training.run.report import count_parameters
 from mkdext.training.setup import prepare
 from mkdext.training.sources import validation_sets
 from mkdext.training.stages import PrivilegedStage

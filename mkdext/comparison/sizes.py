@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mkdext._system.plugins import named_options
 from mkdext.models import MODEL_NAMES, resolve_student
 from mkdext.models.complexity import complexity
+from mkdext.models.handling import count_parameters
 
 _SIDE = 512  # of the low-resolution image, as in the papers
 
@@ -43,7 +44,7 @@ def size_of(student: str, scale: int, options: tuple[str, ...] = ()) -> Size:
     """
     given = named_options(options, "`student_options`")
     network = resolve_student(student, scale, given)
-    parameters = sum(p.numel() for p in network.parameters())
+    parameters = count_parameters(network)
     try:
         counted = complexity(network, _SIDE)
     except (Exception, SystemExit):

@@ -23,7 +23,7 @@ from mkdext.models import (
     read_metadata,
 )
 from mkdext.models.builtin import BUILTIN_SCALE
-from mkdext.models.handling import layout, placed, unwrapped
+from mkdext.models.handling import count_parameters, layout, placed, unwrapped
 
 
 class EnlargementError(ValueError):
@@ -51,7 +51,7 @@ class Network:
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""
-        return sum(p.numel() for p in self.model.parameters())
+        return count_parameters(self.model)
 
     @functools.cached_property
     def costs(self) -> Costs:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mkdext.models.blocks import MeanShift
+from mkdext.models.handling import count_parameters
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
@@ -56,7 +57,7 @@ def complexity(model: nn.Module, size: int = 512) -> Complexity:
         model(image)
     shifts = [module for module in model.modules() if isinstance(module, MeanShift)]
     return Complexity(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
         paper_parameters=sum(
             tensor.numel()
             for module in {*count.convolutions, *shifts}

@@ -17,6 +17,11 @@ from mkdext.models.blocks import SuperResolver
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters of a network."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's network in an `AdaptedNetwork`; any other network itself."""
     return model.unwrapped if isinstance(model, SuperResolver) else model

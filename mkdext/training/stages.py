@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mkdext._system.saved_state import SavedState
 from mkdext.methods.pisr import PrivilegedEncoder, privileged_loss
 from mkdext.models.gradient_watch import silence_in_words
-from mkdext.models.handling import copy_with_tensors
+from mkdext.models.handling import copy_with_tensors, count_parameters
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.image_maker import CollapseError
 from mkdext.training.schedule import Schedule
@@ -187,10 +187,9 @@ class StudentStage(Stage):
             self.optimizer.state.clear()
             return None
         self.steps = self.part.make_steps(before.steps)
-        count = sum(p.numel() for p in self.network.parameters())
         return (
             f"step {self.part.first}: the student grows from {before.part.parts} to "
-            f"{self.part.parts} parts, {count:,} parameters"
+            f"{self.part.parts} parts, {count_parameters(self.network):,} parameters"
         )
 
     def take(self, step: int, batch: Batch) -> Values:

@@ -21,7 +21,7 @@ from mkdext._system.files import write_json
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.data.strips import save_sheet, save_strip
 from mkdext.metrics import exact_note, to_uint8
-from mkdext.models.handling import evaluation_mode
+from mkdext.models.handling import count_parameters, evaluation_mode
 from mkdext.training.assembly import Training
 from mkdext.training.run.directory import HISTORY, RunDirectory
 from mkdext.training.run.going_on import Run, rates_in_words
@@ -195,11 +195,6 @@ def scores_in_words(scores: Mapping[str, Scores]) -> str:
     return ", ".join(
         f"{name} {score['psnr_y']:.2f} dB / {score['ssim_y']:.4f}" for name, score in scores.items()
     )
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters of a network."""
-    return sum(p.numel() for p in model.parameters())
 
 
 @torch.no_grad()
