@@ -32,12 +32,12 @@ inline int64_t round_up(int64_t value, int64_t step) { return ceil_div(value, st
 // ------------------------------------------------------------------------- one-dimensional maps
 
 // B^T: 6 inputs to 6 frequencies. The first and the last are of one form, the others come in pairs.
-inline Lanes input_end(const Lanes& d0, const Lanes& d2, const Lanes& d4) {
+MKDEXT_INLINED inline Lanes input_end(const Lanes& d0, const Lanes& d2, const Lanes& d4) {
   return d0 - kSum2 * d2 + d4;
 }
 
 // For the points +-p; `square` is that of the other pair's point.
-inline void input_pair(const Lanes& d1, const Lanes& d2, const Lanes& d3, const Lanes& d4, float p,
+MKDEXT_INLINED inline void input_pair(const Lanes& d1, const Lanes& d2, const Lanes& d3, const Lanes& d4, float p,
                        float square, Lanes& plus, Lanes& minus) {
   const Lanes even = d4 - square * d2;
   const Lanes odd = d3 - square * d1;
@@ -45,7 +45,7 @@ inline void input_pair(const Lanes& d1, const Lanes& d2, const Lanes& d3, const 
   minus = even - p * odd;
 }
 
-inline void input_transform(const Lanes (&d)[kWindow], Lanes (&v)[kWindow]) {
+MKDEXT_INLINED inline void input_transform(const Lanes (&d)[kWindow], Lanes (&v)[kWindow]) {
   v[0] = input_end(d[0], d[2], d[4]);
   input_pair(d[1], d[2], d[3], d[4], kA, kB2, v[1], v[2]);
   input_pair(d[1], d[2], d[3], d[4], kB, kA2, v[3], v[4]);
@@ -53,7 +53,7 @@ inline void input_transform(const Lanes (&d)[kWindow], Lanes (&v)[kWindow]) {
 }
 
 // G: 3 taps to 6 frequencies.
-inline void weight_transform(const Lanes& w0, const Lanes& w1, const Lanes& w2,
+MKDEXT_INLINED inline void weight_transform(const Lanes& w0, const Lanes& w1, const Lanes& w2,
                              Lanes (&u)[kWindow]) {
   constexpr float a0 = 1 / kNormA, a1 = 2.0 / 3.0 / kNormA, a2 = 4.0 / 9.0 / kNormA;
   constexpr float b0 = 1 / kNormB, b1 = 3.0 / 2.0 / kNormB, b2 = 9.0 / 4.0 / kNormB;
@@ -70,7 +70,7 @@ inline void weight_transform(const Lanes& w0, const Lanes& w1, const Lanes& w2,
 }
 
 // A^T: 6 frequencies to 4 outputs, of which 0 and 2 are even in the points, 1 and 3 odd.
-inline void output_even(const Lanes& m0, const Lanes& m1, const Lanes& m2, const Lanes& m3,
+MKDEXT_INLINED inline void output_even(const Lanes& m0, const Lanes& m1, const Lanes& m2, const Lanes& m3,
                         const Lanes& m4, Lanes& y0, Lanes& y2) {
   const Lanes sum_a = m1 + m2;
   const Lanes sum_b = m3 + m4;
@@ -78,7 +78,7 @@ inline void output_even(const Lanes& m0, const Lanes& m1, const Lanes& m2, const
   y2 = kA2 * sum_a + kB2 * sum_b;
 }
 
-inline void output_odd(const Lanes& m1, const Lanes& m2, const Lanes& m3, const Lanes& m4,
+MKDEXT_INLINED inline void output_odd(const Lanes& m1, const Lanes& m2, const Lanes& m3, const Lanes& m4,
                        const Lanes& m5, Lanes& y1, Lanes& y3) {
   const Lanes gap_a = m1 - m2;
   const Lanes gap_b = m3 - m4;
@@ -86,14 +86,14 @@ inline void output_odd(const Lanes& m1, const Lanes& m2, const Lanes& m3, const 
   y3 = kA3 * gap_a + kB3 * gap_b + m5;
 }
 
-inline void output_transform(const Lanes (&m)[kWindow], Lanes (&y)[kTile]) {
+MKDEXT_INLINED inline void output_transform(const Lanes (&m)[kWindow], Lanes (&y)[kTile]) {
   output_even(m[0], m[1], m[2], m[3], m[4], y[0], y[2]);
   output_odd(m[1], m[2], m[3], m[4], m[5], y[1], y[3]);
 }
 
 // A: 4 gradients of outputs to 6 frequencies. The first and the last are inputs, the others come in
 // pairs for the points +-p.
-inline void grad_pair(const Lanes& g0, const Lanes& g1, const Lanes& g2, const Lanes& g3, float p,
+MKDEXT_INLINED inline void grad_pair(const Lanes& g0, const Lanes& g1, const Lanes& g2, const Lanes& g3, float p,
                       float square, Lanes& plus, Lanes& minus) {
   const Lanes even = g0 + square * g2;
   const Lanes odd = g1 + square * g3;
@@ -101,7 +101,7 @@ inline void grad_pair(const Lanes& g0, const Lanes& g1, const Lanes& g2, const L
   minus = even - p * odd;
 }
 
-inline void grad_transform(const Lanes (&g)[kTile], Lanes (&v)[kWindow]) {
+MKDEXT_INLINED inline void grad_transform(const Lanes (&g)[kTile], Lanes (&v)[kWindow]) {
   v[0] = g[0];
   grad_pair(g[0], g[1], g[2], g[3], kA, kA2, v[1], v[2]);
   grad_pair(g[0], g[1], g[2], g[3], kB, kB2, v[3], v[4]);
@@ -109,7 +109,7 @@ inline void grad_transform(const Lanes (&g)[kTile], Lanes (&v)[kWindow]) {
 }
 
 // G^T: 6 frequencies to 3 taps.
-inline void weight_grad_transform(const Lanes (&d)[kWindow], Lanes& w0, Lanes& w1, Lanes& w2) {
+MKDEXT_INLINED inline void weight_grad_transform(const Lanes (&d)[kWindow], Lanes& w0, Lanes& w1, Lanes& w2) {
   constexpr float a0 = 1 / kNormA, a1 = 2.0 / 3.0 / kNormA, a2 = 4.0 / 9.0 / kNormA;
   constexpr float b0 = 1 / kNormB, b1 = 3.0 / 2.0 / kNormB, b2 = 9.0 / 4.0 / kNormB;
   const Lanes sum_a = d[1] + d[2];
