@@ -14,9 +14,9 @@ Each is timed in NCHW and in channels_last. The peer is the faster of the stock 
 run. GFLOP/s count the convolutions of the direct algorithm.
 
 `--errors` measures errors instead of times. Those of a convolution and of its gradients are norms
-of the difference to float64 over norms of the result; those of whole networks, on the photographs
-of `mkdext.data.builtin_photographs("validation")`, are the largest difference of a pixel in levels
-of 255. All networks but the built-in one have random weights.
+of the difference to float64 over norms of the result; those of whole networks, on the held-out
+built-in photographs, are the largest difference of a pixel in levels of 255. All networks but the
+built-in one have random weights.
 
     python benchmarks/bench_networks.py --threads 1
     python benchmarks/bench_networks.py --threads 1 --rows "conv2d 16, 64" teacher --repeats 3
@@ -311,8 +311,8 @@ def ratios(timing: Timing, timings: dict[str, Timing]) -> dict[str, float]:
 def print_timings(console: Console, results: list[dict[str, object]]) -> None:
     """Print a line for each form."""
     kinds = [kind for kind in PEERS if any(kind in result["ratio_to"] for result in results)]
-    ratios = (f"times as fast as {kind}" for kind in kinds)
-    table = Table("row", "form", "ms", "spread", "GFLOP/s", *ratios)
+    columns = (f"times as fast as {kind}" for kind in kinds)
+    table = Table("row", "form", "ms", "spread", "GFLOP/s", *columns)
     for before, result in zip([None, *results], results, strict=False):
         is_first = before is None or before["row"] != result["row"]
         if is_first:
