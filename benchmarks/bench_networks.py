@@ -10,8 +10,9 @@ What is timed:
 - with more than one thread also a step on all of them and on one, and 1920x1080 pixels enlarged in
   the tiles of `python -m mkdext.upscale`. ONNX Runtime takes the same tiles, and the whole picture.
 
-Each is timed in NCHW and in channels_last. The peer is the faster of the stock forms in the same
-run. GFLOP/s count the convolutions of the direct algorithm.
+Each is timed in NCHW and in channels_last, the last two in the networks' own layout only. The peer
+is the faster of the stock forms in the same run. GFLOP/s count the convolutions of the direct
+algorithm.
 
 `--errors` measures errors instead of times. Those of a convolution and of its gradients are norms
 of the difference to float64 over norms of the result; those of whole networks, on the held-out
