@@ -141,6 +141,11 @@ void correlate(const ConvShape& shape, WeightOrder order, const std::vector<Maps
 // The gradients of weight and bias; not of what is null.
 void weight_gradient(const ConvShape& shape, const Maps& grad, const Maps& input,
                      float* grad_weight, float* grad_bias) {
+  if (shape.batch == 0) {  // nothing to sum
+    std::fill_n(grad_weight, shape.out_channels * shape.in_channels * kTaps, 0.f);
+    if (grad_bias) std::fill_n(grad_bias, shape.out_channels, 0.f);
+    return;
+  }
   const SampleShape sizes{shape.in_channels, shape.out_channels, shape.height, shape.width, 3};
   const WinogradSample sample{sizes, input.layout(), grad.layout()};
   const WinogradKernels& kernels = winograd_kernels();
@@ -214,7 +219,8 @@ void check_vector(const Tensor& bias, const char* name, const ConvShape& shape) 
 
 void check_shape(const ConvShape& shape, int64_t factor) {
   STD_TORCH_CHECK(shape.in_channels > 0 && shape.out_channels > 0 && shape.height > 0 &&
-                      shape.width > 0 && factor > 0 && shape.out_channels % (factor * factor) == 0,
+                      shape.width > 0 && factor > 0 && factor <= shape.out_channels &&
+                      shape.out_channels % (factor * factor) == 0,
                   "conv2d: sizes must be positive and the output channels a multiple of ",
                   "upscale_factor^2");
 }
@@ -261,6 +267,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, std::opti
                                                    std::optional<Tensor> weight, bool want_bias,
                                                    int64_t factor, bool channels_last) {
   STD_TORCH_CHECK(input || weight, "conv2d: a backward needs input or weight");
+  STD_TORCH_CHECK(input || !want_bias, "conv2d: the gradient of the bias needs input");
   STD_TORCH_CHECK((input ? *input : *weight).dim() == 4, "conv2d: input and weight must be 4-D");
   const ConvShape shape =
       shape_from_grad(grad, (input ? *input : *weight).size(1), factor);

@@ -37,7 +37,7 @@ from mkdext.ops._dispatch import (
 )
 
 _NAME = "conv2d"
-_is_stock = extension.status().state != "loaded"
+_stock = 0 if extension.status().state == "loaded" else 1  # how many ask for it
 
 
 def conv2d(
@@ -78,7 +78,8 @@ def conv2d(
         torch.Size([2, 4, 12, 12])
     """
     if not _takes_winograd(input, weight, bias, upscale_factor):
-        _check(input, weight, bias, upscale_factor)
+        if not (torch.jit.is_tracing() or isinstance(input, torch.fx.Proxy)):
+            _check(input, weight, bias, upscale_factor)
         output = F.conv2d(input, weight, bias, padding=weight.shape[-1] // 2)
         return F.pixel_shuffle(output, upscale_factor) if upscale_factor > 1 else output
     channels_last = _is_channels_last(input) or _is_channels_last(weight)
@@ -115,12 +116,12 @@ def stock_convolutions() -> Iterator[None]:
         ...     conv2d_algorithm(torch.ones(1, 64, 48, 48), torch.ones(64, 64, 3, 3))
         'stock'
     """
-    global _is_stock
-    before, _is_stock = _is_stock, True
+    global _stock
+    _stock += 1
     try:
         yield
     finally:
-        _is_stock = before
+        _stock -= 1
 
 
 _DENSE = (Tensor, nn.Parameter)
@@ -128,7 +129,7 @@ _DENSE = (Tensor, nn.Parameter)
 
 def _takes_winograd(input: Tensor, weight: Tensor, bias: Tensor | None, factor: int) -> bool:
     """Whether the arguments are right, can be computed by the kernels, and should be."""
-    if _is_stock or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _stock or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if not (_is_usable(input, 4) and _is_usable(weight, 4)):
         return False
@@ -139,8 +140,8 @@ def _takes_winograd(input: Tensor, weight: Tensor, bias: Tensor | None, factor: 
         return False
     if type(factor) is not int or factor < 1 or out_channels % factor**2:
         return False
-    # Derivatives along a direction are PyTorch's.
-    if torch.is_autocast_enabled("cpu") or forward_ad._current_level >= 0:
+    # Derivatives along a direction are PyTorch's, and the level is its private matter.
+    if torch.is_autocast_enabled("cpu") or getattr(forward_ad, "_current_level", -1) >= 0:
         return False
     return _wins(input.shape, out_channels)
 
@@ -162,8 +163,7 @@ def _wins(shape: torch.Size, out_channels: int) -> bool:
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    last = tensor.is_contiguous(memory_format=torch.channels_last)
-    return last and not tensor.is_contiguous()
+    return tensor.stride(1) == 1 and not tensor.is_contiguous()  # as far as `vmap` can tell
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None, factor: int) -> None:
@@ -256,13 +256,14 @@ class _Forward(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         remember(ctx, inputs)
+        ctx.save_for_backward(*inputs[:2])  # the bias may change before the backward
         ctx.layout = inputs[-2:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
-        input, weight, _ = ctx.saved_tensors
+        input, weight = ctx.saved_tensors
         want_input, want_weight, want_bias = wanted_gradients(ctx)[:3]
         if not (want_input or want_weight):
             of_bias = _sum_over_pixels(grad, ctx.layout[0]) if want_bias else None

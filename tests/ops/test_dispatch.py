@@ -10,6 +10,7 @@ from torch.library import opcheck
 
 from mkdext.ops import _dispatch, dynamic_conv2d, spatial_affinity_gap, texture_kernels
 from mkdext.ops._dispatch import apply
+from mkdext.ops.conv2d import conv2d
 
 
 class _Scale(Function):
@@ -133,8 +134,9 @@ def gradients(operator, *shapes):
         (dynamic_conv2d, [(2, 3, 6, 7), (2, 4, 3, 3, 3)]),
         (lambda x: texture_kernels(x, grid=2, kernel_size=3), [(2, 3, 7, 9)]),
         (spatial_affinity_gap, [(2, 3, 4, 5), (2, 6, 4, 5)]),
+        (conv2d, [(2, 64, 48, 48), (64, 64, 3, 3), (64,)]),
     ],
-    ids=["dynamic_conv2d", "texture_kernels", "spatial_affinity_gap"],
+    ids=["dynamic_conv2d", "texture_kernels", "spatial_affinity_gap", "conv2d"],
 )
 def test_derivatives_are_the_same_without_private_functions(operator, shapes, pytorch, monkeypatch):
     got = gradients(operator, *shapes)
