@@ -109,7 +109,7 @@ def accelerate(module: nn.Module) -> contextlib.ExitStack:
     return undo
 
 
-def convolutions_on(device: str) -> Convolutions:
+def convolutions_on(device: str | torch.device) -> Convolutions:
     """Which convolutions networks on a device take now: "winograd" on a CPU that has them."""
     if torch.device(device).type != "cpu":
         return "stock"

@@ -19,8 +19,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args, overload
 
-import torch
-
+from mkdext._system.device import checked_device
 from mkdext._system.files import check_writable
 from mkdext._system.plugins import absolute
 from mkdext._system.saved_state import SavedState
@@ -103,12 +102,12 @@ class Run(Generic[_Resolved]):
         Raises:
             ValueError: They are not available, or a checkpoint is damaged.
         """
-        device, wants_stock = self.options.device, self.options.stock_convolutions
-        available: Convolutions = "stock" if wants_stock else convolutions_on(device)
+        device = checked_device(self.options.device)
+        available = "stock" if self.options.stock_convolutions else convolutions_on(device)
         kept = {_convolutions_of(checkpoint.load()) for checkpoint in self.directory.checkpoints}
         if "stock" in kept:
             return "stock"
-        if "winograd" in kept and available == "stock" and torch.device(device).type == "cpu":
+        if "winograd" in kept and available == "stock" and device.type == "cpu":
             raise ValueError(
                 f"`out` {self.directory.root}: its steps so far were taken with winograd "
                 "convolutions, which are not available here; `python -m mkdext.doctor` shows why "
