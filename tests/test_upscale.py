@@ -412,3 +412,18 @@ def test_what_only_the_output_folder_holds_is_no_input(
     (tmp_path / "out" / "a.png").mkdir(parents=True)
     assert main([str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]) == 2
     assert "a.png is a folder; name a file that can be replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("taken", ["winograd", "stock"])
+def test_the_operator_convolves_for_networks_of_users_too_unless_the_flag_is_given(
+    taken: str,
+    photograph: Path,
+    own_network: tuple[str, Path],
+    convolved: list[str],
+    tmp_path: Path,
+) -> None:
+    model, weights = own_network
+    flags = ["--model", model, "--weights", str(weights), "--out", str(tmp_path)]
+    flags += ["--stock-convolutions"] * (taken == "stock")
+    assert main([str(photograph), *flags]) == 0
+    assert set(convolved) == {taken}
