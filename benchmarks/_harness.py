@@ -10,6 +10,7 @@ is reported.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,15 +157,22 @@ def peak_gflops(device: torch.device, dtype: torch.dtype, threads: int) -> float
     per cent of the peak of the multiply-add units; a GPU needs larger ones.
     """
     side = 8192 if device.type == "cuda" else 512
-    used = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         seconds = _fastest(lambda: torch.mm(a, b, out=out), device, 50)
+    return 2 * side**3 / seconds / 1e9
+
+
+@contextlib.contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """PyTorch computes on `count` threads inside."""
+    used = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(used)
-    return 2 * side**3 / seconds / 1e9
 
 
 def copy_bandwidth(device: torch.device) -> float:

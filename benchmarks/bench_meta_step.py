@@ -5,8 +5,8 @@ The step is that of an RCAN-A student at x4: teacher features given (64 channels
 parameter, then the student's own step. It is timed in four forms:
 
 - mkdext: the package;
-- stock convolutions: the package's step on grouped `F.conv2d`, the fastest way to write a
-  per-sample convolution in PyTorch; tells what the kernels bring, and what the rest does;
+- stock convolutions: the package's step on `F.conv2d`, for KRNets grouped, the fastest way to write
+  a per-sample convolution in PyTorch; tells what the kernels bring, and what the rest does;
 - stock: `stock_meta_step.py`, the equations as a user of PyTorch writes them down;
 - vanilla: the student's own step without distillation.
 
@@ -46,6 +46,7 @@ from mkdext.methods import MKD, MKDOptions
 from mkdext.methods.mkd import krnet
 from mkdext.models import create_model, default_points
 from mkdext.ops import reference
+from mkdext.ops.conv2d import stock_convolutions
 from mkdext.training import MetaOptions, TrainOptions
 from mkdext.training import step as step_module
 from mkdext.training.schedule import Phase
@@ -88,7 +89,12 @@ def make_step(
             options.meta.keep,
             options.kd_weight,
         )
-        return lambda: stock(low, high, hints), [optimizer, krnet_optimizer]
+
+        def run_stock() -> None:
+            with stock_convolutions():
+                stock(low, high, hints)
+
+        return run_stock, [optimizer, krnet_optimizer]
     krnet_optimizer = torch.optim.Adam(method.parameters(), options.meta.lr)
     distils = form != "vanilla"
     distillation = Distillation(points, method, krnet_optimizer) if distils else None
@@ -125,12 +131,13 @@ def check_gradients(arguments: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def stock_operators() -> Iterator[None]:
-    """KRNets on plain PyTorch."""
-    with mock.patch.multiple(
+    """KRNets and student on plain PyTorch."""
+    krnets = mock.patch.multiple(
         krnet,
         dynamic_conv2d=reference.dynamic_conv2d,
         texture_kernels=reference.texture_kernels,
-    ):
+    )
+    with krnets, stock_convolutions():
         yield
 
 

@@ -2,7 +2,10 @@
 // whole, beside the FMA peak and the copy bandwidth of the same run.
 //
 //   g++ -O3 -std=c++20 -march=native -Icsrc/cpu benchmarks/winograd_phases.cpp -o phases
-//   ./phases [batch in_channels out_channels side]
+//   ./phases [shared] [batch in_channels out_channels side]
+//
+// By default as for dynamic_conv2d: a kernel for each sample, maps contiguous. With "shared" as for
+// conv2d: one kernel for the batch, maps channels last.
 //
 // A phase alone runs over the same samples and blocks as in the whole, but finds more of its data
 // in the cache; what the whole takes beyond the sum of its phases is the price of memory.
@@ -36,7 +39,6 @@
 #include "simd.h"
 #include "winograd_kernels.h"
 
-using mkdext::Term;
 using namespace mkdext::cpu;
 using namespace mkdext::cpu::native;
 
@@ -109,8 +111,13 @@ void print(const char* name, double milliseconds, double share_of) {
 
 int main(int count, char** arguments) {
   int64_t size[] = {16, 64, 64, 48};
+  const bool shared = count > 1 && std::strcmp(arguments[1], "shared") == 0;
+    if (shared) {
+    --count;
+    ++arguments;
+  }
   if (count != 1 && count != 5) {
-    std::fprintf(stderr, "usage: %s [batch in_channels out_channels side]\n", arguments[0]);
+    std::fprintf(stderr, "usage: phases [shared] [batch in_channels out_channels side]\n");
     return 2;
   }
   for (int i = 1; i < count; ++i) {
@@ -124,10 +131,17 @@ int main(int count, char** arguments) {
   const SampleShape shape{ci, co, side, side, 3};
   const SampleShape reversed{co, ci, side, side, 3};
   const int64_t area = side * side, kernel = ci * co * kTaps, rows = tiles_along(side);
+  const auto laid_out = [&](const SampleShape& s) {
+    if (shared) {
+      const auto layout = [&](int64_t channels) {
+        return MapLayout{1, side * channels, channels};
+      };
+      return WinogradSample{s, layout(s.in_channels), layout(s.out_channels)};
+    }
+    return WinogradSample{s, contiguous_layout(s), contiguous_layout(s)};
+  };
   const auto input = random_numbers(batch * ci * area), grad = random_numbers(batch * co * area);
   const auto weight = random_numbers(batch * kernel), grad_weight = random_numbers(batch * kernel);
-  const auto scratch = random_numbers(std::max(
-      {correlate_scratch(shape, 1), correlate_scratch(reversed, 1), weight_grad_scratch(shape)}));
   const double peak = measure_peak();
   const double direct = 2.0 * batch * kernel * area / 1e6;  // MFLOP
   const double products = 2.0 * batch * kFrequencies * ci * co * rows * rows / 1e6;
@@ -151,12 +165,19 @@ int main(int count, char** arguments) {
       for (int64_t b = 0; b < batch; ++b) run(b);
     });
   };
+  const auto each_kernel = [&](const auto& run) {
+    return fastest([&] {
+      for (int64_t b = 0; b < (shared ? 1 : batch); ++b) run(b);
+    });
+  };
 
   const auto correlation = [&](const char* name, const SampleShape& s, WeightOrder order,
                                const float* from, float* to) {
-    const CorrelatePlan plan(s, 1);
-    float* const weights = scratch.get();
-    float* const inputs = weights + kFrequencies * plan.weight_step;
+    const WinogradSample sample = laid_out(s);
+    const CorrelatePlan plan(sample, 1);
+    const auto transformed = random_numbers(weights_size(sample, 1));
+    const auto scratch = random_numbers(correlate_scratch(sample, 1));
+    float* const inputs = scratch.get();
     float* const results = inputs + kFrequencies * plan.input_step;
     float* const pixels = results + kFrequencies * plan.product_step;
     const auto each_block = [&](const auto& run) {
@@ -164,22 +185,26 @@ int main(int count, char** arguments) {
         for_each_block(s, plan.block, 0, rows, [&](const Block& block) { run(b, block); });
       });
     };
+    const auto transform = [&](int64_t b) {
+      const float* one = weight.get() + b * kernel;
+      transform_weights(sample, order, &one, 1, transformed.get());
+    };
     const double whole = each_sample([&](int64_t b) {
-      const Term<float> term{from + b * s.in_channels * area, weight.get() + b * kernel};
-      correlate(s, order, &term, 1, 0, rows, scratch.get(), to + b * s.out_channels * area);
+      if (b == 0 || !shared) transform(b);
+      const float* map = from + b * s.in_channels * area;
+      correlate(sample, &map, transformed.get(), 1, nullptr, 0, rows, scratch.get(),
+                to + b * s.out_channels * area);
     });
-    const double kernels = each_sample([&](int64_t b) {
-      transform_weight(s, order, weight.get() + b * kernel, plan.panels, 0, plan.weight_step,
-                       weights);
-    });
+    const double kernels = each_kernel(transform);
     const double in = each_block([&](int64_t b, const Block& block) {
-      transform_inputs(s, block, from + b * s.in_channels * area, pixels, plan.input_step, inputs);
+      transform_inputs(s, sample.input, block, from + b * s.in_channels * area, pixels,
+                       plan.input_step, inputs);
     });
     const double multiplied = each_block([&](int64_t, const Block& block) {
-      multiply_block(plan, block, inputs, weights, results);
+      multiply_block(plan, block, inputs, transformed.get(), results);
     });
     const double out = each_block([&](int64_t b, const Block& block) {
-      transform_outputs(s, block, results, plan.product_step, pixels,
+      transform_outputs(s, sample.output, block, results, plan.product_step, nullptr, pixels,
                         to + b * s.out_channels * area);
     });
     report(name, whole,
@@ -191,33 +216,41 @@ int main(int count, char** arguments) {
   correlation("forward", shape, WeightOrder::kForward, input.get(), grad.get());
   correlation("input gradient", reversed, WeightOrder::kInputGrad, grad.get(), input.get());
 
-  const WeightGradPlan plan(shape);
+  const WinogradSample sample = laid_out(shape);
+  const WeightGradPlan plan(sample);
+  const int64_t vectors = plan.out.vectors();
+  const auto sums = random_numbers(weight_grad_sums_size(sample));
+  const auto scratch = random_numbers(weight_grad_scratch(sample));
   float* const inputs = scratch.get();
   float* const grads = inputs + kFrequencies * plan.input_step;
-  float* const sums = grads + kFrequencies * plan.grad_step;
-  float* const pixels = sums + kFrequencies * plan.sums_step;
-  float* const taps = pixels + pixels_scratch(plan.block);
+  float* const pixels = grads + kFrequencies * plan.grad_step;
   const auto each_block = [&](const auto& run) {
     return each_sample([&](int64_t b) {
       for_each_block(shape, plan.block, 0, rows, [&](const Block& block) { run(b, block); });
     });
   };
+  const auto finish = [&](int64_t b) {
+    weight_grad(sample, sums.get(), 1, 0, vectors, scratch.get(), grad_weight.get() + b * kernel,
+                nullptr);
+  };
   const double whole = each_sample([&](int64_t b) {
-    weight_grad(shape, grad.get() + b * co * area, input.get() + b * ci * area, 0,
-                weight_grad_parts(co), scratch.get(), grad_weight.get() + b * kernel);
+    weight_grad_sums(sample, grad.get() + b * co * area, input.get() + b * ci * area,
+                     {0, rows, 0, vectors}, b > 0 && shared, scratch.get(), sums.get());
+    if (b == batch - 1 || !shared) finish(b);
   });
   const double in = each_block([&](int64_t b, const Block& block) {
-    transform_inputs(shape, block, input.get() + b * ci * area, pixels, plan.input_step, inputs);
+    transform_inputs(shape, sample.input, block, input.get() + b * ci * area, pixels,
+                     plan.input_step, inputs);
   });
   const double of_grad = each_block([&](int64_t b, const Block& block) {
-    transform_grads(shape, block, grad.get() + b * co * area, co, pixels, plan.grad_step, grads);
+    transform_grads(shape, sample.output, block, grad.get() + b * co * area, 0, vectors, pixels,
+                    plan.grad_step, grads, nullptr);
   });
-  const double multiplied = each_block([&](int64_t, const Block& block) {
-    multiply_grad_block(plan, block, inputs, grads, block.row_begin > 0, co, sums);
+  const double multiplied = each_block([&](int64_t b, const Block& block) {
+    multiply_grad_block(plan, block, inputs, grads, block.row_begin > 0 || (b > 0 && shared),
+                        vectors, sums.get());
   });
-  const double out = each_sample([&](int64_t b) {
-    transform_weight_grads(shape, sums, plan.sums_step, co, taps, grad_weight.get() + b * kernel);
-  });
+  const double out = each_kernel(finish);
   report("weight gradient", whole,
          {{"input transform", in},
           {"gradient transform", of_grad},

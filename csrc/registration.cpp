@@ -27,6 +27,17 @@ STABLE_TORCH_LIBRARY(mkdext, m) {
       "dynamic_conv2d_double_backward(Tensor grad, Tensor? input, Tensor? weight, "
       "Tensor? grad_grad_input, Tensor? grad_grad_weight, bool want_grad, bool want_input, "
       "bool want_weight, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, int upscale_factor, bool channels_last) "
+      "-> Tensor");
+  m.def(
+      "conv2d_backward(Tensor grad, Tensor? input, Tensor? weight, bool want_bias, "
+      "int upscale_factor, bool channels_last) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "conv2d_double_backward(Tensor grad, Tensor? input, Tensor? weight, "
+      "Tensor? grad_grad_input, Tensor? grad_grad_weight, Tensor? grad_grad_bias, bool want_grad, "
+      "bool want_input, bool want_weight, int upscale_factor, bool channels_last) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def("texture_kernels(Tensor features, int grid, int kernel_size) -> Tensor");
   m.def("texture_kernels_transpose(Tensor kernels, int grid, int height, int width) -> Tensor");
 }

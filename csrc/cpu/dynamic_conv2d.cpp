@@ -135,31 +135,71 @@ SampleWork<T> direct_correlation(const DynamicConvShape& shape, WeightOrder orde
   return {shape.height, kernels.correlate_scratch(sample), run};
 }
 
-SampleWork<float> winograd_correlation(const DynamicConvShape& shape, WeightOrder order,
-                                       const std::vector<Term<float>>& terms, float* output) {
-  const SampleShape sample = sample_shape(shape, order);
-  const WinogradKernels& kernels = winograd_kernels();
-  const auto run = [=, &kernels](float* scratch, int64_t b, int64_t begin, int64_t end) {
-    kernels.correlate(sample, order, terms_of_sample(shape, sample, terms, b).data(), terms.size(),
-                      begin, end, scratch,
-                      output + b * sample.out_channels * shape.height * shape.width);
-  };
-  return {kernels.correlate_parts(sample), kernels.correlate_scratch(sample, terms.size()), run};
+// Elements up to the next cache line.
+int64_t aligned(int64_t elements) { return (elements + 15) / 16 * 16; }
+
+WinogradSample contiguous_sample(const SampleShape& shape) {
+  return {shape, contiguous_layout(shape), contiguous_layout(shape)};
 }
 
-// With DirectKernels or WinogradKernels, which cut a sample into `parts`.
-template <typename T, typename Kernels>
-SampleWork<T> weight_gradient_with(const Kernels& kernels, int64_t parts,
-                                   const DynamicConvShape& shape, const T* grad, const T* input,
-                                   T* grad_weight) {
-  const SampleShape sample = sample_shape(shape, WeightOrder::kForward);
-  const auto run = [=, &kernels](T* scratch, int64_t b, int64_t begin, int64_t end) {
-    const int64_t area = shape.height * shape.width;
-    kernels.weight_grad(sample, grad + b * shape.out_channels * area,
-                        input + b * shape.in_channels * area, begin, end, scratch,
-                        grad_weight + b * weight_size(shape));
+SampleWork<float> winograd_correlation(const DynamicConvShape& shape, WeightOrder order,
+                                       const std::vector<Term<float>>& terms, float* output) {
+  const WinogradSample sample = contiguous_sample(sample_shape(shape, order));
+  const WinogradKernels& kernels = winograd_kernels();
+  const int64_t count = terms.size();
+  const int64_t of_weights = aligned(kernels.weights_size(sample, count));
+  const auto run = [=, &kernels](float* scratch, int64_t b, int64_t begin, int64_t end) {
+    std::vector<const float*> maps, weights;
+    for (const Term<float>& term : terms_of_sample(shape, sample.shape, terms, b)) {
+      maps.push_back(term.map);
+      weights.push_back(term.weight);
+    }
+    kernels.transform_weights(sample, order, weights.data(), count, scratch);
+    kernels.correlate(sample, maps.data(), scratch, count, nullptr, begin, end,
+                      scratch + of_weights,
+                      output + b * sample.shape.out_channels * shape.height * shape.width);
   };
-  return {parts, kernels.weight_grad_scratch(sample), run};
+  return {kernels.rows(sample.shape), of_weights + kernels.correlate_scratch(sample, count), run};
+}
+
+// The maps and kernels of sample b for a weight gradient.
+template <typename T>
+struct WeightGradient {
+  const T* grad;
+  const T* input;
+  T* grad_weight;
+
+  WeightGradient of_sample(const DynamicConvShape& shape, int64_t b) const {
+    const int64_t area = shape.height * shape.width;
+    return {grad + b * shape.out_channels * area, input + b * shape.in_channels * area,
+            grad_weight + b * weight_size(shape)};
+  }
+};
+
+template <typename T>
+SampleWork<T> direct_weight_gradient(const DynamicConvShape& shape,
+                                     const WeightGradient<T>& tensors) {
+  const SampleShape sample = sample_shape(shape, WeightOrder::kForward);
+  const DirectKernels<T>& kernels = direct_kernels<T>();
+  const auto run = [=, &kernels](T* scratch, int64_t b, int64_t begin, int64_t end) {
+    const auto [grad, input, grad_weight] = tensors.of_sample(shape, b);
+    kernels.weight_grad(sample, grad, input, begin, end, scratch, grad_weight);
+  };
+  return {shape.out_channels, kernels.weight_grad_scratch(sample), run};
+}
+
+SampleWork<float> winograd_weight_gradient(const DynamicConvShape& shape,
+                                           const WeightGradient<float>& tensors) {
+  const WinogradSample sample = contiguous_sample(sample_shape(shape, WeightOrder::kForward));
+  const WinogradKernels& kernels = winograd_kernels();
+  const int64_t of_sums = aligned(kernels.weight_grad_sums_size(sample));
+  const auto run = [=, &kernels](float* scratch, int64_t b, int64_t begin, int64_t end) {
+    const auto [grad, input, grad_weight] = tensors.of_sample(shape, b);
+    const Part part{0, kernels.rows(sample.shape), begin, end};
+    kernels.weight_grad_sums(sample, grad, input, part, false, scratch + of_sums, scratch);
+    kernels.weight_grad(sample, scratch, 1, begin, end, scratch + of_sums, grad_weight, nullptr);
+  };
+  return {kernels.vectors(sample), of_sums + kernels.weight_grad_scratch(sample), run};
 }
 
 // ---------------------------------------------------------------------------------- the choice
@@ -185,17 +225,13 @@ SampleWork<T> correlation(const DynamicConvShape& shape, WeightOrder order, Algo
 }
 
 template <typename T>
-SampleWork<T> weight_gradient(const DynamicConvShape& shape, Algorithm algorithm, const T* grad,
-                              const T* input, T* grad_weight) {
+SampleWork<T> weight_gradient(const DynamicConvShape& shape, Algorithm algorithm,
+                              const WeightGradient<T>& tensors) {
   if constexpr (std::is_same_v<T, float>) {
-    if (takes_winograd(algorithm, Primitive::kWeightGrad, shape)) {
-      const WinogradKernels& kernels = winograd_kernels();
-      const int64_t parts = kernels.weight_grad_parts(shape.out_channels);
-      return weight_gradient_with(kernels, parts, shape, grad, input, grad_weight);
-    }
+    if (takes_winograd(algorithm, Primitive::kWeightGrad, shape))
+      return winograd_weight_gradient(shape, tensors);
   }
-  return weight_gradient_with(direct_kernels<T>(), shape.out_channels, shape, grad, input,
-                              grad_weight);
+  return direct_weight_gradient(shape, tensors);
 }
 
 // ----------------------------------------------------------------------------- the torch layer
@@ -217,8 +253,8 @@ SampleWork<T> product_of(const DynamicConvShape& shape, Algorithm algorithm,
   T* const output = static_cast<T*>(product.output.mutable_data_ptr());
   if (product.primitive == Primitive::kWeightGrad) {
     const layer::Operands& operands = product.terms[0];
-    return weight_gradient<T>(shape, algorithm, data<T>(operands.map), data<T>(operands.other),
-                              output);
+    return weight_gradient<T>(shape, algorithm,
+                              {data<T>(operands.map), data<T>(operands.other), output});
   }
   std::vector<Term<T>> terms;
   for (const layer::Operands& operands : product.terms)

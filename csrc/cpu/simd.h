@@ -30,6 +30,9 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 // their registers.
 #define MKDEXT_OWN_REGISTERS __attribute__((noinline))
 
+// On what is called a few times with arrays of vectors, which a call would send through memory.
+#define MKDEXT_INLINED __attribute__((always_inline))
+
 template <typename T>
 inline Vec<T> load(const T* from) {
   return *reinterpret_cast<const typename Simd<T>::Unaligned*>(from);

@@ -1,34 +1,62 @@
-// The Winograd algorithm of per-sample convolution, for one sample on one thread: 3x3 kernels in
-// float32. The caller loops over samples and owns the threads.
+// Winograd's algorithm for 3x3 kernels in float32, for one sample on one thread. The caller loops
+// over samples and owns the threads.
 #pragma once
 
 #include <cstdint>
 
-#include "../dynamic_conv2d.h"
 #include "sample.h"
 
 namespace mkdext::cpu {
 
+// A sample, and how its input, and its output or the gradient of that, lie in memory.
+struct WinogradSample {
+  SampleShape shape;
+  MapLayout input;
+  MapLayout output;
+};
+
+// Rows of tiles and vectors of output channels.
+struct Part {
+  int64_t row_begin;
+  int64_t row_end;
+  int64_t vector_begin;
+  int64_t vector_end;
+};
+
+// Scratch memory and memory for results within the algorithm is counted in elements, and aligned to
+// 64 bytes.
 struct WinogradKernels {
-  // How many parts one sample can be cut into for `correlate`: rows of tiles.
-  int64_t (*correlate_parts)(const SampleShape& shape);
+  // Into how many rows of tiles a sample can be cut.
+  int64_t (*rows)(const SampleShape& shape);
 
-  // Elements of scratch memory, aligned to 64 bytes, that `correlate` needs.
-  int64_t (*correlate_scratch)(const SampleShape& shape, int64_t terms);
+  // Memory of the transformed kernels of all terms, and the transform.
+  int64_t (*weights_size)(const WinogradSample& sample, int64_t terms);
+  void (*transform_weights)(const WinogradSample& sample, WeightOrder order,
+                            const float* const* weights, int64_t terms, float* transformed);
 
-  // The output's rows of the parts [begin, end) = the sum of the terms' correlations.
-  void (*correlate)(const SampleShape& shape, WeightOrder order, const Term<float>* terms,
-                    int64_t term_count, int64_t begin, int64_t end, float* scratch, float* output);
+  // The output's rows of tiles [begin, end) = the sum of the terms' correlations of maps with
+  // transformed kernels, plus a number for each channel unless `bias` is null.
+  int64_t (*correlate_scratch)(const WinogradSample& sample, int64_t terms);
+  void (*correlate)(const WinogradSample& sample, const float* const* maps,
+                    const float* transformed, int64_t terms, const float* bias, int64_t begin,
+                    int64_t end, float* scratch, float* output);
 
-  // How many parts one sample can be cut into for `weight_grad`: vectors of output channels.
-  int64_t (*weight_grad_parts)(int64_t out_channels);
+  // Into how many vectors the output channels can be cut.
+  int64_t (*vectors)(const WinogradSample& sample);
 
-  // Elements of scratch memory, aligned to 64 bytes, that `weight_grad` needs.
-  int64_t (*weight_grad_scratch)(const SampleShape& shape);
+  // Memory of a group's sums, which make weight gradients, and of scratch for what follows.
+  int64_t (*weight_grad_sums_size)(const WinogradSample& sample);
+  int64_t (*weight_grad_scratch)(const WinogradSample& sample);
 
-  // grad_weight's output channels of the parts [begin, end) = their weight gradient.
-  void (*weight_grad)(const SampleShape& shape, const float* grad, const float* input,
-                      int64_t begin, int64_t end, float* scratch, float* grad_weight);
+  // sums = (or +=, if add) those of a part of a sample.
+  void (*weight_grad_sums)(const WinogradSample& sample, const float* grad, const float* input,
+                           const Part& part, bool add, float* scratch, float* sums);
+
+  // The gradients of weight and bias, or of one where the other is null, for some vectors of output
+  // channels, from the sums of groups that follow each other.
+  void (*weight_grad)(const WinogradSample& sample, const float* sums, int64_t groups,
+                      int64_t vector_begin, int64_t vector_end, float* scratch, float* grad_weight,
+                      float* grad_bias);
 };
 
 // The kernels of the active instruction set.

@@ -1,4 +1,4 @@
-// Winograd convolution F(4x4, 3x3) of one sample. Compiled once per instruction set through
+// Winograd convolution F(4x4, 3x3) of one sample, or of a batch sample by sample. Compiled once per instruction set through
 // per_instruction_set.h, hence no include guard and no includes but of its like.
 //
 // Equation       A 4x4 tile of the output is A^T [(G w G^T) * (B^T d B)] A, where d is the 6x6 tile
@@ -16,10 +16,10 @@
 //                wrote, as it lies. The step between frequencies is an odd number of cache lines:
 //                36 streams a power of two apart would share a few sets of the cache.
 //                Tiles are taken in blocks whose transforms fit the L2 cache.
-// Parallel axis  None in here: a call owns its rows of tiles (correlate) or its output channels
-//                (weight_grad). How the work is cut changes no order of summation: for each
-//                output it is channel by channel (correlate), block by block of a grid of blocks
-//                that depends on the shape alone and tile by tile within (weight_grad).
+// Parallel axis  None in here: a call owns its rows of tiles (correlate), or its rows of tiles and
+//                output channels (weight_grad_sums). For each output the sum is taken channel by
+//                channel (correlate), or block by block of a grid of blocks that depends on the
+//                shape and the rows alone and tile by tile within (weight_grad_sums).
 // Accumulation   float32.
 
 #include "winograd_transforms.h"
@@ -36,7 +36,7 @@ constexpr int kGradVectors = MKDEXT_VECTOR_COUNT == 32 ? 4 : 2;
 
 // Transforms of a block of tiles: about the size of the L2 cache. The weight gradient passes over
 // its sums, which are larger, once per block and does better with fewer blocks.
-constexpr int64_t kCorrelateBytes = 450'000;
+constexpr int64_t kCorrelateBytes = 230'000;
 constexpr int64_t kWeightGradBytes = 900'000;
 
 // --------------------------------------------------------------------------------------- products
@@ -137,21 +137,24 @@ inline void multiply_grads(const float* input, const float* grad, int64_t step, 
 
 // Sizes and scratch memory of `correlate`.
 struct CorrelatePlan {
-  int64_t padded;  // input channels of one term
+  Channels in, out;
+  int64_t terms;
   Panels panels;
   BlockSize block;
   int64_t input_step, product_step, weight_step;  // from a frequency to the next
 
-  CorrelatePlan(const SampleShape& shape, int64_t terms)
-      : padded(round_up(shape.in_channels, kLanes)),
-        panels{ceil_div(shape.out_channels, kLanes), terms * padded},
-        block(shape, panels.inputs + panels.vectors * kLanes, kCorrelateBytes),
+  CorrelatePlan(const WinogradSample& sample, int64_t terms)
+      : in(sample.shape.in_channels, sample.input),
+        out(sample.shape.out_channels, sample.output),
+        terms(terms),
+        panels{out.vectors(), terms * in.padded()},
+        block(sample.shape, panels.inputs + out.padded(), kCorrelateBytes),
         input_step(frequency_step(panels.inputs * block.tiles())),
-        product_step(frequency_step(panels.vectors * kLanes * block.tiles())),
+        product_step(frequency_step(out.padded() * block.tiles())),
         weight_step(frequency_step(panels.size())) {}
 
   int64_t scratch() const {
-    return kFrequencies * (input_step + product_step + weight_step) + pixels_scratch(block);
+    return kFrequencies * (input_step + product_step) + pixels_scratch(block);
   }
 };
 
@@ -172,93 +175,129 @@ inline void multiply_block(const CorrelatePlan& plan, const Block& block, const 
   }
 }
 
-int64_t correlate_parts(const SampleShape& shape) { return tiles_along(shape.height); }
+int64_t rows_of_tiles(const SampleShape& shape) { return tiles_along(shape.height); }
 
-int64_t correlate_scratch(const SampleShape& shape, int64_t terms) {
-  return CorrelatePlan(shape, terms).scratch();
+int64_t weights_size(const WinogradSample& sample, int64_t terms) {
+  return kFrequencies * CorrelatePlan(sample, terms).weight_step;
 }
 
-void correlate(const SampleShape& shape, WeightOrder order, const Term<float>* terms,
-               int64_t term_count, int64_t begin, int64_t end, float* scratch, float* output) {
-  const CorrelatePlan plan(shape, term_count);
-  float* const weights = scratch;
-  float* const inputs = weights + kFrequencies * plan.weight_step;
+void transform_weights(const WinogradSample& sample, WeightOrder order, const float* const* weights,
+                       int64_t terms, float* out) {
+  const CorrelatePlan plan(sample, terms);
+  for (int64_t n = 0; n < terms; ++n)
+    transform_weight(sample.shape, order, weights[n], plan.in, plan.out, plan.panels,
+                     n * plan.in.vectors(), plan.weight_step, out);
+}
+
+int64_t correlate_scratch(const WinogradSample& sample, int64_t terms) {
+  return CorrelatePlan(sample, terms).scratch();
+}
+
+void correlate(const WinogradSample& sample, const float* const* maps, const float* weights,
+               int64_t terms, const float* bias, int64_t begin, int64_t end, float* scratch,
+               float* output) {
+  const CorrelatePlan plan(sample, terms);
+  float* const inputs = scratch;
   float* const products = inputs + kFrequencies * plan.input_step;
   float* const pixels = products + kFrequencies * plan.product_step;
-  for (int64_t n = 0; n < term_count; ++n)
-    transform_weight(shape, order, terms[n].weight, plan.panels, n * plan.padded, plan.weight_step,
-                     weights);
-
-  for_each_block(shape, plan.block, begin, end, [&](const Block& block) {
-    for (int64_t n = 0; n < term_count; ++n)
-      transform_inputs(shape, block, terms[n].map, pixels, plan.input_step,
-                       inputs + n * plan.padded * block.tiles());
+  for_each_block(sample.shape, plan.block, begin, end, [&](const Block& block) {
+    for (int64_t n = 0; n < terms; ++n)
+      transform_inputs(sample.shape, sample.input, block, maps[n], pixels, plan.input_step,
+                       inputs + n * plan.in.padded() * block.tiles());
     multiply_block(plan, block, inputs, weights, products);
-    transform_outputs(shape, block, products, plan.product_step, pixels, output);
+    transform_outputs(sample.shape, sample.output, block, products, plan.product_step, bias, pixels,
+                      output);
   });
 }
 
 // ------------------------------------------------------------------------------------ weight_grad
 
-// Sizes and scratch memory of `weight_grad`.
+// Sizes and scratch memory of `weight_grad_sums`.
 struct WeightGradPlan {
-  int64_t inputs, outputs;  // padded channels
+  Channels in, out;
   BlockSize block;
   int64_t input_step, grad_step, sums_step;  // from a frequency to the next
 
-  explicit WeightGradPlan(const SampleShape& shape)
-      : inputs(round_up(shape.in_channels, kLanes)),
-        outputs(round_up(shape.out_channels, kLanes)),
-        block(shape, inputs + outputs, kWeightGradBytes),
-        input_step(frequency_step(inputs * block.tiles())),
-        grad_step(frequency_step(outputs * block.tiles())),
-        sums_step(frequency_step(inputs * outputs)) {}
+  explicit WeightGradPlan(const WinogradSample& sample)
+      : in(sample.shape.in_channels, sample.input),
+        out(sample.shape.out_channels, sample.output),
+        block(sample.shape, in.padded() + out.padded(), kWeightGradBytes),
+        input_step(frequency_step(in.padded() * block.tiles())),
+        grad_step(frequency_step(out.padded() * block.tiles())),
+        sums_step(frequency_step(in.padded() * out.padded())) {}
 
   int64_t scratch() const {
-    return kFrequencies * (input_step + grad_step + sums_step) + pixels_scratch(block) +
-           inputs * kTaps * kLanes;
+    return kFrequencies * (input_step + grad_step) + pixels_scratch(block);
   }
 };
 
-// The products of a block, for all frequencies and the padded channels of a part.
+// The products of a block, for all frequencies and some vectors of output channels.
 inline void multiply_grad_block(const WeightGradPlan& plan, const Block& block, const float* inputs,
-                                const float* grads, bool add, int64_t channels, float* sums) {
-  const int64_t vectors = ceil_div(channels, kLanes);
+                                const float* grads, bool add, int64_t vectors, float* sums) {
   for (int f = 0; f < kFrequencies; ++f)
     multiply_grads<kGradVectors>(inputs + f * plan.input_step, grads + f * plan.grad_step,
-                                 block.tiles() * kLanes, block.tiles(), add, plan.inputs, vectors,
-                                 vectors * kLanes, sums + f * plan.sums_step);
+                                 block.tiles() * kLanes, block.tiles(), add, plan.in.padded(),
+                                 vectors, plan.out.padded(), sums + f * plan.sums_step);
 }
 
-int64_t weight_grad_parts(int64_t out_channels) { return ceil_div(out_channels, kLanes); }
+int64_t vectors_of_outputs(const WinogradSample& sample) {
+  return Channels(sample.shape.out_channels, sample.output).vectors();
+}
 
-int64_t weight_grad_scratch(const SampleShape& shape) { return WeightGradPlan(shape).scratch(); }
+int64_t weight_grad_sums_size(const WinogradSample& sample) {
+  const WeightGradPlan plan(sample);
+  return kFrequencies * plan.sums_step + plan.out.padded();
+}
 
-void weight_grad(const SampleShape& shape, const float* grad, const float* input, int64_t begin,
-                 int64_t end, float* scratch, float* grad_weight) {
-  const WeightGradPlan plan(shape);
-  const int64_t first = begin * kLanes;
-  const int64_t channels = smaller(end * kLanes, shape.out_channels) - first;
+int64_t weight_grad_scratch(const WinogradSample& sample) {
+  const WeightGradPlan plan(sample);
+  return larger(plan.scratch(), plan.in.padded() * kTaps * kLanes);
+}
+
+void weight_grad_sums(const WinogradSample& sample, const float* grad, const float* input,
+                      const Part& part, bool add, float* scratch, float* sums) {
+  const WeightGradPlan plan(sample);
+  const int64_t vectors = part.vector_end - part.vector_begin;
   float* const inputs = scratch;
   float* const grads = inputs + kFrequencies * plan.input_step;
-  float* const sums = grads + kFrequencies * plan.grad_step;
-  float* const pixels = sums + kFrequencies * plan.sums_step;
-  float* const taps = pixels + pixels_scratch(plan.block);
-
-  bool add = false;
-  for_each_block(shape, plan.block, 0, tiles_along(shape.height), [&](const Block& block) {
-    transform_inputs(shape, block, input, pixels, plan.input_step, inputs);
-    transform_grads(shape, block, grad + first * shape.height * shape.width, channels, pixels,
-                    plan.grad_step, grads);
-    multiply_grad_block(plan, block, inputs, grads, add, channels, sums);
-    add = true;
-  });
-  transform_weight_grads(shape, sums, plan.sums_step, channels, taps,
-                         grad_weight + first * shape.in_channels * kTaps);
+  float* const pixels = grads + kFrequencies * plan.grad_step;
+  float* const bias_sums = sums + kFrequencies * plan.sums_step;
+  if (!add)
+    for (int64_t v = part.vector_begin; v < part.vector_end; ++v)
+      store(bias_sums + v * kLanes, Lanes{});
+  for_each_block(
+      sample.shape, plan.block, part.row_begin, part.row_end, [&](const Block& block) {
+        transform_inputs(sample.shape, sample.input, block, input, pixels, plan.input_step, inputs);
+        transform_grads(sample.shape, sample.output, block, grad, part.vector_begin,
+                        part.vector_end, pixels, plan.grad_step, grads, bias_sums);
+        multiply_grad_block(plan, block, inputs, grads, add, vectors,
+                            sums + part.vector_begin * kLanes);
+        add = true;
+      });
 }
 
-constexpr WinogradKernels kWinogradKernels{&correlate_parts,   &correlate_scratch,   &correlate,
-                                           &weight_grad_parts, &weight_grad_scratch, &weight_grad};
+void weight_grad(const WinogradSample& sample, const float* sums, int64_t groups,
+                 int64_t vector_begin, int64_t vector_end, float* scratch, float* grad_weight,
+                 float* grad_bias) {
+  const WeightGradPlan plan(sample);
+  const int64_t group_step = weight_grad_sums_size(sample);
+  const float* const bias_sums = sums + kFrequencies * plan.sums_step;
+  for (int64_t v = vector_begin; v < vector_end; ++v) {
+    if (grad_weight)
+      transform_weight_grad(plan.in, plan.out, v, sums, plan.sums_step, groups, group_step, scratch,
+                            grad_weight);
+    if (!grad_bias) continue;
+    Lanes sum{};
+    for (int64_t g = 0; g < groups; ++g) sum += load(bias_sums + g * group_step + v * kLanes);
+    for (int64_t l = 0; l < plan.out.lanes(v); ++l)
+      grad_bias[plan.out.first(v) + l * plan.out.pixels] = sum[l];
+  }
+}
+
+constexpr WinogradKernels kWinogradKernels{
+    &rows_of_tiles,      &weights_size,          &transform_weights,   &correlate_scratch,
+    &correlate,          &vectors_of_outputs,    &weight_grad_sums_size, &weight_grad_scratch,
+    &weight_grad_sums,   &weight_grad};
 
 }  // namespace
 }  // namespace mkdext::cpu::MKDEXT_ISA
