@@ -16,7 +16,6 @@ from PIL import Image
 import mkdext
 from mkdext._system import extension
 from mkdext.models import convolutions, make_own, save_model
-from mkdext.ops.conv2d import conv2d
 from mkdext.training import checks, setup
 
 # Tensors as small as those of the tests are slower on several threads, and far slower where other
@@ -122,11 +121,13 @@ def convolved(has_winograd: pytest.MonkeyPatch) -> list[str]:
     """What the operator is asked to take, "winograd" or "stock", at each call."""
     taken: list[str] = []
 
+    convolve = convolutions.convolve
+
     def noted(*given: Any, **settings: Any) -> torch.Tensor:
         taken.append(convolutions.convolutions_on("cpu"))
-        return conv2d(*given, **settings)
+        return convolve(*given, **settings)
 
-    has_winograd.setattr(convolutions, "conv2d", noted)
+    has_winograd.setattr(convolutions, "convolve", noted)
     return taken
 
 

@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -29,7 +30,7 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if qualifies(self):
-            return conv2d(input, weight, bias)
+            return convolve(input, weight, bias)
         result: Tensor = super()._conv_forward(input, weight, bias)
         return result
 
@@ -49,7 +50,10 @@ class SubPixelSequential(nn.Sequential):
         while layers:
             match layers:
                 case [Conv2d() as conv, nn.PixelShuffle() as shuffle, *rest] if (
-                    qualifies(conv) and _is_plain(conv) and _is_plain(shuffle)
+                    qualifies(conv)
+                    and _is_plain(conv)
+                    and _is_plain(shuffle)
+                    and _takes_winograd(x, conv.weight)
                 ):
                     x = conv2d(x, conv.weight, conv.bias, upscale_factor=shuffle.upscale_factor)
                 case [layer, *rest]:
@@ -67,6 +71,17 @@ def qualifies(conv: nn.Conv2d) -> bool:
         and conv.padding_mode == "zeros"
         and conv.groups == 1
     )
+
+
+def convolve(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a convolution that qualifies does: the operator's work where that is faster.
+
+    Anything else is left to PyTorch, which takes more than the operator does, such as a single
+    image without a batch, and says in its own words what it does not take.
+    """
+    if _takes_winograd(input, weight):
+        return conv2d(input, weight, bias)
+    return functional.conv2d(input, weight, bias, padding=1)
 
 
 def accelerate(module: nn.Module) -> contextlib.ExitStack:
@@ -104,7 +119,7 @@ def accelerate(module: nn.Module) -> contextlib.ExitStack:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and _is_of_pytorch(layer) and qualifies(layer):
             # In the place of the method, by name: neither copies nor pickles hold the layer twice.
-            vars(layer)["_conv_forward"] = conv2d
+            vars(layer)["_conv_forward"] = convolve
             undo.callback(vars(layer).pop, "_conv_forward", None)
     return undo
 
@@ -121,6 +136,10 @@ def convolutions_on(device: str | torch.device) -> Convolutions:
 def stock_if(condition: bool) -> contextlib.AbstractContextManager[None]:
     """On a condition, PyTorch's own convolutions for all networks of the process meanwhile."""
     return stock_convolutions() if condition else contextlib.nullcontext()
+
+
+def _takes_winograd(input: Tensor, weight: Tensor) -> bool:
+    return conv2d_algorithm(input, weight) == "winograd"
 
 
 def _is_of_pytorch(conv: nn.Conv2d) -> bool:
