@@ -14,7 +14,7 @@ from mkdext import upscale as command
 from mkdext.data import builtin_photographs, imresize, read_image
 from mkdext.inference import PNGWriter, Tiling, load_network, read_picture
 from mkdext.metrics import to_uint8
-from mkdext.models import EDSR, EDSRConfig, save_model
+from mkdext.models import EDSR, EDSRConfig, accelerate, save_model
 from mkdext.upscale import main
 
 
@@ -54,7 +54,9 @@ def test_a_photograph_is_enlarged_by_a_network_of_the_users(
     name, weights = own_network
     flags = ["--model", name, "--weights", str(weights), "--out", str(tmp_path)]
     assert main([str(photograph), *flags]) == 0
-    sr = to_uint8(load_network(weights, name=name)(read_image(photograph)[None] / 255)[0])
+    network = load_network(weights, name=name)
+    accelerate(network.model)
+    sr = to_uint8(network(read_image(photograph)[None] / 255)[0])
     assert np.array_equal(levels(tmp_path / "china.png"), sr.permute(1, 2, 0))
 
 

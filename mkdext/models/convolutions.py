@@ -50,10 +50,7 @@ class SubPixelSequential(nn.Sequential):
         while layers:
             match layers:
                 case [Conv2d() as conv, nn.PixelShuffle() as shuffle, *rest] if (
-                    qualifies(conv)
-                    and _is_plain(conv)
-                    and _is_plain(shuffle)
-                    and _takes_winograd(x, conv.weight)
+                    x.dim() == 4 and qualifies(conv) and _is_plain(conv) and _is_plain(shuffle)
                 ):
                     x = conv2d(x, conv.weight, conv.bias, upscale_factor=shuffle.upscale_factor)
                 case [layer, *rest]:
@@ -74,14 +71,15 @@ def qualifies(conv: nn.Conv2d) -> bool:
 
 
 def convolve(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What a convolution that qualifies does: the operator's work where that is faster.
+    """What a convolution that qualifies does.
 
-    Anything else is left to PyTorch, which takes more than the operator does, such as a single
-    image without a batch, and says in its own words what it does not take.
+    The operator refuses some of what PyTorch takes, such as a single image without a batch, and
+    PyTorch has its own words for the rest.
     """
-    if _takes_winograd(input, weight):
+    try:
         return conv2d(input, weight, bias)
-    return functional.conv2d(input, weight, bias, padding=1)
+    except (TypeError, ValueError):
+        return functional.conv2d(input, weight, bias, padding=1)
 
 
 def accelerate(module: nn.Module) -> contextlib.ExitStack:
@@ -136,10 +134,6 @@ def convolutions_on(device: str | torch.device) -> Convolutions:
 def stock_if(condition: bool) -> contextlib.AbstractContextManager[None]:
     """On a condition, PyTorch's own convolutions for all networks of the process meanwhile."""
     return stock_convolutions() if condition else contextlib.nullcontext()
-
-
-def _takes_winograd(input: Tensor, weight: Tensor) -> bool:
-    return conv2d_algorithm(input, weight) == "winograd"
 
 
 def _is_of_pytorch(conv: nn.Conv2d) -> bool:

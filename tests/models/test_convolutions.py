@@ -21,7 +21,7 @@ from tests.models.textbook import with_random_weights
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Shapes of the kernels that the operator is called with, which takes all that it can."""
+    """Shapes of the kernels that the operator is called with."""
     shapes: list[list[int]] = []
 
     def noted(input: Tensor, weight: Tensor, bias: Tensor | None = None, **given: int) -> Tensor:
@@ -29,7 +29,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         return conv2d(input, weight, bias, **given)
 
     monkeypatch.setattr(convolutions, "conv2d", noted)
-    monkeypatch.setattr(convolutions, "_takes_winograd", lambda input, weight: input.ndim == 4)
     return shapes
 
 
@@ -364,3 +363,8 @@ def test_a_gpu_takes_pytorchs_convolutions():
 
 def test_a_3x3_convolution_keeps_the_size():
     assert conv3x3(4, 6)(picture(1, 4, 5, 7)).shape == (1, 6, 5, 7)
+
+
+def test_an_upsampler_takes_a_single_image_without_a_batch():
+    layers, low = upsampler(4, scale=4), picture(4, 6, 7)
+    assert_same_picture(layers(low), layers(low[None])[0])
