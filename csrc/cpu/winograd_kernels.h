@@ -27,11 +27,14 @@
 namespace mkdext::cpu::MKDEXT_ISA {
 namespace {
 
-// Register tile of `correlate`: tiles (broadcast) by kPanel vectors of output channels.
-constexpr int kTileRows = MKDEXT_VECTOR_COUNT == 32 ? 12 : 6;
+// Register tile of `correlate`: tiles (broadcast) by up to kPanel vectors of output channels.
+template <int vectors>
+constexpr int kTileRows = (MKDEXT_VECTOR_COUNT == 32 ? 24 : 12) / vectors;
 
-// Register tile of `weight_grad`: input channels (broadcast) by vectors of output channels.
-constexpr int kInputRows = 4;
+// Register tile of `weight_grad_sums`: input channels (broadcast) by up to kGradVectors vectors of
+// output channels.
+template <int vectors>
+constexpr int kInputRows = kLanes < 8 || vectors > 1 ? 4 : 8;
 constexpr int kGradVectors = MKDEXT_VECTOR_COUNT == 32 ? 4 : 2;
 
 // Transforms of a block of tiles: about the size of the L2 cache. The weight gradient passes over
@@ -47,29 +50,28 @@ template <int rows, int vectors>
 MKDEXT_OWN_REGISTERS void multiply(const float* input, const float* weight, int64_t inputs,
                                    int64_t step, float* out) {
   Lanes sums[rows][vectors];
-#pragma GCC unroll 16
+#pragma GCC unroll 24
   for (int t = 0; t < rows; ++t)
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) sums[t][v] = Lanes{};
-  for (int64_t c = 0; c < inputs; c += kLanes, input += step) {
+  const auto add = [&](int64_t lane) MKDEXT_INLINED {
+    Lanes w[vectors];
 #pragma GCC unroll 16
-    for (int lane = 0; lane < kLanes; ++lane, weight += vectors * kLanes) {
-      Lanes w[vectors];
+    for (int v = 0; v < vectors; ++v) w[v] = in_register<float>(load(weight + v * kLanes));
+    weight += vectors * kLanes;
+#pragma GCC unroll 24
+    for (int t = 0; t < rows; ++t) {
+      const Lanes in = in_register<float>(broadcast(input[t * kLanes + lane]));
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) {
-        w[v] = in_register<float>(load(weight + v * kLanes));
-      }
-#pragma GCC unroll 16
-      for (int t = 0; t < rows; ++t) {
-        const Lanes in = in_register<float>(broadcast(input[t * kLanes + lane]));
-#pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) {
-          sums[t][v] = in_register<float>(sums[t][v] + in * w[v]);
-        }
-      }
+      for (int v = 0; v < vectors; ++v) sums[t][v] = in_register<float>(sums[t][v] + in * w[v]);
     }
-  }
+  };
+  for (; inputs >= kLanes; inputs -= kLanes, input += step) {
 #pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane) add(lane);
+  }
+  for (int64_t lane = 0; lane < inputs; ++lane) add(lane);
+#pragma GCC unroll 24
   for (int t = 0; t < rows; ++t)
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) store(out + v * step + t * kLanes, sums[t][v]);
@@ -86,13 +88,13 @@ inline void multiply_tiles(const float* input, const float* weight, int64_t inpu
 }
 
 // sums[c][o] (+)= sum over t of input[c / kLanes][t][c % kLanes] grad[o / kLanes][t][o % kLanes]
-// for kInputRows input channels and `vectors` vectors of output channels.
-template <int vectors>
+// for `rows` input channels and `vectors` vectors of output channels.
+template <int rows, int vectors>
 MKDEXT_OWN_REGISTERS void multiply_grad(const float* input, const float* grad, int64_t step,
                                         int64_t tiles, bool add, int64_t sums_step, float* sums) {
-  Lanes local[kInputRows][vectors];
+  Lanes local[rows][vectors];
 #pragma GCC unroll 16
-  for (int c = 0; c < kInputRows; ++c)
+  for (int c = 0; c < rows; ++c)
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) local[c][v] = Lanes{};
   for (int64_t t = 0; t < tiles; ++t, input += kLanes, grad += kLanes) {
@@ -102,14 +104,14 @@ MKDEXT_OWN_REGISTERS void multiply_grad(const float* input, const float* grad, i
       g[v] = in_register<float>(load(grad + v * step));
     }
 #pragma GCC unroll 16
-    for (int c = 0; c < kInputRows; ++c) {
+    for (int c = 0; c < rows; ++c) {
       const Lanes in = in_register<float>(broadcast(input[c]));
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) local[c][v] = in_register<float>(local[c][v] + in * g[v]);
     }
   }
 #pragma GCC unroll 16
-  for (int c = 0; c < kInputRows; ++c) {
+  for (int c = 0; c < rows; ++c) {
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
       float* to = sums + c * sums_step + v * kLanes;
@@ -123,8 +125,8 @@ inline void multiply_grads(const float* input, const float* grad, int64_t step, 
                            bool add, int64_t inputs, int64_t outputs, int64_t sums_step,
                            float* sums) {
   for (; outputs >= vectors; outputs -= vectors, grad += vectors * step, sums += vectors * kLanes) {
-    for (int64_t c = 0; c < inputs; c += kInputRows)
-      multiply_grad<vectors>(input + c / kLanes * step + c % kLanes, grad, step, tiles, add,
+    for (int64_t c = 0; c < inputs; c += kInputRows<vectors>)
+      multiply_grad<kInputRows<vectors>, vectors>(input + c / kLanes * step + c % kLanes, grad, step, tiles, add,
                              sums_step, sums + c * sums_step);
   }
   if constexpr (vectors > 1) {
@@ -153,6 +155,9 @@ struct CorrelatePlan {
         product_step(frequency_step(out.padded() * block.tiles())),
         weight_step(frequency_step(panels.size())) {}
 
+  // Input channels without the zeros that pad the last vector, where that can be told so simply.
+  int64_t used_inputs() const { return terms * in.pixels == 1 ? in.each : panels.inputs; }
+
   int64_t scratch() const {
     return kFrequencies * (input_step + product_step) + pixels_scratch(block);
   }
@@ -167,9 +172,10 @@ inline void multiply_block(const CorrelatePlan& plan, const Block& block, const 
     const float* weight = weights + f * plan.weight_step;
     float* product = products + f * plan.product_step;
     for (int64_t v = 0; v < plan.panels.vectors; v += plan.panels.width(v)) {
-      const auto multiply = plan.panels.width(v) == kPanel ? &multiply_tiles<kTileRows, kPanel>
-                                                           : &multiply_tiles<kTileRows, 1>;
-      multiply(input, weight + plan.panels.offset(v, 0), plan.panels.inputs, step, block.tiles(),
+      const auto multiply = plan.panels.width(v) == kPanel
+                                ? &multiply_tiles<kTileRows<kPanel>, kPanel>
+                                : &multiply_tiles<kTileRows<1>, 1>;
+      multiply(input, weight + plan.panels.offset(v, 0), plan.used_inputs(), step, block.tiles(),
                product + v * step);
     }
   }
