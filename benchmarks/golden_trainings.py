@@ -38,6 +38,7 @@ TRAIN = f"train {STEPS} --mkd.grid 2 --meta.every 2"
 MADE = f"datafree {STEPS} --patch-size 12 --generator.every 2 --mkd.grid 2 --meta.every 2"
 TRAININGS = {
     "vanilla": f"{TRAIN} --method vanilla",
+    "vanilla, stock convolutions": f"{TRAIN} --method vanilla --stock-convolutions",
     "mkd": TRAIN,
     "mkd, as printed": f"{TRAIN} --mkd.no-detach-kernels --mkd.no-normalize-kernels "
     "--mkd.no-relative --mkd.correlation raw --meta.keep 0 --no-kd-fade --meta.inner-lr 1e-6",

@@ -10,11 +10,16 @@ if is_command():
     explain_exhausted_memory()
 
 if TYPE_CHECKING:
+    from mkdext.models.convolutions import accelerate as accelerate
     from mkdext.training import distill as distill
 else:
 
     def __getattr__(name):
-        """`mkdext.distill` imports PyTorch only when it is asked for."""
+        """What is called from here imports PyTorch only when it is asked for."""
+        if name == "accelerate":
+            from mkdext.models.convolutions import accelerate
+
+            return accelerate
         if name == "distill":
             from mkdext.training import distill
 
@@ -22,4 +27,4 @@ else:
         raise AttributeError(f"module 'mkdext' has no attribute {name!r}")
 
     def __dir__():
-        return [*globals(), "distill"]
+        return [*globals(), "accelerate", "distill"]

@@ -53,6 +53,8 @@ from mkdext.inference import (
 from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.inference.failures import noted
 from mkdext.metrics import exact_note, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.models import accelerate
+from mkdext.models.convolutions import stock_if
 
 Protocol = Literal["8bit", "float"]
 
@@ -103,6 +105,9 @@ class EvaluateCommand:
     the same name."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
+    stock_convolutions: bool = False
+    """Compute all 3x3 convolutions by PyTorch. On a CPU Winograd kernels are faster, and differ by
+    rounding."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without files."""
@@ -188,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.device,
             reserved=(BICUBIC,),
         )
+        for network in networks:
+            accelerate(network.model)
         scale = networks[0].scale
         photographs = photographs_of(command, scale)
         sheets = [sheet_of(command, name) for name in {p.set: None for p in photographs}]
@@ -198,8 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usable, failed = check_photographs(track(photographs, "reading", console), scale, border)
         scores: list[Score] = []
         try:
-            for score in evaluate(command, networks, usable, protocol, console, failed):
-                scores.append(score)
+            with stock_if(command.stock_convolutions):
+                for score in evaluate(command, networks, usable, protocol, console, failed):
+                    scores.append(score)
         finally:  # What was measured is kept, whatever ends it.
             if scores:
                 save_scores(command, networks, protocol, photographs, scores, failed)

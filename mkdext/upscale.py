@@ -36,6 +36,8 @@ from mkdext.inference import (
     resident_bytes,
 )
 from mkdext.inference.failures import noted
+from mkdext.models import accelerate
+from mkdext.models.convolutions import stock_if
 
 _BICUBIC_REACH = 4
 _DECODED_BYTES = 64  # of a pixel at most: its levels, floating-point colours, and copies of these
@@ -79,6 +81,9 @@ class UpscaleCommand:
     network sees, and 32 for one that sees the whole picture."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
+    stock_convolutions: bool = False
+    """Compute all 3x3 convolutions by PyTorch. On a CPU Winograd kernels are faster, and differ by
+    rounding."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -103,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> None:
         command = parse_flags(UpscaleCommand, arguments, prog="python -m mkdext.upscale")
         jobs, failed = find_jobs(command)
-        upscale(command, jobs, console, failed)
+        with stock_if(command.stock_convolutions):
+            upscale(command, jobs, console, failed)
         if failed:
             raise WorkFailed(bad_images_message(failed, lines=len(failed)))
 
@@ -178,6 +184,7 @@ def upscale(
         WorkFailed: No more results can be written.
     """
     network = load_network(command.weights, command.scale, command.model, command.device)
+    accelerate(network.model)
     overlap = network.overlap if command.overlap is None else command.overlap
     advice = f"lower --memory (now {command.memory:g} GB) for smaller tiles"
     with progress_bar(console, transient=True) as progress:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 import mkdext
 from mkdext._system import extension
-from mkdext.models import make_own, save_model
+from mkdext.models import convolutions, make_own, save_model
 from mkdext.training import checks, setup
 
 # Tensors as small as those of the tests are slower on several threads, and far slower where other
@@ -93,6 +95,40 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "sharp.png"
     )
     return folder
+
+
+@pytest.fixture
+def has_winograd(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """There are Winograd convolutions, whatever was compiled here; what patches them away again."""
+    is_stock = False
+
+    @contextlib.contextmanager
+    def stock() -> Iterator[None]:
+        nonlocal is_stock
+        before, is_stock = is_stock, True
+        yield
+        is_stock = before
+
+    monkeypatch.setattr(convolutions, "stock_convolutions", stock)
+    monkeypatch.setattr(
+        convolutions, "conv2d_algorithm", lambda *given: "stock" if is_stock else "winograd"
+    )
+    return monkeypatch
+
+
+@pytest.fixture
+def convolved(has_winograd: pytest.MonkeyPatch) -> list[str]:
+    """What the operator is asked to take, "winograd" or "stock", at each call."""
+    taken: list[str] = []
+
+    convolve = convolutions.convolve
+
+    def noted(*given: Any, **settings: Any) -> torch.Tensor:
+        taken.append(convolutions.convolutions_on("cpu"))
+        return convolve(*given, **settings)
+
+    has_winograd.setattr(convolutions, "convolve", noted)
+    return taken
 
 
 @pytest.fixture(scope="session")

@@ -453,3 +453,18 @@ def test_names_are_shown_as_they_are_and_any_name_of_a_set_has_its_sheet(
     for text in ("set [old], x4", "photo[bold].png", "$\\frac$.png", "student[ema]", str(out)):
         assert text in shown
     assert len(list(out.glob("contact_sheet_*.png"))) == 2
+
+
+@pytest.mark.parametrize("taken", ["winograd", "stock"])
+def test_the_operator_convolves_for_networks_of_users_too_unless_the_flag_is_given(
+    taken: str,
+    photographs: Path,
+    own_network: tuple[str, Path],
+    convolved: list[str],
+    tmp_path: Path,
+) -> None:
+    model, weights = own_network
+    flags = ["--model", model, "--weights", str(weights), "--out", str(tmp_path)]
+    flags += ["--stock-convolutions"] * (taken == "stock")
+    assert main(["--data", str(photographs), *flags]) == 0
+    assert set(convolved) == {taken}

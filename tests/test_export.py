@@ -42,6 +42,7 @@ from mkdext.models import (
     SuperResolver,
     VDSRConfig,
     WeightsMetadata,
+    accelerate,
     save_model,
 )
 from mkdext.models.weights.metadata import METADATA_KEY
@@ -99,6 +100,16 @@ def test_onnx_runtime_gives_what_pytorch_gives_at_any_size(
     assert sizes == [1, 3, "height", "width"]
     if type(model) in OPERATORS:
         assert {node.op_type for node in graph.node} <= OPERATORS[type(model)]
+
+
+def test_files_hold_plain_convolutions_also_of_an_accelerated_network(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+    accelerate(model)
+    for exporter in (GRAPH, TRACE):
+        file = tmp_path / f"{exporter}.onnx"
+        write_onnx(network(model), file, exporter)
+        assert difference(network(model), file, (23, 31)) < 0.05
+        assert [node.op_type for node in onnx.load(file).graph.node] == ["Conv", "DepthToSpace"]
 
 
 class Sharpener(nn.Module):

@@ -14,7 +14,7 @@ from mkdext import upscale as command
 from mkdext.data import builtin_photographs, imresize, read_image
 from mkdext.inference import PNGWriter, Tiling, load_network, read_picture
 from mkdext.metrics import to_uint8
-from mkdext.models import EDSR, EDSRConfig, save_model
+from mkdext.models import EDSR, EDSRConfig, accelerate, save_model
 from mkdext.upscale import main
 
 
@@ -54,7 +54,9 @@ def test_a_photograph_is_enlarged_by_a_network_of_the_users(
     name, weights = own_network
     flags = ["--model", name, "--weights", str(weights), "--out", str(tmp_path)]
     assert main([str(photograph), *flags]) == 0
-    sr = to_uint8(load_network(weights, name=name)(read_image(photograph)[None] / 255)[0])
+    network = load_network(weights, name=name)
+    accelerate(network.model)
+    sr = to_uint8(network(read_image(photograph)[None] / 255)[0])
     assert np.array_equal(levels(tmp_path / "china.png"), sr.permute(1, 2, 0))
 
 
@@ -412,3 +414,18 @@ def test_what_only_the_output_folder_holds_is_no_input(
     (tmp_path / "out" / "a.png").mkdir(parents=True)
     assert main([str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]) == 2
     assert "a.png is a folder; name a file that can be replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("taken", ["winograd", "stock"])
+def test_the_operator_convolves_for_networks_of_users_too_unless_the_flag_is_given(
+    taken: str,
+    photograph: Path,
+    own_network: tuple[str, Path],
+    convolved: list[str],
+    tmp_path: Path,
+) -> None:
+    model, weights = own_network
+    flags = ["--model", model, "--weights", str(weights), "--out", str(tmp_path)]
+    flags += ["--stock-convolutions"] * (taken == "stock")
+    assert main([str(photograph), *flags]) == 0
+    assert set(convolved) == {taken}

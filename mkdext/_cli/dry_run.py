@@ -35,12 +35,14 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     run = checked_run(options, resume)
     run.require_files()
     resolved: Resolved = run.options
+    convolutions = run.convolutions()
     for folder in getattr(resolved, "train_dir", ()):
         find_photographs(folder, resolved.scales[0])
     sets = validation_sets(resolved, reading_bar(terminal))
     training = prepare(resolved)
     terminal.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
     _show_sizes(training, terminal)
+    terminal.say(f"convolutions: {convolutions}")
     memory = "not known, for your own code cannot be run without numbers"
     if training.memory:
         memory = f"about {training.memory / 1e9:.2f} GB"

@@ -32,7 +32,7 @@ REFERENCE = "vanilla"
 _OF_A_CELL = ("student", "method", "seed")
 _EQUAL_FOR_ALL = (
     *("out", "student_options", "scale", "train_dir", "val_dir", "bad_images"),
-    *("iterations", "batch_size", "patch_size", "device"),
+    *("iterations", "batch_size", "patch_size", "device", "stock_convolutions"),
     *("teacher_cache", "teacher_cache_crops"),  # With a cache there are fewer crops.
 )
 

@@ -8,6 +8,7 @@ import pkgutil
 
 from mkdext.models.blocks import SRNetwork, SuperResolver
 from mkdext.models.builtin import builtin_teacher
+from mkdext.models.convolutions import accelerate
 from mkdext.models.edsr import EDSR, EDSRConfig
 from mkdext.models.features import (
     WHOLE,
@@ -68,6 +69,7 @@ __all__ = [
     "SuperResolver",
     "VDSRConfig",
     "WeightsMetadata",
+    "accelerate",
     "adapt",
     "at_scales",
     "builtin_teacher",

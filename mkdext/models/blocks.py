@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mkdext.models.convolutions import Conv2d, SubPixelSequential
 from mkdext.models.weights.rgb_range import DIV2K_MEAN, RGB_RANGE, with_rgb_range
 from mkdext.models.weights.shapes import renamed
 
@@ -317,9 +318,9 @@ def _mean_shift_weights() -> dict[str, Tensor]:
     }
 
 
-def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> Conv2d:
     """A 3x3 convolution that keeps the size of the map."""
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+    return Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
 
 
 def channel_weights(features: int, reduction: int) -> nn.Sequential:
@@ -332,7 +333,7 @@ def channel_weights(features: int, reduction: int) -> nn.Sequential:
     )
 
 
-def upsampler(features: int, scale: int, in_features: int | None = None) -> nn.Sequential:
+def upsampler(features: int, scale: int, in_features: int | None = None) -> SubPixelSequential:
     """Sub-pixel convolutions that enlarge a map `scale` times, to `features` channels.
 
     The map has `in_features` channels, `features` if none.
@@ -342,7 +343,7 @@ def upsampler(features: int, scale: int, in_features: int | None = None) -> nn.S
     for _ in range(round(math.log(scale, factor))):
         stages += [conv3x3(in_features or features, factor**2 * features), nn.PixelShuffle(factor)]
         in_features = features
-    return nn.Sequential(*stages)
+    return SubPixelSequential(*stages)
 
 
 def check_sizes(config: Any) -> None:

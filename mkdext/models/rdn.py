@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3, upsampler
+from mkdext.models.convolutions import SubPixelSequential
 from mkdext.models.registry import register
 from mkdext.models.weights.rgb_range import RGB_RANGE
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
@@ -101,7 +102,7 @@ class RDN(SRNetwork):
         self.GFF = nn.Sequential(
             nn.Conv2d(config.blocks * features, features, 1), conv3x3(features, features)
         )
-        self.UPNet = nn.Sequential(*upsampler(growth, scale, features), conv3x3(growth, 3))
+        self.UPNet = SubPixelSequential(*upsampler(growth, scale, features), conv3x3(growth, 3))
 
     def super_resolve(self, low: Tensor) -> Tensor:
         """Shallow features, dense blocks, global feature fusion, upsampling."""

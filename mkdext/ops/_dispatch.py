@@ -190,14 +190,11 @@ def map_each(
     """What `vmap` asks of an autograd function: the results, stacked, of one call for each."""
     calls = []
     for i in range(size):
-        one = (
-            v if d is None else v.select(d, i) for v, d in zip(inputs, in_dims, strict=True)
-        )
+        one = (v if d is None else v.select(d, i) for v, d in zip(inputs, in_dims, strict=True))
         calls.append(apply(function, *one))
     if isinstance(calls[0], Tensor):
         return torch.stack(calls), 0
     stacked = tuple(
-        None if results[0] is None else torch.stack(results)
-        for results in zip(*calls, strict=True)
+        None if results[0] is None else torch.stack(results) for results in zip(*calls, strict=True)
     )
     return stacked, tuple(None if result is None else 0 for result in stacked)

@@ -14,7 +14,8 @@ from torch import nn
 from mkdext._system.one_at_a_time import one_at_a_time
 from mkdext._system.terminal import Terminal
 from mkdext.data import Image, ImagesInMemory
-from mkdext.models import adapt, load_weights, read_weights
+from mkdext.models import accelerate, adapt, load_weights, read_weights
+from mkdext.models.convolutions import stock_if
 from mkdext.models.handling import evaluation_mode, modes_kept
 from mkdext.training.assembly import Networks
 from mkdext.training.options import TrainOptions
@@ -125,12 +126,15 @@ def distill(
         run.require_files()
         smallest = options.patch_size * options.scale
         pairs = None if folders else ImagesInMemory(images, options.scale, smallest)  # type: ignore[arg-type]
-        with evaluation_mode(teacher), modes_kept(student):
+        stock = stock_if(run.convolutions() == "stock")
+        with stock, evaluation_mode(teacher), modes_kept(student):
             networks = Networks(
                 adapt(student, options.scale, "distill: student"),
                 {options.scale: adapt(teacher, options.scale, "distill: teacher")},
             )
-            summary = carry_out(prepare(options, networks), run, terminal, pairs, callback)
+            # Not before: what is lazy makes its convolutions when it runs first.
+            with accelerate(student), accelerate(teacher):
+                summary = carry_out(prepare(options, networks), run, terminal, pairs, callback)
     return Distilled(student, run.directory.records(), summary)
 
 

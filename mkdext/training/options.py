@@ -149,6 +149,9 @@ class SharedOptions:
     """Seed of the weights and of the order of the patches."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
+    stock_convolutions: bool = False
+    """Compute all 3x3 convolutions by PyTorch. On a CPU Winograd kernels are faster, and differ by
+    rounding; a run keeps those that it was begun with."""
     out: Path = Path("runs/train")
     """Run directory; the same command continues the run that it finds there."""
 

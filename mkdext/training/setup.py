@@ -11,7 +11,7 @@ from mkdext._system.device import checked_device
 from mkdext._system.plugins import named_options
 from mkdext._system.terminal import Terminal, track
 from mkdext.data import ImagePairs, PatchSampler
-from mkdext.models import at_scales, resolve_student, resolve_teacher
+from mkdext.models import accelerate, at_scales, resolve_student, resolve_teacher
 from mkdext.models.handling import evaluation_mode, layout, set_training_mode
 from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
 from mkdext.training.assembly import Networks, Training, assemble, seeded
@@ -69,6 +69,7 @@ def make_networks(options: Resolved) -> Networks:
     with seeded(options.seed, torch.device("cpu")):
         of_student = named_options(options.student_options, "`student_options`")
         student = resolve_student(options.student, scale, of_student)
+    accelerate(student)
     at_scales(student, options.scales, "`student`")
     if options.method == "vanilla" and options.method_options:
         raise ValueError(
@@ -82,6 +83,7 @@ def make_networks(options: Resolved) -> Networks:
         return Networks(student, {})
     of_teacher = named_options(options.teacher_options, "`teacher_options`")
     teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
+    accelerate(teacher)
     return Networks(student, at_scales(teacher, options.scales, "`teacher`"))
 
 

@@ -19,6 +19,7 @@ from mkdext._system.saved_state import SavedState
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal
 from mkdext.data import ImagePairs
+from mkdext.models.convolutions import convolutions_on, stock_if
 from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers, rehearse
@@ -68,11 +69,12 @@ def train(
 
     Returns:
         What `summary.json` in the run directory holds: `method`, `scale`, `seed`, `iterations`,
-        `seconds`, `parameters`, and `validation`: `psnr_y` and `ssim_y` by set and by way of
-        enlarging (`bicubic`, `student`, `teacher`). Without data also `source` and `stages`, a list
-        of first step and parts of the student each; with several scales the names of sets end with
-        the scale. A teacher that the method has trained is called `privileged_teacher`, for it sees
-        high resolution, and `privileged_teacher` holds its `iterations`, `seconds`, `parameters`.
+        `seconds`, `parameters`, `convolutions` ("winograd" or "stock"), and `validation`: `psnr_y`
+        and `ssim_y` by set and by way of enlarging (`bicubic`, `student`, `teacher`). Without data
+        also `source` and `stages`, a list of first step and parts of the student each; with several
+        scales the names of sets end with the scale. A teacher that the method has trained is called
+        `privileged_teacher`, for it sees high resolution, and `privileged_teacher` holds its
+        `iterations`, `seconds`, `parameters`.
 
     Raises:
         ValueError: Options, files or folders are not usable, or another training is at work in this
@@ -87,7 +89,8 @@ def train(
     if summary:
         return summary
     run.require_files()
-    return carry_out(prepare(run.options), run, terminal, callback=callback)
+    with stock_if(run.convolutions() == "stock"):
+        return carry_out(prepare(run.options), run, terminal, callback=callback)
 
 
 def carry_out(
@@ -122,6 +125,7 @@ def carry_out(
         states = {name: begun(directory, stages, options) for name, stages in networks}
         _, student_done = states["student"]
         tell_changes(run, training.student_stages, student_done.step, terminal)
+        terminal.say(f"convolutions: {convolutions_on(options.device)}")
         directory.keep_metrics_until(student_done.step)
         for name, stages in networks:
             trainer = Trainer(training, stages, source, directory, sets, terminal, callback)
@@ -307,8 +311,11 @@ class Trainer:
 
     def _save(self, done: Done) -> None:
         """Write all that `_restore` needs."""
-        options = {"options": dict(flat(config_of(self.options)))}
-        state = {**done._asdict(), **options, **self.stage.state_dict()}
+        taken_with = {
+            "options": dict(flat(config_of(self.options))),
+            "convolutions": convolutions_on(self.options.device),
+        }
+        state = {**done._asdict(), **taken_with, **self.stage.state_dict()}
         if self.stage.is_student:
             state |= self.source.state_dict()
         made_by = origin(self.options, done.step, self.history)

@@ -102,6 +102,12 @@ class RunDirectory:
         state = self.state if network == "student" else folder / f"{network}.pt"
         return Checkpoint(folder / f"{network}.safetensors", state)
 
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Those of all networks whose training has begun."""
+        states = sorted(self.state.parent.glob("*.pt"))
+        return [self.checkpoint("student" if s == self.state else s.stem) for s in states]
+
     def events(self, network: str) -> Path:
         """Folder for TensorBoard of the steps of a network."""
         # Each its own: those of a network are purged when it begins or goes on.

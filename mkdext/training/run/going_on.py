@@ -17,11 +17,13 @@ import os
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args, overload
 
+from mkdext._system.device import checked_device
 from mkdext._system.files import check_writable
 from mkdext._system.plugins import absolute
 from mkdext._system.saved_state import SavedState
+from mkdext.models.convolutions import Convolutions, convolutions_on
 from mkdext.training.data_free_options import DataFreeOptions, Options, ResolvedDataFree
 from mkdext.training.options import ResolvedShared, ResolvedTraining, SharedOptions, TrainOptions
 from mkdext.training.options_file import OptionsFile, as_flags, config_of
@@ -52,6 +54,7 @@ _FIXED = {
     "hint_share": "the steps on the distillation loss alone keep their number",
     "privileged_iterations": "the student begins where its teacher ends",
     "stages": "the student has grown by them",
+    "stock_convolutions": "a run keeps its convolutions",
 }
 _USED = "the steps so far were taken with it"
 
@@ -92,6 +95,25 @@ class Run(Generic[_Resolved]):
             return None
         self.directory.change(self.config, self.changes, step)
         return f"from step {step} on: {changes_in_words(self.changes)}"
+
+    def convolutions(self) -> Convolutions:
+        """Which convolutions the run takes: those of its steps so far; at first the fastest.
+
+        Raises:
+            ValueError: They are not available, or a checkpoint is damaged.
+        """
+        device = checked_device(self.options.device)
+        available = "stock" if self.options.stock_convolutions else convolutions_on(device)
+        kept = {_convolutions_of(checkpoint.load()) for checkpoint in self.directory.checkpoints}
+        if "stock" in kept:
+            return "stock"
+        if "winograd" in kept and available == "stock" and device.type == "cpu":
+            raise ValueError(
+                f"`out` {self.directory.root}: its steps so far were taken with winograd "
+                "convolutions, which are not available here; `python -m mkdext.doctor` shows why "
+                "and the fix, or give another `out`"
+            )
+        return available
 
     def require_files(self) -> None:
         """Check that what the run names is where it was.
@@ -243,6 +265,15 @@ def require_same_run(state: SavedState, options: ResolvedShared) -> None:
     refused = {n: change for n, change in changes.items() if _why_not(n, changes, options)}
     if refused:
         raise state.unfit(f"is of another run ({changes_in_words(refused)})")
+
+
+def _convolutions_of(state: SavedState) -> Convolutions:
+    """Which a checkpoint was written with; one of a version that knew of none has stock ones."""
+    content = state.content if isinstance(state.content, Mapping) else {}
+    kept = content.get("convolutions", "stock")
+    if kept not in get_args(Convolutions):
+        raise state.unfit(f"does not fit ('convolutions' is {kept!r})")
+    return cast(Convolutions, kept)
 
 
 class Done(NamedTuple):

@@ -21,6 +21,7 @@ from mkdext._system.files import write_json
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.data.strips import save_sheet, save_strip
 from mkdext.metrics import exact_note, to_uint8
+from mkdext.models.convolutions import convolutions_on
 from mkdext.models.handling import count_parameters, evaluation_mode
 from mkdext.training.assembly import Training
 from mkdext.training.run.directory import HISTORY, RunDirectory
@@ -105,6 +106,7 @@ def conclude(
         "iterations": steps,
         "seconds": round(seconds["student"], 3),
         "parameters": count_parameters(stage.network),
+        "convolutions": convolutions_on(options.device),
         "validation": validation,
     }
     if training.made:
