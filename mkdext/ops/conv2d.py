@@ -148,10 +148,11 @@ def _takes_winograd(input: Tensor, weight: Tensor, bias: Tensor | None, factor: 
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_compiling()
 
 
-def _is_usable(tensor: object, dim: int) -> bool:
+def _is_usable(tensor: Tensor, dim: int) -> bool:
     return (
         type(tensor) in _DENSE
         and tensor.dtype == torch.float32
@@ -177,9 +178,10 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None, factor: int) -> None:
-    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
-        if tensor is None and name == "bias":
-            continue
+    tensors = {"input": input, "weight": weight}
+    if bias is not None:
+        tensors["bias"] = bias
+    for name, tensor in tensors.items():
         check_tensor(_NAME, name, tensor)
         if tensor.device != input.device:
             raise ValueError(
@@ -383,7 +385,6 @@ class _DoubleBackward(Function):
     ) -> tuple[Tensor | None, ...]:
         g, x, w, ggx, ggw, _ = ctx.saved_tensors
         need_g, need_x, need_w, need_ggx, need_ggw, need_ggb = wanted_gradients(ctx)[:6]
-        of_bias = need_ggb and of_grad is not None
         return (
             _sum(_forward(of_input, ggw, ctx), _forward(ggx, of_weight, ctx)) if need_g else None,
             _input_grad(of_grad, ggw, ctx) if need_x else None,
@@ -394,7 +395,7 @@ class _DoubleBackward(Function):
             _sum(_weight_grad(of_grad, x, ctx), _weight_grad(g, of_input, ctx))
             if need_ggw
             else None,
-            _sum_over_pixels(of_grad, ctx.layout[0]) if of_bias else None,
+            _sum_over_pixels(of_grad, ctx.layout[0]) if need_ggb and of_grad is not None else None,
             *(None,) * 5,
         )
 
