@@ -148,8 +148,10 @@ def _takes_winograd(input: Tensor, weight: Tensor, bias: Tensor | None, factor: 
 
 
 def _is_traced() -> bool:
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return tracing or torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():
+        return True
+    is_tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return is_tracing
 
 
 def _is_usable(tensor: Tensor, dim: int) -> bool:
