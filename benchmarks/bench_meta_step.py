@@ -184,9 +184,15 @@ def parts_of(run: Callable[[], None], device: torch.device) -> dict[str, float]:
     parts = Parts(device)
     gradient, meta_gradient = MKD.gradient, step_module.meta_gradient
 
-    def mkd_gradient(self: MKD, *maps: object, create_graph: bool = False) -> object:
+    def mkd_gradient(
+        self: MKD,
+        student: object,
+        teacher: object,
+        create_graph: bool = False,
+        parameters: object = (),
+    ) -> object:
         name = "KRNets, inner gradient" if create_graph else "KRNets, own step"
-        return parts.counted(name, gradient)(self, *maps, create_graph=create_graph)
+        return parts.counted(name, gradient)(self, student, teacher, create_graph, parameters)
 
     def counted_meta_gradient(inner: object, objective: object, *others: object) -> object:
         inner = parts.counted("student, inner gradient", inner)

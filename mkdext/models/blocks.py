@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mkdext.models.convolutions import Conv2d, SubPixelSequential
+from mkdext.models.convolutions import Conv2d, SubPixelSequential, is_plain
 from mkdext.models.weights.rgb_range import DIV2K_MEAN, RGB_RANGE, with_rgb_range
 from mkdext.models.weights.shapes import renamed
+from mkdext.ops.conv2d import conv2d, conv2d_algorithm
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -235,8 +236,30 @@ class MeanShiftedNetwork(SRNetwork):
         """Head, body, tail."""
         shallow = self.head(self.sub_mean(low * RGB_RANGE))
         deep = self.deep_features(shallow) + shallow
-        sr: Tensor = self.add_mean(self.tail(deep))
-        return sr / RGB_RANGE
+        sr: Tensor
+        if self._may_join_end():
+            sr = self._enlarged(deep)
+        else:
+            sr = self.add_mean(self.tail(deep)) / RGB_RANGE
+        return sr
+
+    def _may_join_end(self) -> bool:
+        layers = self.tail, self.tail[1], self.add_mean
+        return isinstance(self.tail[1], Conv2d) and all(is_plain(layer) for layer in layers)
+
+    def _enlarged(self, deep: Tensor) -> Tensor:
+        """What tail, shift and division make of `deep`.
+
+        The two that follow the last convolution would pass over the largest maps of all: they
+        become a part of its weights.
+        """
+        features, conv, shift = self.tail[0](deep), self.tail[1], self.add_mean
+        if conv2d_algorithm(features, conv.weight) == "stock":
+            colours: Tensor = shift(conv(features)) / RGB_RANGE
+            return colours
+        mixed = shift.weight.flatten(1) / RGB_RANGE
+        weight = torch.tensordot(mixed, conv.weight, 1)
+        return conv2d(features, weight, mixed @ conv.bias + shift.bias / RGB_RANGE)
 
 
 class SequentialNetwork(MeanShiftedNetwork):

@@ -11,7 +11,12 @@ from torch.nn import functional
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _has_any_global_hook
 
-from mkdext.ops.conv2d import conv2d, conv2d_algorithm, stock_convolutions
+from mkdext.ops.conv2d import (
+    conv2d,
+    conv2d_algorithm,
+    stock_convolutions,
+    winograd_conv2d,
+)
 
 Convolutions = Literal["winograd", "stock"]
 """Who convolves: Winograd kernels of this package where they are faster, or PyTorch alone."""
@@ -50,7 +55,7 @@ class SubPixelSequential(nn.Sequential):
         while layers:
             match layers:
                 case [Conv2d() as conv, nn.PixelShuffle() as shuffle, *rest] if (
-                    x.dim() == 4 and qualifies(conv) and _is_plain(conv) and _is_plain(shuffle)
+                    x.dim() == 4 and qualifies(conv) and is_plain(conv) and is_plain(shuffle)
                 ):
                     x = conv2d(x, conv.weight, conv.bias, upscale_factor=shuffle.upscale_factor)
                 case [layer, *rest]:
@@ -71,15 +76,11 @@ def qualifies(conv: nn.Conv2d) -> bool:
 
 
 def convolve(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What a convolution that qualifies does.
-
-    The operator refuses some of what PyTorch takes, such as a single image without a batch, and
-    PyTorch has its own words for the rest.
-    """
-    try:
-        return conv2d(input, weight, bias)
-    except (TypeError, ValueError):
-        return functional.conv2d(input, weight, bias, padding=1)
+    """What a convolution that qualifies does; PyTorch has its own words for bad input."""
+    result = winograd_conv2d(input, weight, bias)
+    if result is None:
+        result = functional.conv2d(input, weight, bias, padding=1)
+    return result
 
 
 def accelerate(module: nn.Module) -> contextlib.ExitStack:
@@ -147,8 +148,11 @@ def _is_of_pytorch(conv: nn.Conv2d) -> bool:
     )
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether no one sees, or has changed, what goes into a layer and comes out."""
+def is_plain(layer: nn.Module) -> bool:
+    """Whether no one sees, or has changed, what goes into a layer and comes out.
+
+    Only then may the layer be computed as a part of something else.
+    """
     return not (
         _has_any_global_hook()  # type: ignore[no-untyped-call]
         or any(getattr(layer, name) for name in _HOOKS)

@@ -77,12 +77,29 @@ def conv2d(
         >>> conv2d(torch.ones(2, 8, 6, 6), torch.ones(16, 8, 3, 3), upscale_factor=2).shape
         torch.Size([2, 4, 12, 12])
     """
+    result = winograd_conv2d(input, weight, bias, upscale_factor=upscale_factor)
+    if result is not None:
+        return result
+    # What is recorded must hold for other sizes.
+    if not (_is_traced() or isinstance(input, torch.fx.Proxy)):
+        _check(input, weight, bias, upscale_factor)
+    output = F.conv2d(input, weight, bias, padding=weight.shape[-1] // 2)
+    return F.pixel_shuffle(output, upscale_factor) if upscale_factor > 1 else output
+
+
+def winograd_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, upscale_factor: int = 1
+) -> Tensor | None:
+    """What `conv2d` returns where it takes Winograd's algorithm; elsewhere nothing.
+
+    For callers that have their own convolution for all else: nothing is checked in words.
+
+    Example:
+        >>> winograd_conv2d(torch.ones(1, 8, 8, 8), torch.ones(8, 8, 5, 5)) is None
+        True
+    """
     if not _takes_winograd(input, weight, bias, upscale_factor):
-        # What is recorded must hold for other sizes.
-        if not (_is_traced() or isinstance(input, torch.fx.Proxy)):
-            _check(input, weight, bias, upscale_factor)
-        output = F.conv2d(input, weight, bias, padding=weight.shape[-1] // 2)
-        return F.pixel_shuffle(output, upscale_factor) if upscale_factor > 1 else output
+        return None
     channels_last = _is_channels_last(input) or _is_channels_last(weight)
     shuffled = upscale_factor if channels_last else 1  # a store of single numbers would be slow
     result: Tensor = apply(_Forward, input, weight, bias, shuffled, channels_last)

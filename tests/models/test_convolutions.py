@@ -6,6 +6,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import mkdext
 from mkdext.models import MODEL_NAMES, RCAN, RCANConfig, convolutions, create_model
 from mkdext.models.blocks import Conv2d, conv3x3, upsampler
 from mkdext.models.convolutions import SubPixelSequential, accelerate, convolutions_on
-from mkdext.ops.conv2d import conv2d, stock_convolutions
+from mkdext.ops.conv2d import conv2d, stock_convolutions, winograd_conv2d
 from tests.models.textbook import with_random_weights
 
 
@@ -24,11 +25,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Shapes of the kernels that the operator is called with."""
     shapes: list[list[int]] = []
 
-    def noted(input: Tensor, weight: Tensor, bias: Tensor | None = None, **given: int) -> Tensor:
-        shapes.append(list(weight.shape))
-        return conv2d(input, weight, bias, **given)
+    def noted(operator: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+        def call(input: Tensor, weight: Tensor, *others: Tensor | None, **given: int) -> Any:
+            shapes.append(list(weight.shape))
+            return operator(input, weight, *others, **given)
 
-    monkeypatch.setattr(convolutions, "conv2d", noted)
+        return call
+
+    for operator in (conv2d, winograd_conv2d):
+        monkeypatch.setattr(convolutions, operator.__name__, noted(operator))
     return shapes
 
 
