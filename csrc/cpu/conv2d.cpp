@@ -261,8 +261,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
   return output.tensor();
 }
 
-// The gradients of input, if the weight is given, of the weight, if the input is given, and of the
-// bias, if it is wanted. The others are empty tensors of one dimension.
+// The gradients of input, if the weight is given, of the weight, if the input is given, and with it
+// of the bias, if wanted. The others are empty tensors of one dimension.
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, std::optional<Tensor> input,
                                                    std::optional<Tensor> weight, bool want_bias,
                                                    int64_t factor, bool channels_last) {

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mkdext._system import extension
-from mkdext.ops.conv2d import conv2d, conv2d_algorithm, stock_convolutions
+from mkdext.ops.conv2d import conv2d, conv2d_algorithm, stock_convolutions, winograd_conv2d
 
 # B, Ci, Co, H, W, upscale factor
 SHAPES = [
@@ -773,8 +773,10 @@ def test_the_choice_is_told_and_taken(format):
     assert conv2d_algorithm(input, weight) == "winograd"
     assert conv2d_algorithm(input, nn.Parameter(weight)) == "winograd"
     assert _takes_operator(lambda: conv2d(input, weight, bias, upscale_factor=2))
+    assert torch.equal(winograd_conv2d(input, weight, bias), conv2d(input, weight, bias))
     for others in ((input, weight.double()), (input[0], weight), (input, weight[:, 1:])):
         assert conv2d_algorithm(*others) == "stock"
+        assert winograd_conv2d(*others) is None
 
 
 def test_without_the_extension_the_stock_convolution_answers(monkeypatch):
