@@ -209,6 +209,9 @@ struct Slice {
 
   // A pixel's channels are a whole vector in memory.
   bool is_stored() const { return layout.channel == 1 && lanes == kLanes; }
+  // And a transform, which needs them several times, may find them there: pixels that are farther
+  // apart than a cache line share few sets of the cache.
+  bool is_near() const { return is_stored() && layout.pixel * int64_t{sizeof(float)} <= kLineBytes; }
 };
 
 template <typename T>
@@ -446,9 +449,9 @@ inline void transform_input(const SampleShape& shape, const Block& block,
                           (begin * kTile - 1) * map.layout.pixel;
       transform_inputs_at(from, map.layout.row, map.layout.pixel, end - begin, step, out_at(begin));
     };
-    const bool is_stored = inside && map.is_stored();
-    if (is_stored) holds_last_rows = false;
-    split_row(block, is_stored, 1, (shape.width - 1) / kTile, gathered, stored);
+    const bool is_near = inside && map.is_near();
+    if (is_near) holds_last_rows = false;
+    split_row(block, is_near, 1, (shape.width - 1) / kTile, gathered, stored);
   }
 }
 
@@ -518,7 +521,7 @@ inline void transform_grad(const SampleShape& shape, const Block& block,
       transform_grads_at(from, map.layout.row, map.layout.pixel, end - begin, step, out_at(begin),
                          sum);
     };
-    split_row(block, inside && map.is_stored(), 0, shape.width / kTile, gathered, stored);
+    split_row(block, inside && map.is_near(), 0, shape.width / kTile, gathered, stored);
   }
 }
 
