@@ -68,31 +68,36 @@ def time_interleaved(
     """Time every candidate once per round, after one round that is not counted.
 
     The order changes from round to round: what runs after a form that fills the caches is slower.
-    On a GPU a round holds enough calls of a candidate, one right after the other, to last
-    milliseconds between two CUDA events; a single call of tens of microseconds cannot be timed.
+    A round holds enough calls of a candidate, one right after the other, to last milliseconds. On
+    a GPU a single call of tens of microseconds cannot be timed between two CUDA events; on a CPU it
+    would be timed on caches that other forms have filled, as nothing in a training is.
     """
-    clock, _ = choose_clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     calls = {name: _calls_per_round(run, device) for name, run in candidates.items()}
     order = random.Random(0)
     for round_ in range(repeats + 1):
         for name, run in order.sample(list(candidates.items()), len(candidates)):
-            if device.type == "cuda":
-                taken = _seconds_between_events(run, calls[name], device)
-            else:
-                start = clock()
-                run()
-                taken = clock() - start
+            taken = _seconds_per_call(run, calls[name], device)
             if round_ > 0:
                 seconds[name].append(taken)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
 def _calls_per_round(run: Callable[[], object], device: torch.device) -> int:
-    if device.type != "cuda":
+    first = _seconds_per_call(run, 1, device)  # loads kernels, and lets cuDNN choose
+    if device.type == "cpu" and first > 0.1:
         return 1
-    run()  # loads kernels, and lets cuDNN choose
-    return max(1, min(200, int(4e-3 / _seconds_between_events(run, 3, device))))
+    return max(1, min(200, int(4e-3 / _seconds_per_call(run, 3, device))))
+
+
+def _seconds_per_call(run: Callable[[], object], calls: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        return _seconds_between_events(run, calls, device)
+    clock, _ = choose_clock(device)
+    start = clock()
+    for _ in range(calls):
+        run()
+    return (clock() - start) / calls
 
 
 def _seconds_between_events(run: Callable[[], object], calls: int, device: torch.device) -> float:

@@ -236,30 +236,25 @@ class MeanShiftedNetwork(SRNetwork):
         """Head, body, tail."""
         shallow = self.head(self.sub_mean(low * RGB_RANGE))
         deep = self.deep_features(shallow) + shallow
-        sr: Tensor
-        if self._may_join_end():
-            sr = self._enlarged(deep)
-        else:
-            sr = self.add_mean(self.tail(deep)) / RGB_RANGE
-        return sr
+        enlarge, last = self.tail
+        if isinstance(last, Conv2d) and all(map(is_plain, (self.tail, last, self.add_mean))):
+            return self._colours(enlarge(deep), last)
+        sr: Tensor = self.add_mean(self.tail(deep))
+        return sr / RGB_RANGE
 
-    def _may_join_end(self) -> bool:
-        layers = self.tail, self.tail[1], self.add_mean
-        return isinstance(self.tail[1], Conv2d) and all(is_plain(layer) for layer in layers)
+    def _colours(self, features: Tensor, last: Conv2d) -> Tensor:
+        """What the last convolution, the shift and the division make of features.
 
-    def _enlarged(self, deep: Tensor) -> Tensor:
-        """What tail, shift and division make of `deep`.
-
-        The two that follow the last convolution would pass over the largest maps of all: they
+        The latter two would pass over the largest maps of all: where the convolution is ours they
         become a part of its weights.
         """
-        features, conv, shift = self.tail[0](deep), self.tail[1], self.add_mean
-        if conv2d_algorithm(features, conv.weight) == "stock":
-            colours: Tensor = shift(conv(features)) / RGB_RANGE
-            return colours
+        shift = self.add_mean
+        if conv2d_algorithm(features, last.weight) == "stock" or last.bias is None:
+            colours: Tensor = shift(last(features))
+            return colours / RGB_RANGE
         mixed = shift.weight.flatten(1) / RGB_RANGE
-        weight = torch.tensordot(mixed, conv.weight, 1)
-        return conv2d(features, weight, mixed @ conv.bias + shift.bias / RGB_RANGE)
+        weight = torch.tensordot(mixed, last.weight, 1)
+        return conv2d(features, weight, mixed @ last.bias + shift.bias / RGB_RANGE)
 
 
 class SequentialNetwork(MeanShiftedNetwork):
