@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mkdext.models.convolutions import Conv2d, SubPixelSequential, is_plain
+from mkdext.models.convolutions import Conv2d, SubPixelSequential, is_joinable, is_plain
 from mkdext.models.weights.rgb_range import DIV2K_MEAN, RGB_RANGE, with_rgb_range
 from mkdext.models.weights.shapes import renamed
 from mkdext.ops.conv2d import conv2d, conv2d_algorithm
@@ -236,25 +236,15 @@ class MeanShiftedNetwork(SRNetwork):
         """Head, body, tail."""
         shallow = self.head(self.sub_mean(low * RGB_RANGE))
         deep = self.deep_features(shallow) + shallow
-        enlarge, last = self.tail
-        if isinstance(last, Conv2d) and all(map(is_plain, (self.tail, last, self.add_mean))):
-            return self._colours(enlarge(deep), last)
+        match [*self.tail.children(), self.add_mean]:
+            case [enlarge, last, shift] if (
+                is_plain(self.tail, nn.Sequential)
+                and is_joinable(last)
+                and is_plain(shift, MeanShift)
+            ):
+                return _colours(enlarge(deep), last, shift)
         sr: Tensor = self.add_mean(self.tail(deep))
         return sr / RGB_RANGE
-
-    def _colours(self, features: Tensor, last: Conv2d) -> Tensor:
-        """What the last convolution, the shift and the division make of features.
-
-        The latter two would pass over the largest maps of all: where the convolution is ours they
-        become a part of its weights.
-        """
-        shift = self.add_mean
-        if conv2d_algorithm(features, last.weight) == "stock" or last.bias is None:
-            colours: Tensor = shift(last(features))
-            return colours / RGB_RANGE
-        mixed = shift.weight.flatten(1) / RGB_RANGE
-        weight = torch.tensordot(mixed, last.weight, 1)
-        return conv2d(features, weight, mixed @ last.bias + shift.bias / RGB_RANGE)
 
 
 class SequentialNetwork(MeanShiftedNetwork):
@@ -325,6 +315,20 @@ class MeanShift(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Shift the colours of `image`."""
         return nn.functional.conv2d(image, self.weight, self.bias)
+
+
+def _colours(features: Tensor, last: Conv2d, shift: MeanShift) -> Tensor:
+    """What the last convolution, the shift and a division by 255 make of features.
+
+    The latter two would pass over the largest maps of all: where the convolution is ours they
+    become a part of its weights.
+    """
+    if conv2d_algorithm(features, last.weight) == "stock" or last.bias is None:
+        colours: Tensor = shift(last(features))
+        return colours / RGB_RANGE
+    mixed = shift.weight.flatten(1) / RGB_RANGE
+    weight = torch.tensordot(mixed, last.weight, 1)
+    return conv2d(features, weight, mixed @ last.bias + shift.bias / RGB_RANGE)
 
 
 def _mean_shift_weights() -> dict[str, Tensor]:

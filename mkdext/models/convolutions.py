@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Literal, cast
+from typing import Literal, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,12 @@ from torch.nn import functional
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _has_any_global_hook
 
-from mkdext.ops.conv2d import (
-    conv2d,
-    conv2d_algorithm,
-    stock_convolutions,
-    winograd_conv2d,
-)
+from mkdext.ops.conv2d import conv2d_algorithm, stock_convolutions, winograd_conv2d
 
 Convolutions = Literal["winograd", "stock"]
 """Who convolves: Winograd kernels of this package where they are faster, or PyTorch alone."""
 
+_Layer = TypeVar("_Layer", bound=nn.Module)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -54,10 +50,12 @@ class SubPixelSequential(nn.Sequential):
         layers = list(self)
         while layers:
             match layers:
-                case [Conv2d() as conv, nn.PixelShuffle() as shuffle, *rest] if (
-                    x.dim() == 4 and qualifies(conv) and is_plain(conv) and is_plain(shuffle)
+                case [conv, shuffle, *rest] if (
+                    is_joinable(conv)
+                    and is_plain(shuffle, nn.PixelShuffle)
+                    and (joined := _shuffled(x, conv, shuffle)) is not None
                 ):
-                    x = conv2d(x, conv.weight, conv.bias, upscale_factor=shuffle.upscale_factor)
+                    x = joined
                 case [layer, *rest]:
                     x = layer(x)
             layers = rest
@@ -73,6 +71,11 @@ def qualifies(conv: nn.Conv2d) -> bool:
         and conv.padding_mode == "zeros"
         and conv.groups == 1
     )
+
+
+def is_joinable(layer: nn.Module) -> TypeGuard[Conv2d]:
+    """Whether a layer may be computed by `mkdext.ops.conv2d` together with what follows it."""
+    return is_plain(layer, Conv2d) and qualifies(layer)
 
 
 def convolve(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -137,6 +140,11 @@ def stock_if(condition: bool) -> contextlib.AbstractContextManager[None]:
     return stock_convolutions() if condition else contextlib.nullcontext()
 
 
+def _shuffled(x: Tensor, conv: Conv2d, shuffle: nn.PixelShuffle) -> Tensor | None:
+    """What both make of `x`; nothing where the operator would not be faster."""
+    return winograd_conv2d(x, conv.weight, conv.bias, upscale_factor=shuffle.upscale_factor)
+
+
 def _is_of_pytorch(conv: nn.Conv2d) -> bool:
     """Whether nothing but PyTorch's own methods stand between a convolution and its result."""
     kind = type(conv)
@@ -148,13 +156,13 @@ def _is_of_pytorch(conv: nn.Conv2d) -> bool:
     )
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether no one sees, or has changed, what goes into a layer and comes out.
+def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
+    """Whether a layer is of this very class, and no one sees or has changed what it does.
 
     Only then may the layer be computed as a part of something else.
     """
-    return not (
+    return type(layer) is kind and not (
         _has_any_global_hook()  # type: ignore[no-untyped-call]
         or any(getattr(layer, name) for name in _HOOKS)
-        or "forward" in vars(layer)
+        or {"forward", "_conv_forward"} & vars(layer).keys()
     )

@@ -16,7 +16,7 @@ import mkdext
 from mkdext.models import MODEL_NAMES, RCAN, RCANConfig, convolutions, create_model
 from mkdext.models.blocks import Conv2d, conv3x3, upsampler
 from mkdext.models.convolutions import SubPixelSequential, accelerate, convolutions_on
-from mkdext.ops.conv2d import conv2d, stock_convolutions, winograd_conv2d
+from mkdext.ops.conv2d import stock_convolutions, winograd_conv2d
 from tests.models.textbook import with_random_weights
 
 
@@ -32,8 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
         return call
 
-    for operator in (conv2d, winograd_conv2d):
-        monkeypatch.setattr(convolutions, operator.__name__, noted(operator))
+    monkeypatch.setattr(convolutions, "winograd_conv2d", noted(winograd_conv2d))
     return shapes
 
 
@@ -99,6 +98,13 @@ class Rounding(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(input.round(), weight, bias)
+
+
+class Negative(Conv2d):
+    """A convolution of this package with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return -super().forward(input)
 
 
 def with_middle(layer: Callable[..., nn.Module]) -> nn.Module:
@@ -197,13 +203,14 @@ def test_the_networks_here_make_the_same_picture_with_the_operator_and_without(n
             assert_same_picture(found, network(low))
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_a_convolution_and_the_pixel_shuffle_after_it_are_one_call(scale, calls):
     layers = upsampler(8, scale, in_features=5)
     assert isinstance(layers, SubPixelSequential)
     plain = nn.Sequential(*layers)
     assert list(layers.state_dict()) == list(plain.state_dict())
-    low = picture(1, 5, 6, 7)
+    low = picture(1, 5, 31, 33)
     found, whole = layers(low), len(calls)
     assert whole == len(layers) // 2
     assert_same_picture(found, plain(low))
@@ -233,8 +240,41 @@ def test_what_is_put_in_the_place_of_a_convolution_of_an_upsampler_is_run():
     layers, low = upsampler(4, scale=2), picture(1, 4, 6, 7)
     layers[0].forward = lambda x: torch.zeros(1, 16, 6, 7)
     assert not layers(low).any()
-    layers[0] = nn.Conv2d(4, 16, 3, padding=1, groups=2)
-    assert torch.equal(layers(low), layers[1](layers[0](low)))
+    for layer in (nn.Conv2d(4, 16, 3, padding=1, groups=2), Negative(4, 16, 3, padding=1)):
+        layers[0] = layer
+        assert torch.equal(layers(low), layers[1](layers[0](low)))
+
+
+def test_errors_of_an_upsampler_are_those_of_pytorch():
+    layers, low = upsampler(4, scale=2), picture(1, 3, 32, 32)
+    with pytest.raises(RuntimeError) as expected:
+        layers[0](low)
+    with pytest.raises(RuntimeError) as found:
+        layers(low)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: network.tail.append(nn.Tanh()),
+        lambda network: setattr(network, "tail", nn.Sequential(network.tail)),
+        lambda network: setattr(network, "add_mean", nn.Identity()),
+        lambda network: network.tail.__setitem__(1, Conv2d(16, 3, 3, padding=1, stride=2)),
+        lambda network: network.tail.__setitem__(1, Conv2d(16, 3, 3, padding=1, bias=False)),
+        lambda network: network.tail.__setitem__(1, Negative(16, 3, 3, padding=1)),
+        lambda network: network.tail[1].register_forward_hook(lambda *given: 2 * given[-1]),
+        lambda network: network.add_mean.weight.mul_(2),
+    ],
+    ids=["longer", "nested", "no shift", "stride", "no bias", "subclass", "hook", "other shift"],
+)
+def test_a_changed_end_of_a_network_is_run_as_it_is(change):
+    network, low = RCAN(RCANConfig(1, 1, 16), scale=2), picture(1, 3, 24, 24)
+    change(network)
+    with torch.no_grad():
+        shallow = network.head(network.sub_mean(255 * low))
+        deep = network.deep_features(shallow) + shallow
+        assert_same_picture(network(low), network.add_mean(network.tail(deep)) / 255)
 
 
 def test_a_convolution_of_another_sort_is_pytorchs(calls):
