@@ -106,7 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Also before the first training, because one that is damaged is found by it.
             write_report(command.out, None)
             failures = run_cells(
-                cells, jobs, command.out, console, lambda: write_report(command.out, None)
+                cells,
+                comparison.convolutions(),
+                jobs,
+                command.out,
+                console,
+                lambda: write_report(command.out, None),
             )
             write_report(command.out, console)
         if failures:

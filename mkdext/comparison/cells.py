@@ -17,11 +17,12 @@ from mkdext._system.near_names import did_you_mean
 from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.methods import known_method, method_class
+from mkdext.models.convolutions import Convolutions
 from mkdext.training.checks import check_teachers
 from mkdext.training.options import ResolvedTraining, TrainOptions, known_methods
 from mkdext.training.options_file import OptionsFile, config_of
 from mkdext.training.run.directory import RunDirectory
-from mkdext.training.run.going_on import require_same_options
+from mkdext.training.run.going_on import kept_convolutions, require_same_options
 from mkdext.training.run.live import reading_bar
 from mkdext.training.setup import prepare
 from mkdext.training.sources import training_photographs, validation_sets
@@ -176,6 +177,11 @@ class Comparison:
             options = dataclasses.replace(options, teacher_cache=folder)
         return options.resolved()
 
+    def convolutions(self) -> Convolutions:
+        """Which convolutions all trainings in the folder take: as `kept_convolutions`."""
+        folders = self.base.out.glob("cells/*/*/*")
+        return kept_convolutions(map(RunDirectory, folders), self.base)
+
     def check(self, jobs: int, console: Terminal) -> list[Cell]:
         """Check all that can be checked before the first cell is trained; nothing is written.
 
@@ -204,6 +210,7 @@ class Comparison:
         pending = [cell for cell in cells if not cell.finished]
         if not pending:
             return cells
+        self.convolutions()
         kinds: dict[tuple[str, str], list[Cell]] = {}
         for cell in pending:
             kinds.setdefault((cell.options.student, cell.options.method), []).append(cell)

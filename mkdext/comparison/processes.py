@@ -20,6 +20,7 @@ from mkdext._system.files import write_text
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
+from mkdext.models.convolutions import Convolutions
 from mkdext.training.options_file import config_of
 from mkdext.training.run.directory import RunDirectory
 
@@ -29,12 +30,18 @@ _TAIL_BYTES = 8192  # of the metrics, which hold a last line of a few hundred
 
 
 def run_cells(
-    cells: Sequence[Cell], jobs: int, out: Path, console: Terminal, finished: Callable[[], None]
+    cells: Sequence[Cell],
+    convolutions: Convolutions,
+    jobs: int,
+    out: Path,
+    console: Terminal,
+    finished: Callable[[], None],
 ) -> dict[str, str]:
     """Train the cells that are not finished, each as by `python -m mkdext.train`.
 
     Args:
         cells: What to train, in order.
+        convolutions: Which all of them take.
         jobs: Processes at once; the processor's cores are divided among them.
         out: The folder of the comparison, for messages.
         console: Where progress is shown.
@@ -55,7 +62,7 @@ def run_cells(
             while pending or running:
                 while len(running) < jobs and (cell := _startable(pending, running)):
                     pending.remove(cell)
-                    running.append(_Process(cell, threads))
+                    running.append(_Process(cell, convolutions, threads))
                 time.sleep(_POLL_SECONDS)
                 progress.update()
                 for process in [p for p in running if p.popen.poll() is not None]:
@@ -100,7 +107,7 @@ def _threads(jobs: int) -> int:
 class _Process:
     """A cell in training."""
 
-    def __init__(self, cell: Cell, threads: int) -> None:
+    def __init__(self, cell: Cell, convolutions: Convolutions, threads: int) -> None:
         self.cell = cell
         run = cell.run
         run.root.mkdir(parents=True, exist_ok=True)
@@ -109,7 +116,7 @@ class _Process:
             write_text(run.config, config)
         self._log = run.root / "output.log"
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        command = ["mkdext._cli.cell", str(os.getpid()), str(run.root)]
+        command = ["mkdext._cli.cell", str(os.getpid()), str(run.root), convolutions]
         with self._log.open("a") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", *command],

@@ -49,7 +49,7 @@ class InProcess:
         assert env["OMP_NUM_THREADS"] == "1"
         self.commands.append(command)
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
-            self.returncode = cell.train_in(Path(command[4]))
+            self.returncode = cell.train_in(Path(command[4]), command[5])
 
     def poll(self) -> int:
         return self.returncode
@@ -200,7 +200,7 @@ def test_a_method_or_a_seed_more_trains_only_what_is_missing(comparison, flags, 
     cache = ["--teacher-cache", str(comparison.parent / "cache")]
     assert main([*flags, *grid(out, "vanilla", 2), *cache]) == 0
     assert main([*flags, *grid(out, "response", 1), *cache]) == 0
-    assert [Path(command[-1]) for command in trained] == [
+    assert [Path(command[4]) for command in trained] == [
         run(out, "vanilla", 1),
         run(out, "response", 0),
     ]
@@ -449,3 +449,23 @@ def test_a_method_with_a_teacher_of_its_own_is_not_given_another(flags):
 
 def test_a_students_file_becomes_one_folder():
     assert as_folder("/home/me/nets/espcn.py:ESPCN") == "_home_me_nets_espcn.py_ESPCN"
+
+
+@pytest.mark.usefixtures("has_winograd")
+def test_all_cells_take_the_convolutions_of_those_that_were_trained_before(
+    flags, trained, tmp_path
+):
+    def taken(method: str) -> str:
+        return json.loads((run(tmp_path, method, 0) / "summary.json").read_text())["convolutions"]
+
+    def compare(*methods: str) -> int:
+        return main(
+            [*flags, "--methods", ",".join(methods), "--seeds", "1", "--out", str(tmp_path)]
+        )
+
+    assert compare("vanilla") == 0 and taken("vanilla") == "winograd"
+    state = RunDirectory(run(tmp_path, "vanilla", 0)).state
+    older = torch.load(state)
+    del older["convolutions"]
+    torch.save(older, state)
+    assert compare("response") == 0 and taken("response") == "stock"

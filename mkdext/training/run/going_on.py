@@ -15,7 +15,7 @@ import dataclasses
 import math
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args, overload
 
@@ -97,23 +97,8 @@ class Run(Generic[_Resolved]):
         return f"from step {step} on: {changes_in_words(self.changes)}"
 
     def convolutions(self) -> Convolutions:
-        """Which convolutions the run takes: those of its steps so far; at first the fastest.
-
-        Raises:
-            ValueError: They are not available, or a checkpoint is damaged.
-        """
-        device = checked_device(self.options.device)
-        available = "stock" if self.options.stock_convolutions else convolutions_on(device)
-        kept = {_convolutions_of(checkpoint.load()) for checkpoint in self.directory.checkpoints}
-        if "stock" in kept:
-            return "stock"
-        if "winograd" in kept and available == "stock" and device.type == "cpu":
-            raise ValueError(
-                f"`out` {self.directory.root}: its steps so far were taken with winograd "
-                "convolutions, which are not available here; `python -m mkdext.doctor` shows why "
-                "and the fix, or give another `out`"
-            )
-        return available
+        """Which convolutions the run takes: as `kept_convolutions`."""
+        return kept_convolutions([self.directory], self.options)
 
     def require_files(self) -> None:
         """Check that what the run names is where it was.
@@ -213,6 +198,30 @@ def options_there(like: SharedOptions) -> Options | None:
     kind = TrainOptions if isinstance(like, TrainOptions) else DataFreeOptions
     options: Options = file.made(file.over(kind(out=like.out)))
     return options
+
+
+def kept_convolutions(runs: Iterable[RunDirectory], options: SharedOptions) -> Convolutions:
+    """Which convolutions runs take: those of their steps so far; at first the fastest.
+
+    Args:
+        runs: Those that must take the same.
+        options: With `device`, `stock_convolutions`, and the folder of all as `out`.
+
+    Raises:
+        ValueError: They are not available, or a checkpoint is damaged.
+    """
+    device = checked_device(options.device)
+    available = "stock" if options.stock_convolutions else convolutions_on(device)
+    kept = {_convolutions_of(checkpoint.load()) for run in runs for checkpoint in run.checkpoints}
+    if "stock" in kept:
+        return "stock"
+    if "winograd" in kept and available == "stock" and device.type == "cpu":
+        raise ValueError(
+            f"`out` {options.out}: its steps so far were taken with winograd convolutions, which "
+            "are not available here; `python -m mkdext.doctor` shows why and the fix, or give "
+            "another `out`"
+        )
+    return available
 
 
 def require_same_options(options: SharedOptions, leave_out: Collection[str] = ()) -> None:
