@@ -95,8 +95,9 @@ def accelerate(module: nn.Module) -> contextlib.ExitStack:
     Winograd kernels where these are faster; results differ from PyTorch's by rounding. It can be
     differentiated any number of times. Exporters and `torch.compile` see PyTorch's convolutions.
 
-    A copy of the network is accelerated too. So is one that is pickled, which needs this package
-    to be loaded; state dicts do not change. `torch.jit.script` wants it undone.
+    A copy of the network is accelerated too, and stays so when this is undone. So is one that is
+    pickled, which needs this package to be loaded; state dicts do not change. `torch.jit.script`
+    wants it undone. A convolution must keep its stride, padding, dilation and groups meanwhile.
 
     Args:
         module: The network. To accelerate it again changes nothing.
