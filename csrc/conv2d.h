@@ -8,8 +8,8 @@
 //   bias grad    gb = S(g)          gb[o]         = sum_{n,h,v} g[n,o,h,v]
 //
 // The stride is 1 and values outside a map are 0. <g, F(x, w)> is linear in each of g, x and w, and
-// the bias enters alone, so every derivative of any order is made of these. Given the cotangents ggx
-// of gx, ggw of gw and ggb of gb, the double backward is
+// the bias enters alone, so every derivative of any order is made of these. Given the cotangents
+// ggx of gx, ggw of gw and ggb of gb, the double backward is
 //
 //   grad_g = F(ggx, w) + F(x, ggw) + ggb      grad_x = Gx(g, ggw)      grad_w = Gw(g, ggx)
 //

@@ -1,9 +1,12 @@
 // The CPU side of conv2d.h: tensors in, tasks out to the threads. There is one algorithm,
 // Winograd's; what it does not suit goes to PyTorch's own convolution before it comes here.
 //
-// Parallel axis  Rows of tiles of the whole batch (correlations). For the weight gradient, groups of
+// Parallel axis  Rows of tiles of the whole batch (correlations). For the weight gradient, groups
+// of
 //                such rows, each with sums of its own, and vectors of output channels. The groups
 //                depend on the shape alone, so the bits do not depend on the number of threads.
+#include "../conv2d.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -17,7 +20,6 @@
 #include <tuple>
 #include <vector>
 
-#include "../conv2d.h"
 #include "scratch.h"
 #include "winograd.h"
 
@@ -33,8 +35,10 @@ constexpr int64_t kTaps = 9;
 // Below this many multiplications per thread, waking another one costs more than it brings.
 constexpr int64_t kWorkPerThread = 1'000'000;
 
-// The sums of a group are read once more in the end: it should have this many tiles at least.
+// The sums of a group are read once more in the end: it should have this many tiles at least, and
+// the sums of all groups should not take more memory than this.
 constexpr int64_t kTilesPerGroup = 128;
+constexpr int64_t kSumsBytes = 32 << 20;
 constexpr int64_t kMostGroups = 8;
 
 // ---------------------------------------------------------------------------------- the tensors
@@ -138,7 +142,7 @@ void correlate(const ConvShape& shape, WeightOrder order, const std::vector<Maps
                 });
 }
 
-// The gradients of weight and bias; not of what is null.
+// The gradients of the weight, and of the bias unless it is null.
 void weight_gradient(const ConvShape& shape, const Maps& grad, const Maps& input,
                      float* grad_weight, float* grad_bias) {
   if (shape.batch == 0) {  // nothing to sum
@@ -151,11 +155,12 @@ void weight_gradient(const ConvShape& shape, const Maps& grad, const Maps& input
   const WinogradKernels& kernels = winograd_kernels();
   const int64_t rows = kernels.rows(sizes), vectors = kernels.vectors(sample);
   const int64_t tiles = shape.batch * rows * ((shape.width + 3) / 4);
-  const int64_t groups =
-      std::clamp<int64_t>(tiles / kTilesPerGroup, 1, std::min(kMostGroups, shape.batch * rows));
+  const int64_t of_group = kernels.weight_grad_sums_size(sample);
+  const int64_t most = kSumsBytes / (of_group * static_cast<int64_t>(sizeof(float)));
+  const int64_t groups = std::clamp<int64_t>(std::min(tiles / kTilesPerGroup, most), 1,
+                                             std::min(kMostGroups, shape.batch * rows));
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t parts = std::clamp<int64_t>(threads / groups, 1, vectors);
-  const int64_t of_group = kernels.weight_grad_sums_size(sample);
   const int64_t scratch_size = kernels.weight_grad_scratch(sample);
   std::vector<Tensor> owner;
   float* const sums = new_memory(grad.tensor(), groups * of_group, owner);
@@ -185,11 +190,12 @@ void weight_gradient(const ConvShape& shape, const Maps& grad, const Maps& input
   });
 }
 
-// ------------------------------------------------------------------------------------ the operators
+// ------------------------------------------------------------------------------------ the
+// operators
 
 void check_float(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float,
-                  "conv2d: ", name, " must be float32 on the CPU");
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float, "conv2d: ", name,
+                  " must be float32 on the CPU");
 }
 
 void check_map(const Tensor& map, const char* name, const ConvShape& shape, int64_t channels,
@@ -204,11 +210,10 @@ void check_map(const Tensor& map, const char* name, const ConvShape& shape, int6
 
 void check_weight(const Tensor& weight, const char* name, const ConvShape& shape) {
   check_float(weight, name);
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(0) == shape.out_channels &&
-                      weight.size(1) == shape.in_channels && weight.size(2) == 3 &&
-                      weight.size(3) == 3,
-                  "conv2d: ", name, " must be [", shape.out_channels, ", ", shape.in_channels,
-                  ", 3, 3]");
+  STD_TORCH_CHECK(
+      weight.dim() == 4 && weight.size(0) == shape.out_channels &&
+          weight.size(1) == shape.in_channels && weight.size(2) == 3 && weight.size(3) == 3,
+      "conv2d: ", name, " must be [", shape.out_channels, ", ", shape.in_channels, ", 3, 3]");
 }
 
 void check_vector(const Tensor& bias, const char* name, const ConvShape& shape) {
@@ -218,18 +223,17 @@ void check_vector(const Tensor& bias, const char* name, const ConvShape& shape) 
 }
 
 void check_shape(const ConvShape& shape, int64_t factor) {
-  STD_TORCH_CHECK(shape.in_channels > 0 && shape.out_channels > 0 && shape.height > 0 &&
-                      shape.width > 0 && factor > 0 && factor <= shape.out_channels &&
-                      shape.out_channels % (factor * factor) == 0,
-                  "conv2d: sizes must be positive and the output channels a multiple of ",
-                  "upscale_factor^2");
+  STD_TORCH_CHECK(
+      shape.in_channels > 0 && shape.out_channels > 0 && shape.height > 0 && shape.width > 0 &&
+          factor > 0 && factor <= shape.out_channels && shape.out_channels % (factor * factor) == 0,
+      "conv2d: sizes must be positive and the output channels a multiple of ", "upscale_factor^2");
 }
 
 // The shape of a convolution with a result like `grad`.
 ConvShape shape_from_grad(const Tensor& grad, int64_t in_channels, int64_t factor) {
-  STD_TORCH_CHECK(grad.dim() == 4 && factor > 0 && grad.size(2) % factor == 0 &&
-                      grad.size(3) % factor == 0,
-                  "conv2d: grad must be 4-D, with sides that upscale_factor divides");
+  STD_TORCH_CHECK(
+      grad.dim() == 4 && factor > 0 && grad.size(2) % factor == 0 && grad.size(3) % factor == 0,
+      "conv2d: grad must be 4-D, with sides that upscale_factor divides");
   const ConvShape shape{grad.size(0), in_channels, grad.size(1) * factor * factor,
                         grad.size(2) / factor, grad.size(3) / factor};
   check_shape(shape, factor);
@@ -269,8 +273,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, std::opti
   STD_TORCH_CHECK(input || weight, "conv2d: a backward needs input or weight");
   STD_TORCH_CHECK(input || !want_bias, "conv2d: the gradient of the bias needs input");
   STD_TORCH_CHECK((input ? *input : *weight).dim() == 4, "conv2d: input and weight must be 4-D");
-  const ConvShape shape =
-      shape_from_grad(grad, (input ? *input : *weight).size(1), factor);
+  const ConvShape shape = shape_from_grad(grad, (input ? *input : *weight).size(1), factor);
   const Maps grads(grad, factor);
   Tensor of_input = nothing(grad), of_weight = nothing(grad), of_bias = nothing(grad);
   if (weight) {
@@ -284,8 +287,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, std::opti
   float* const bias_sums = want_bias ? static_cast<float*>(of_bias.mutable_data_ptr()) : nullptr;
   if (input) {
     check_map(*input, "input", shape, shape.in_channels, 1);
-    of_weight =
-        torch::stable::new_empty(grad, {shape.out_channels, shape.in_channels, 3, 3});
+    of_weight = torch::stable::new_empty(grad, {shape.out_channels, shape.in_channels, 3, 3});
     weight_gradient(shape, grads, Maps(*input, 1),
                     static_cast<float*>(of_weight.mutable_data_ptr()), bias_sums);
   }
@@ -331,7 +333,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_double_backward(
     // The terms of a sum are read in one layout.
     if (terms.size() == 2 && !(terms[0].maps.layout() == terms[1].maps.layout()))
       for (MapsAndWeight& term : terms)
-        term.maps = Maps(torch::stable::contiguous(term.maps.tensor(), format_of(channels_last)), 1);
+        term.maps =
+            Maps(torch::stable::contiguous(term.maps.tensor(), format_of(channels_last)), 1);
     const Maps output = Maps::results(grad, shape, shape.out_channels, factor, channels_last);
     correlate(shape, WeightOrder::kForward, terms, data(grad_grad_bias), output);
     of_grad = output.tensor();

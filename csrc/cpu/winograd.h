@@ -52,7 +52,7 @@ struct WinogradKernels {
   void (*weight_grad_sums)(const WinogradSample& sample, const float* grad, const float* input,
                            const Part& part, bool add, float* scratch, float* sums);
 
-  // The gradients of weight and bias, or of one where the other is null, for some vectors of output
+  // The gradients of the weight, and of the bias unless it is null, for some vectors of output
   // channels, from the sums of groups that follow each other.
   void (*weight_grad)(const WinogradSample& sample, const float* sums, int64_t groups,
                       int64_t vector_begin, int64_t vector_end, float* scratch, float* grad_weight,

@@ -1,5 +1,6 @@
-// Winograd convolution F(4x4, 3x3) of one sample, or of a batch sample by sample. Compiled once per instruction set through
-// per_instruction_set.h, hence no include guard and no includes but of its like.
+// Winograd convolution F(4x4, 3x3) of one sample, or of a batch sample by sample. Compiled once per
+// instruction set through per_instruction_set.h, hence no include guard and no includes but of its
+// like.
 //
 // Equation       A 4x4 tile of the output is A^T [(G w G^T) * (B^T d B)] A, where d is the 6x6 tile
 //                of the input around it and * multiplies element by element ("frequency" by
@@ -80,10 +81,15 @@ MKDEXT_OWN_REGISTERS void multiply(const float* input, const float* weight, int6
 template <int rows, int vectors>
 inline void multiply_tiles(const float* input, const float* weight, int64_t inputs, int64_t step,
                            int64_t tiles, float* out) {
-  for (; tiles >= rows; tiles -= rows, input += rows * kLanes, out += rows * kLanes)
-    multiply<rows, vectors>(input, weight, inputs, step, out);
-  if constexpr (rows > 1) {
-    if (tiles > 0) multiply_tiles<rows / 2, vectors>(input, weight, inputs, step, tiles, out);
+  if (tiles < rows) {
+    if constexpr (rows > 1)
+      multiply_tiles<rows / 2, vectors>(input, weight, inputs, step, tiles, out);
+    return;
+  }
+  for (int64_t t = 0; t < tiles; t += rows) {
+    // The last ones may be computed twice: fewer at a time would take as long.
+    const int64_t first = smaller(t, tiles - rows) * kLanes;
+    multiply<rows, vectors>(input + first, weight, inputs, step, out + first);
   }
 }
 
@@ -126,8 +132,9 @@ inline void multiply_grads(const float* input, const float* grad, int64_t step, 
                            float* sums) {
   for (; outputs >= vectors; outputs -= vectors, grad += vectors * step, sums += vectors * kLanes) {
     for (int64_t c = 0; c < inputs; c += kInputRows<vectors>)
-      multiply_grad<kInputRows<vectors>, vectors>(input + c / kLanes * step + c % kLanes, grad, step, tiles, add,
-                             sums_step, sums + c * sums_step);
+      multiply_grad<kInputRows<vectors>, vectors>(input + c / kLanes * step + c % kLanes, grad,
+                                                  step, tiles, add, sums_step,
+                                                  sums + c * sums_step);
   }
   if constexpr (vectors > 1) {
     if (outputs > 0)
@@ -271,15 +278,14 @@ void weight_grad_sums(const WinogradSample& sample, const float* grad, const flo
   if (!add)
     for (int64_t v = part.vector_begin; v < part.vector_end; ++v)
       store(bias_sums + v * kLanes, Lanes{});
-  for_each_block(
-      sample.shape, plan.block, part.row_begin, part.row_end, [&](const Block& block) {
-        transform_inputs(sample.shape, sample.input, block, input, pixels, plan.input_step, inputs);
-        transform_grads(sample.shape, sample.output, block, grad, part.vector_begin,
-                        part.vector_end, pixels, plan.grad_step, grads, bias_sums);
-        multiply_grad_block(plan, block, inputs, grads, add, vectors,
-                            sums + part.vector_begin * kLanes);
-        add = true;
-      });
+  for_each_block(sample.shape, plan.block, part.row_begin, part.row_end, [&](const Block& block) {
+    transform_inputs(sample.shape, sample.input, block, input, pixels, plan.input_step, inputs);
+    transform_grads(sample.shape, sample.output, block, grad, part.vector_begin, part.vector_end,
+                    pixels, plan.grad_step, grads, bias_sums);
+    multiply_grad_block(plan, block, inputs, grads, add, vectors,
+                        sums + part.vector_begin * kLanes);
+    add = true;
+  });
 }
 
 void weight_grad(const WinogradSample& sample, const float* sums, int64_t groups,
@@ -289,9 +295,8 @@ void weight_grad(const WinogradSample& sample, const float* sums, int64_t groups
   const int64_t group_step = weight_grad_sums_size(sample);
   const float* const bias_sums = sums + kFrequencies * plan.sums_step;
   for (int64_t v = vector_begin; v < vector_end; ++v) {
-    if (grad_weight)
-      transform_weight_grad(plan.in, plan.out, v, sums, plan.sums_step, groups, group_step, scratch,
-                            grad_weight);
+    transform_weight_grad(plan.in, plan.out, v, sums, plan.sums_step, groups, group_step, scratch,
+                          grad_weight);
     if (!grad_bias) continue;
     Lanes sum{};
     for (int64_t g = 0; g < groups; ++g) sum += load(bias_sums + g * group_step + v * kLanes);
@@ -301,9 +306,9 @@ void weight_grad(const WinogradSample& sample, const float* sums, int64_t groups
 }
 
 constexpr WinogradKernels kWinogradKernels{
-    &rows_of_tiles,      &weights_size,          &transform_weights,   &correlate_scratch,
-    &correlate,          &vectors_of_outputs,    &weight_grad_sums_size, &weight_grad_scratch,
-    &weight_grad_sums,   &weight_grad};
+    &rows_of_tiles,    &weights_size,       &transform_weights,     &correlate_scratch,
+    &correlate,        &vectors_of_outputs, &weight_grad_sums_size, &weight_grad_scratch,
+    &weight_grad_sums, &weight_grad};
 
 }  // namespace
 }  // namespace mkdext::cpu::MKDEXT_ISA

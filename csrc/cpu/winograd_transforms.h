@@ -37,8 +37,9 @@ MKDEXT_INLINED inline Lanes input_end(const Lanes& d0, const Lanes& d2, const La
 }
 
 // For the points +-p; `square` is that of the other pair's point.
-MKDEXT_INLINED inline void input_pair(const Lanes& d1, const Lanes& d2, const Lanes& d3, const Lanes& d4, float p,
-                       float square, Lanes& plus, Lanes& minus) {
+MKDEXT_INLINED inline void input_pair(const Lanes& d1, const Lanes& d2, const Lanes& d3,
+                                      const Lanes& d4, float p, float square, Lanes& plus,
+                                      Lanes& minus) {
   const Lanes even = d4 - square * d2;
   const Lanes odd = d3 - square * d1;
   plus = even + p * odd;
@@ -54,7 +55,7 @@ MKDEXT_INLINED inline void input_transform(const Lanes (&d)[kWindow], Lanes (&v)
 
 // G: 3 taps to 6 frequencies.
 MKDEXT_INLINED inline void weight_transform(const Lanes& w0, const Lanes& w1, const Lanes& w2,
-                             Lanes (&u)[kWindow]) {
+                                            Lanes (&u)[kWindow]) {
   constexpr float a0 = 1 / kNormA, a1 = 2.0 / 3.0 / kNormA, a2 = 4.0 / 9.0 / kNormA;
   constexpr float b0 = 1 / kNormB, b1 = 3.0 / 2.0 / kNormB, b2 = 9.0 / 4.0 / kNormB;
   const Lanes even_a = a0 * w0 + a2 * w2;
@@ -70,16 +71,16 @@ MKDEXT_INLINED inline void weight_transform(const Lanes& w0, const Lanes& w1, co
 }
 
 // A^T: 6 frequencies to 4 outputs, of which 0 and 2 are even in the points, 1 and 3 odd.
-MKDEXT_INLINED inline void output_even(const Lanes& m0, const Lanes& m1, const Lanes& m2, const Lanes& m3,
-                        const Lanes& m4, Lanes& y0, Lanes& y2) {
+MKDEXT_INLINED inline void output_even(const Lanes& m0, const Lanes& m1, const Lanes& m2,
+                                       const Lanes& m3, const Lanes& m4, Lanes& y0, Lanes& y2) {
   const Lanes sum_a = m1 + m2;
   const Lanes sum_b = m3 + m4;
   y0 = m0 + sum_a + sum_b;
   y2 = kA2 * sum_a + kB2 * sum_b;
 }
 
-MKDEXT_INLINED inline void output_odd(const Lanes& m1, const Lanes& m2, const Lanes& m3, const Lanes& m4,
-                       const Lanes& m5, Lanes& y1, Lanes& y3) {
+MKDEXT_INLINED inline void output_odd(const Lanes& m1, const Lanes& m2, const Lanes& m3,
+                                      const Lanes& m4, const Lanes& m5, Lanes& y1, Lanes& y3) {
   const Lanes gap_a = m1 - m2;
   const Lanes gap_b = m3 - m4;
   y1 = kA * gap_a + kB * gap_b;
@@ -93,8 +94,9 @@ MKDEXT_INLINED inline void output_transform(const Lanes (&m)[kWindow], Lanes (&y
 
 // A: 4 gradients of outputs to 6 frequencies. The first and the last are inputs, the others come in
 // pairs for the points +-p.
-MKDEXT_INLINED inline void grad_pair(const Lanes& g0, const Lanes& g1, const Lanes& g2, const Lanes& g3, float p,
-                      float square, Lanes& plus, Lanes& minus) {
+MKDEXT_INLINED inline void grad_pair(const Lanes& g0, const Lanes& g1, const Lanes& g2,
+                                     const Lanes& g3, float p, float square, Lanes& plus,
+                                     Lanes& minus) {
   const Lanes even = g0 + square * g2;
   const Lanes odd = g1 + square * g3;
   plus = even + p * odd;
@@ -109,7 +111,8 @@ MKDEXT_INLINED inline void grad_transform(const Lanes (&g)[kTile], Lanes (&v)[kW
 }
 
 // G^T: 6 frequencies to 3 taps.
-MKDEXT_INLINED inline void weight_grad_transform(const Lanes (&d)[kWindow], Lanes& w0, Lanes& w1, Lanes& w2) {
+MKDEXT_INLINED inline void weight_grad_transform(const Lanes (&d)[kWindow], Lanes& w0, Lanes& w1,
+                                                 Lanes& w2) {
   constexpr float a0 = 1 / kNormA, a1 = 2.0 / 3.0 / kNormA, a2 = 4.0 / 9.0 / kNormA;
   constexpr float b0 = 1 / kNormB, b1 = 3.0 / 2.0 / kNormB, b2 = 9.0 / 4.0 / kNormB;
   const Lanes sum_a = d[1] + d[2];
@@ -190,7 +193,8 @@ struct Channels {
   // Where the first channel of the vector lies in a map.
   int64_t offset(int64_t vector, const MapLayout& layout) const {
     if (pixels == 1) return vector * kLanes * layout.channel;
-    return block(vector) * kLanes * layout.channel + pixel(vector) / layout.factor * layout.sub_row +
+    return block(vector) * kLanes * layout.channel +
+           pixel(vector) / layout.factor * layout.sub_row +
            pixel(vector) % layout.factor * layout.sub_pixel;
   }
 
@@ -211,7 +215,9 @@ struct Slice {
   bool is_stored() const { return layout.channel == 1 && lanes == kLanes; }
   // And a transform, which needs them several times, may find them there: pixels that are farther
   // apart than a cache line share few sets of the cache.
-  bool is_near() const { return is_stored() && layout.pixel * int64_t{sizeof(float)} <= kLineBytes; }
+  bool is_near() const {
+    return is_stored() && layout.pixel * int64_t{sizeof(float)} <= kLineBytes;
+  }
 };
 
 template <typename T>
@@ -445,8 +451,8 @@ inline void transform_input(const SampleShape& shape, const Block& block,
       transform_inputs_at(pixels, row, kLanes, end - begin, step, out_at(begin));
     };
     const auto stored = [&](int64_t begin, int64_t end) {
-      const float* from = map.data + (r * kTile - 1) * map.layout.row +
-                          (begin * kTile - 1) * map.layout.pixel;
+      const float* from =
+          map.data + (r * kTile - 1) * map.layout.row + (begin * kTile - 1) * map.layout.pixel;
       transform_inputs_at(from, map.layout.row, map.layout.pixel, end - begin, step, out_at(begin));
     };
     const bool is_near = inside && map.is_near();
