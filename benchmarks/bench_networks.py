@@ -66,6 +66,7 @@ CONVOLUTIONS = [  # and the factor of the pixel shuffle
     (Size(1, 64, 64, 256), 1),
     (Size(16, 16, 64, 48), 2),
     (Size(16, 64, 256, 48), 2),
+    (Size(16, 16, 3, 192), 1),
 ]
 STEPS = [
     ("rcan-a", 16, 48),

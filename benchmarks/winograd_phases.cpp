@@ -112,7 +112,7 @@ void print(const char* name, double milliseconds, double share_of) {
 int main(int count, char** arguments) {
   int64_t size[] = {16, 64, 64, 48};
   const bool shared = count > 1 && std::strcmp(arguments[1], "shared") == 0;
-    if (shared) {
+  if (shared) {
     --count;
     ++arguments;
   }
@@ -133,9 +133,7 @@ int main(int count, char** arguments) {
   const int64_t area = side * side, kernel = ci * co * kTaps, rows = tiles_along(side);
   const auto laid_out = [&](const SampleShape& s) {
     if (shared) {
-      const auto layout = [&](int64_t channels) {
-        return MapLayout{1, side * channels, channels};
-      };
+      const auto layout = [&](int64_t channels) { return MapLayout{1, side * channels, channels}; };
       return WinogradSample{s, layout(s.in_channels), layout(s.out_channels)};
     }
     return WinogradSample{s, contiguous_layout(s), contiguous_layout(s)};
@@ -235,7 +233,7 @@ int main(int count, char** arguments) {
   };
   const double whole = each_sample([&](int64_t b) {
     weight_grad_sums(sample, grad.get() + b * co * area, input.get() + b * ci * area,
-                     {0, rows, 0, vectors}, b > 0 && shared, scratch.get(), sums.get());
+                     {0, rows, 0, vectors}, b > 0 && shared, false, scratch.get(), sums.get());
     if (b == batch - 1 || !shared) finish(b);
   });
   const double in = each_block([&](int64_t b, const Block& block) {

@@ -47,10 +47,11 @@ MemoryFormat format_of(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-float* new_memory(const Tensor& like, int64_t elements, std::vector<Tensor>& owner) {
-  owner.push_back(torch::stable::new_empty(like, {elements}));
-  return static_cast<float*>(owner.back().mutable_data_ptr());
+Tensor new_memory(const Tensor& like, int64_t elements) {
+  return torch::stable::new_empty(like, {elements});
 }
+
+float* numbers(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 // A batch of maps as the kernels read or write them.
 class Maps {
@@ -79,9 +80,7 @@ class Maps {
   const float* of_sample(int64_t b) const {
     return static_cast<const float*>(tensor_.const_data_ptr()) + b * tensor_.stride(0);
   }
-  float* result_of_sample(int64_t b) const {
-    return static_cast<float*>(tensor_.mutable_data_ptr()) + b * tensor_.stride(0);
-  }
+  float* result_of_sample(int64_t b) const { return numbers(tensor_) + b * tensor_.stride(0); }
 
  private:
   static bool is_usable(const Tensor& tensor, int64_t factor) {
@@ -129,9 +128,8 @@ void correlate(const ConvShape& shape, WeightOrder order, const std::vector<Maps
   std::vector<const float*> weights;
   for (const MapsAndWeight& term : terms)
     weights.push_back(static_cast<const float*>(term.weight->const_data_ptr()));
-  std::vector<Tensor> owner;
-  float* const transformed =
-      new_memory(output.tensor(), kernels.weights_size(sample, count), owner);
+  const Tensor memory = new_memory(output.tensor(), kernels.weights_size(sample, count));
+  float* const transformed = numbers(memory);
   kernels.transform_weights(sample, order, weights.data(), count, transformed);
   for_each_part(shape, kernels.rows(sizes), kernels.correlate_scratch(sample, count),
                 [&](int64_t b, int64_t begin, int64_t end, float* scratch) {
@@ -162,8 +160,8 @@ void weight_gradient(const ConvShape& shape, const Maps& grad, const Maps& input
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t parts = std::clamp<int64_t>(threads / groups, 1, vectors);
   const int64_t scratch_size = kernels.weight_grad_scratch(sample);
-  std::vector<Tensor> owner;
-  float* const sums = new_memory(grad.tensor(), groups * of_group, owner);
+  const Tensor memory = new_memory(grad.tensor(), groups * of_group);
+  float* const sums = numbers(memory);
 
   torch::stable::parallel_for(0, groups * parts, 1, [&](int64_t task_begin, int64_t task_end) {
     Scratch<float> scratch(scratch_size);
@@ -177,7 +175,7 @@ void weight_gradient(const ConvShape& shape, const Maps& grad, const Maps& input
         const Part of_sample{begin - b * rows, stop - b * rows, part * vectors / parts,
                              (part + 1) * vectors / parts};
         kernels.weight_grad_sums(sample, grad.of_sample(b), input.of_sample(b), of_sample, add,
-                                 scratch.data(), sums + group * of_group);
+                                 grad_bias != nullptr, scratch.data(), sums + group * of_group);
         add = true;
         begin = stop;
       }
@@ -284,12 +282,11 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, std::opti
     of_input = output.tensor();
   }
   if (want_bias) of_bias = torch::stable::new_empty(grad, {shape.out_channels});
-  float* const bias_sums = want_bias ? static_cast<float*>(of_bias.mutable_data_ptr()) : nullptr;
   if (input) {
     check_map(*input, "input", shape, shape.in_channels, 1);
     of_weight = torch::stable::new_empty(grad, {shape.out_channels, shape.in_channels, 3, 3});
-    weight_gradient(shape, grads, Maps(*input, 1),
-                    static_cast<float*>(of_weight.mutable_data_ptr()), bias_sums);
+    weight_gradient(shape, grads, Maps(*input, 1), numbers(of_weight),
+                    want_bias ? numbers(of_bias) : nullptr);
   }
   return {of_input, of_weight, of_bias};
 }
@@ -348,7 +345,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_double_backward(
   if (want_weight) {
     of_weight = torch::stable::new_empty(grad, {shape.out_channels, shape.in_channels, 3, 3});
     weight_gradient(shape, Maps(grad, factor), map(grad_grad_input, "grad_grad_input"),
-                    static_cast<float*>(of_weight.mutable_data_ptr()), nullptr);
+                    numbers(of_weight), nullptr);
   }
   return {of_grad, of_input, of_weight};
 }

@@ -196,7 +196,7 @@ SampleWork<float> winograd_weight_gradient(const DynamicConvShape& shape,
   const auto run = [=, &kernels](float* scratch, int64_t b, int64_t begin, int64_t end) {
     const auto [grad, input, grad_weight] = tensors.of_sample(shape, b);
     const Part part{0, kernels.rows(sample.shape), begin, end};
-    kernels.weight_grad_sums(sample, grad, input, part, false, scratch + of_sums, scratch);
+    kernels.weight_grad_sums(sample, grad, input, part, false, false, scratch + of_sums, scratch);
     kernels.weight_grad(sample, scratch, 1, begin, end, scratch + of_sums, grad_weight, nullptr);
   };
   return {kernels.vectors(sample), of_sums + kernels.weight_grad_scratch(sample), run};

@@ -48,9 +48,9 @@ struct WinogradKernels {
   int64_t (*weight_grad_sums_size)(const WinogradSample& sample);
   int64_t (*weight_grad_scratch)(const WinogradSample& sample);
 
-  // sums = (or +=, if add) those of a part of a sample.
+  // sums = (or +=, if add) those of a part of a sample; without a bias not those of its gradient.
   void (*weight_grad_sums)(const WinogradSample& sample, const float* grad, const float* input,
-                           const Part& part, bool add, float* scratch, float* sums);
+                           const Part& part, bool add, bool with_bias, float* scratch, float* sums);
 
   // The gradients of the weight, and of the bias unless it is null, for some vectors of output
   // channels, from the sums of groups that follow each other.

@@ -268,14 +268,14 @@ int64_t weight_grad_scratch(const WinogradSample& sample) {
 }
 
 void weight_grad_sums(const WinogradSample& sample, const float* grad, const float* input,
-                      const Part& part, bool add, float* scratch, float* sums) {
+                      const Part& part, bool add, bool with_bias, float* scratch, float* sums) {
   const WeightGradPlan plan(sample);
   const int64_t vectors = part.vector_end - part.vector_begin;
   float* const inputs = scratch;
   float* const grads = inputs + kFrequencies * plan.input_step;
   float* const pixels = grads + kFrequencies * plan.grad_step;
-  float* const bias_sums = sums + kFrequencies * plan.sums_step;
-  if (!add)
+  float* const bias_sums = with_bias ? sums + kFrequencies * plan.sums_step : nullptr;
+  if (with_bias && !add)
     for (int64_t v = part.vector_begin; v < part.vector_end; ++v)
       store(bias_sums + v * kLanes, Lanes{});
   for_each_block(sample.shape, plan.block, part.row_begin, part.row_end, [&](const Block& block) {
