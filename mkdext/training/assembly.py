@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,8 @@ class Networks(NamedTuple):
     """With all its parts, of the first scale."""
     teachers: Mapping[int, SuperResolver]
     """By scale; none: vanilla training on photographs, or a method that makes a teacher."""
+    remarks: Sequence[str] = ()
+    """What to tell of how the student begins."""
 
 
 Points = tuple[list[str], list[str]]

@@ -158,6 +158,16 @@ class DataFreeOptions(SharedOptions):
                 "`contrastive.bank_every` stage fills the bank when the student grows, which it "
                 "does not in `stages` 1; take more stages, or `contrastive.bank_every` round"
             )
+        if self.stages > 1 and (self.student_weights or self.student_init == "teacher"):
+            what = "student_weights" if self.student_weights else "student_init"
+            raise ValueError(
+                f"`stages` must be 1 with `{what}` {getattr(self, what)}, got {self.stages}: the "
+                "parts that a student grows by begin at random"
+            )
+        if self.stages > 1 and self.freeze:
+            raise ValueError(
+                f"`stages` must be 1 with `freeze` {' '.join(self.freeze)}, got {self.stages}"
+            )
         if self.stages > self.iterations:
             raise ValueError(
                 f"`stages` must be at most `iterations` {self.iterations}, got {self.stages}"

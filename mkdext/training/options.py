@@ -77,13 +77,23 @@ class SharedOptions:
 
     student: str = "rcan-a"
     """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
-    han-s, han-t, vdsr or vdsr-half; or your own, package.module:factory or file.py:factory, a
-    function or class that gives a torch.nn.Module. It takes RGB or Y images in [0, 1] of any size.
-    Whether it enlarges them, or sharpens images that are already enlarged, is detected by running
-    it once."""
+    han-s, han-t, imdn-s, imdn-t, vdsr or vdsr-half; or your own, package.module:factory or
+    file.py:factory, a function or class that gives a torch.nn.Module. It takes RGB or Y images in
+    [0, 1] of any size. Whether it enlarges them, or sharpens images that are already enlarged, is
+    detected by running it once."""
     student_options: tuple[str, ...] = ()
     """Arguments of your student's factory, as name=value; values are read as YAML, such as 64, 0.5,
     true, relu or [6, 6]."""
+    student_weights: Path | None = None
+    """Weights that the student begins with (.safetensors or .pt); of a file that fits in part, with
+    other blocks or another scale, those that fit by name and shape."""
+    student_init: Literal["random", "teacher"] = "random"
+    """What the student begins as: random weights, or blocks and channels of its teacher, those that
+    count most; the teacher must then be a network of the same family, as large or larger. With
+    --method vanilla that is all that it takes of a teacher."""
+    freeze: tuple[str, ...] = ()
+    """Parameters of the student that are not trained, or sub-modules of which none is, such as head
+    or body.*.weight (a * stands for characters other than dots)."""
     teacher: str | None = None
     """Network to learn from: 'builtin' (comes with the package, x4); the name of the network that
     the teacher's weights must fit, as for --student; or your own, named like a student; default:
@@ -172,6 +182,11 @@ class SharedOptions:
         at_least(0, self, "lr_min", "warmup", "kd_weight")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be at least 0 and below 2^63, got {self.seed}")
+        if self.student_weights is not None and self.student_init == "teacher":
+            raise ValueError(
+                f"`student_init` must be random with `student_weights` {self.student_weights}, got "
+                "teacher"
+            )
         if self.lr_min > self.lr:
             raise ValueError(f"`lr_min` must be at most `lr` {self.lr}, got {self.lr_min}")
         if not 0 <= self.hint_share < 1:
