@@ -22,7 +22,7 @@ from mkdext.models import (
     resolve_student,
     resolve_teacher,
 )
-from mkdext.models.handling import evaluation_mode, layout, set_training_mode
+from mkdext.models.handling import evaluation_mode, layout, set_training_mode, unwrapped
 from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
 from mkdext.models.weights.strict_loading import listing
 from mkdext.training.assembly import Networks, Training, assemble, seeded
@@ -85,7 +85,7 @@ def make_networks(options: Resolved) -> Networks:
     # The checkpoint of a run that goes on has the weights.
     is_new = not RunDirectory(options.out).checkpoints
     if options.student_weights is not None and is_new:
-        remarks += begin_with(student, options.student_weights)
+        remarks += begin_with(unwrapped(student), options.student_weights)
     accelerate(student)
     at_scales(student, options.scales, "`student`")
     if options.method == "vanilla" and options.method_options:

@@ -103,7 +103,7 @@ def test_a_users_network_takes_what_fits(file: Path) -> None:
         (create_model("rcan-c", 2), r"nothing can be taken of it by RCAN: .*features=32"),
         (
             Own(3),
-            r"nothing can be taken of it by RCAN: they are of another arch.* `student_weights`",
+            r"nothing can be taken of it by RCAN: they are of another arch.* `student_w",
         ),
     ],
 )
