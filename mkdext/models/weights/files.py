@@ -50,12 +50,12 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
 
     Architecture, size and scale are those of the file's metadata (`save_model`), and where it has
     none, those that names and shapes of the weights tell. The official files of EDSR, RCAN, RDN
-    (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's) are understood, those of BasicSR's EDSR and
-    RCAN, and those of this package; those of `--rgb_range 1` become ones of 255 levels, as their
-    colour shifts tell. Weights are found wherever training programs put them (`read_weights`),
-    with a prefix, and beside those of losses, metrics and discriminators. Of several networks that
-    fit, averaged weights are preferred, then the first of the order of `read_weights`. Torch's
-    random generator is not touched.
+    (EDSR-PyTorch's), SAN, HAN, IMDN (the challenges' baseline) and VDSR (pytorch-vdsr's) are
+    understood, those of BasicSR's EDSR and RCAN, and those of this package; those of
+    `--rgb_range 1` become ones of 255 levels, as their colour shifts tell. Weights are found
+    wherever training programs put them (`read_weights`), with a prefix, and beside those of losses,
+    metrics and discriminators. Of several networks that fit, averaged weights are preferred, then
+    the first of the order of `read_weights`. Torch's random generator is not touched.
 
     Args:
         path: A file that `read_weights` can read.
