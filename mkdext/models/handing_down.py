@@ -142,10 +142,11 @@ def _no_pair(student: nn.Module, teacher: nn.Module) -> ValueError:
         )
     with torch.device("meta"):
         students = {name: create_model(name, teacher.scale) for name in names_of(type(teacher))}
-    names = [name for name, network in students.items() if _can_take(network, teacher)]
+    names = [f"`student` {n}" for n, network in students.items() if _can_take(network, teacher)]
+    instead = [*names, "a larger teacher of the student's family", "`student_init` random"]
     return ValueError(
-        f"{said}: it must be of the teacher's family and have no more of anything; take `student` "
-        f"{' or '.join(names)}, a larger teacher of the student's family, or `student_init` random"
+        f"{said}: it must be of the teacher's family and have no more of anything; take "
+        f"{' or '.join(instead)}"
     )
 
 

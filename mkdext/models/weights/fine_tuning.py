@@ -48,7 +48,7 @@ def begin_with(model: nn.Module, path: str | Path) -> list[str]:
         ...     torch.save(create_model("rcan-a", scale=2).state_dict(), f"{folder}/x2.pt")
         ...     lines = begin_with(create_model("rcan-a", scale=4), f"{folder}/x2.pt")
         >>> print(*lines[1:])
-        not in the file, random: tail.0.2.weight, tail.0.2.bias
+        left as they were, not in the file: tail.0.2.weight, tail.0.2.bias
     """
     states, own = states_in(path), model.state_dict()
     begins = f"the student begins with weights of {path}"
@@ -69,8 +69,8 @@ def begin_with(model: nn.Module, path: str | Path) -> list[str]:
     sizes = {name: tensor.numel() for name, tensor in tensors_of(own).items()}
     share = sum(sizes[name] for name in fit.taken) / sum(sizes.values())
     left = {
-        "not in the file, random": [name for name in own if name not in fit.found],
-        "of another shape in the file, random": [
+        "left as they were, not in the file": [name for name in own if name not in fit.found],
+        "left as they were, of another shape in the file": [
             name for name in own if name in fit.found and name not in fit.taken
         ],
         "in the file and not taken": fit.unknown,

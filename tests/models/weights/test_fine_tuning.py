@@ -39,7 +39,7 @@ def test_what_follows_the_blocks_is_found_after_another_number_of_them(
     assert torch.equal(state(model)[ends[0]], state(trained)[ends[1]])
     assert torch.equal(state(model)["body.1.body.0.weight"], state(trained)["body.1.body.0.weight"])
     block = [f"body.2.body.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
-    what = "in the file and not taken" if own is SMALL else "not in the file, random"
+    what = "in the file and not taken" if own is SMALL else "left as they were, not in the file"
     assert lines[1:] == [f"{what}: {', '.join(block)}"]
     taken = 20 if own is SMALL else "20 of its 24"
     assert str(taken) in lines[0]
@@ -53,7 +53,7 @@ def test_the_upsampler_of_another_scale_stays_random(file: Path) -> None:
     torch.save(state(trained), file)
     lines = begin_with(model, file)
     names = "tail.0.0.weight", "tail.0.0.bias"
-    assert lines[1:] == [f"of another shape in the file, random: {', '.join(names)}"]
+    assert lines[1:] == [f"left as they were, of another shape in the file: {', '.join(names)}"]
     assert lines[0].endswith("50 of its 52 tensors, 60% of its numbers")
     for name, tensor in state(model).items():
         assert torch.equal(tensor, (before if name in names else state(trained))[name])
@@ -93,7 +93,7 @@ def test_a_users_network_takes_what_fits(file: Path) -> None:
     torch.save({"state_dict": {f"net.{n}": t for n, t in state(trained).items()}}, file)
     lines = begin_with(model, file)
     assert torch.equal(model[0].weight, trained[0].weight)
-    assert lines[1:] == ["of another shape in the file, random: 1.weight, 1.bias"]
+    assert lines[1:] == ["left as they were, of another shape in the file: 1.weight, 1.bias"]
 
 
 @pytest.mark.parametrize(
