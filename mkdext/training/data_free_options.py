@@ -97,9 +97,10 @@ class DataFreeOptions(SharedOptions):
     code of DFSR."""
     reduction: Literal["mean", "sum"] = "mean"
     """How the errors of all pixels of a batch become one number; the code of DFSR sums."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """The student's optimizer. 'sgd' is that of DFSR's code: momentum 0.9, weight decay 1e-4,
-    gradients cut to the norm 0.4. By default its --lr is 0.1 and its --lr-min 1e-4."""
+    optimizer: Literal["adam", "muon", "sgd"] = "adam"
+    """The student's optimizer: 'adam' or 'muon', as for mkdext.train, or 'sgd', which is that of
+    DFSR's code: momentum 0.9, weight decay 1e-4, gradients cut to the norm 0.4. By default its --lr
+    is 0.1 and its --lr-min 1e-4."""
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     """What the generators descend."""
     generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)

@@ -54,10 +54,10 @@ class MetaOptions:
     closing_step: bool | None = None
     """End the inner loop with one step on the reconstruction loss; default: as published (L2T-ww
     does)."""
-    keep: float | None = None
-    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss;
-    default: the method's. With 0, the MKD paper's formula, the student hardly approaches the
-    teacher."""
+    kappa: float | None = None
+    """Weight of the gradient of the distillation loss beside the meta-gradient of the
+    reconstruction loss, each brought to its own usual size; default: the method's. With 0, the MKD
+    paper's formula, the student hardly approaches the teacher."""
     lr: float = 1e-4
     """Learning rate of Adam for the method's parameters."""
     weight_decay: float = 1e-4
@@ -68,7 +68,7 @@ class MetaOptions:
         check_types(self, "meta.")
         at_least(1, self, "steps", "every", prefix="meta.")
         positive(self, "inner_lr", "lr", prefix="meta.")
-        at_least(0, self, "keep", "weight_decay", prefix="meta.")
+        at_least(0, self, "kappa", "weight_decay", prefix="meta.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +133,15 @@ class SharedOptions:
     """Learning rate at the end of the cosine."""
     warmup: int = 0
     """Steps over which the learning rate first rises to its value."""
-
     kd_weight: float | None = None
     """Weight of the distillation loss beside the reconstruction loss; default: as published with
     the method, and 0.003 for mkd."""
+    kd_ratio: float | None = None
+    """Instead of a weight: how many times the gradient of the reconstruction loss that of the
+    distillation loss shall be; the weight follows both."""
+    kd_maps: Literal["whitened", "raw"] = "whitened"
+    """What methods compare: feature maps on a common scale, the teacher's with mean 0 and variance
+    1 in each channel, or as the networks have them."""
     kd_fade: bool = True
     """Let the weight of the distillation loss fall to 0 along half a cosine."""
     hint_share: float = 0.0
@@ -180,6 +185,12 @@ class SharedOptions:
         )
         positive(self, "lr")
         at_least(0, self, "lr_min", "warmup", "kd_weight")
+        positive(self, "kd_ratio")
+        if self.kd_ratio is not None and self.kd_weight not in (None, self.kd_ratio):
+            raise ValueError(
+                f"`kd_ratio` {self.kd_ratio:g} sets the weight that `kd_weight` {self.kd_weight:g} "
+                "would fix; leave one of them out"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be at least 0 and below 2^63, got {self.seed}")
         if self.student_weights is not None and self.student_init == "teacher":
@@ -217,6 +228,11 @@ class TrainOptions(SharedOptions):
     built-in ones."""
     bad_images: Literal["refuse", "skip"] = "refuse"
     """What to do with training photographs that are broken or too small; all are listed first."""
+
+    optimizer: Literal["adam", "muon"] = "adam"
+    """The student's optimizer. 'muon' orthogonalises the momentum of convolution kernels and moves
+    all else by Adam; small networks get much better with it in as many steps. It wants a larger
+    --lr, by default 0.004."""
 
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the teacher computes, and of its cache. bfloat16 halves the cache, and is fast
@@ -286,7 +302,7 @@ class ResolvedMeta(MetaOptions):
     steps: int = dataclasses.field(kw_only=True)
     inner_optimizer: Literal["sgd", "adam"] = dataclasses.field(kw_only=True)
     closing_step: bool = dataclasses.field(kw_only=True)
-    keep: float = dataclasses.field(kw_only=True)
+    kappa: float = dataclasses.field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,9 +339,12 @@ def values_of(options: Any) -> dict[str, Any]:
 def values_of_method(options: SharedOptions) -> dict[str, Any]:
     """`kd_weight` and `meta`, with the method's own values where none were given.
 
-    Without a teacher there is no distillation loss: its weight is 0.
+    Without a teacher there is no distillation loss: its weight is 0. With `kd_ratio` the weight is
+    that ratio, of gradients that are brought to one size.
     """
     weight, published = _of_method(options.method)
+    if options.kd_ratio is not None:
+        weight = options.kd_ratio
     open_ = {n: v for n, v in published._asdict().items() if getattr(options.meta, n) is None}
     return {
         "kd_weight": weight if options.kd_weight is None else options.kd_weight,
@@ -341,7 +360,8 @@ def unused_of_method(options: ResolvedShared) -> dict[str, Any]:
     weight, published = _of_method("vanilla")
     meta = values_of(options.meta)
     if options.method != "vanilla":
-        return {"kd_weight": options.kd_weight, "meta": MetaOptions(**meta)}
+        weight_given = options.kd_weight if options.kd_ratio is None else None
+        return {"kd_weight": weight_given, "meta": MetaOptions(**meta)}
     unused = {name: None for name, value in published._asdict().items() if meta[name] == value}
     return {
         "kd_weight": None if options.kd_weight == weight else options.kd_weight,
