@@ -129,13 +129,17 @@ def test_a_run_with_parts_of_its_teacher_resumes_to_the_bit(options, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "meta"),
-    [("vanilla", {}), ("mkd", {"inner_optimizer": "adam"}), ("pisr", {})],
+    "given",
+    [
+        {"method": "vanilla", "optimizer": "muon"},
+        {"method": "mkd", "meta": MetaOptions(inner_optimizer="adam")},
+        {"method": "pisr"},
+    ],
+    ids=lambda given: given["method"],
 )
-def test_what_is_frozen_stays_and_the_rest_is_trained(options, method, meta):
-    options = dataclasses.replace(
-        options, method=method, meta=MetaOptions(**meta), freeze=("head", "body.1.body.0"), lr=1e-2
-    )
+def test_what_is_frozen_stays_and_the_rest_is_trained(options, given):
+    frozen = "head", "body.1.body.0"
+    options = dataclasses.replace(options, freeze=frozen, lr=1e-2, **given)
     before = begun(options)
     train(options, QUIET)
     after = trained(options)
