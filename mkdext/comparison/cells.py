@@ -154,6 +154,7 @@ class Comparison:
             method=method,
             seed=seed,
             imitation=0.0 if method == REFERENCE else self.base.imitation,
+            imitation_end=None if method == REFERENCE else self.base.imitation_end,
             out=self.base.out / "cells" / where,
         )
         if options.privileged:
@@ -170,7 +171,7 @@ class Comparison:
         if options.teacher_cache is not None:
             # Another seed has other crops, another student may want maps of another size.
             what: str = "features" if method == REFERENCE else method_class(method).compares
-            what += "-and-pictures" if options.imitation else ""
+            what += "-and-pictures" if options.imitation or options.imitation_end else ""
             if any("teacher" in name or "points" in name for name in own):
                 what += f"-of-{method}"
             folder = options.teacher_cache / as_folder(student) / f"seed-{seed}" / what

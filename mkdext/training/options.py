@@ -224,7 +224,9 @@ class TrainOptions(SharedOptions):
     pictures [B, 3, H, W] in [0, 1], the student's first, and returns a scalar."""
     imitation: float = 0.0
     """Share of the reconstruction loss that is taken against the teacher's picture instead of the
-    photograph, with any method."""
+    photograph, with any method; at the first step, where it changes."""
+    imitation_end: float | None = None
+    """The same share at the end, to which it goes along a straight line; default: it stays."""
 
     privileged_iterations: int | None = None
     """Steps before the student's in which --method pisr trains its teacher, which sees the
@@ -235,13 +237,14 @@ class TrainOptions(SharedOptions):
         super().__post_init__()
         at_least(1, self, "scale", "teacher_cache_crops", "privileged_iterations")
         require_known_loss(self.loss)
-        if not 0 <= self.imitation <= 1:
-            raise ValueError(f"`imitation` must be from 0 to 1, got {self.imitation}")
-        if self.imitation and self.method == "vanilla":
-            raise ValueError(
-                f"`imitation` must be 0 with `method` vanilla, which has no teacher, got "
-                f"{self.imitation}"
-            )
+        for name in ("imitation", "imitation_end"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"`{name}` must be from 0 to 1, got {share}")
+            if share and self.method == "vanilla":
+                raise ValueError(
+                    f"`{name}` must be 0 with `method` vanilla, which has no teacher, got {share}"
+                )
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -256,6 +259,8 @@ class TrainOptions(SharedOptions):
     def resolved(self) -> ResolvedTraining:
         """The same options, with the method's own values where none were given."""
         values = values_of(self) | values_of_method(self)
+        if self.imitation_end is None:
+            values["imitation_end"] = self.imitation
         if self.privileged_iterations is None:
             values["privileged_iterations"] = self.iterations
         return ResolvedTraining(**values)
@@ -290,11 +295,19 @@ class ResolvedShared(SharedOptions, ABC):
 class ResolvedTraining(ResolvedShared, TrainOptions):
     """Options of a training in which nothing is left open; `TrainOptions.resolved` makes them."""
 
+    imitation_end: float = dataclasses.field(kw_only=True)
     privileged_iterations: int = dataclasses.field(kw_only=True)
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the teacher's picture is looked at."""
+        return self.imitation > 0 or self.imitation_end > 0
 
     def given(self) -> TrainOptions:
         """Options that resolve to these, in which all is open that this training does not use."""
         values = values_of(self) | unused_of_method(self)
+        if self.imitation_end == self.imitation:
+            values["imitation_end"] = None
         if not self.privileged and self.privileged_iterations == self.iterations:
             values["privileged_iterations"] = None
         return TrainOptions(**values)

@@ -72,8 +72,6 @@ class StepOptions:
         default_factory=lambda: ResolvedMeta(**MetaDefaults()._asdict())
     )
     """The meta-gradient."""
-    imitation: float = 0.0
-    """Share of the reconstruction loss that is taken against the teacher's picture."""
     dtype: torch.dtype = torch.float32
     """What the student computes in, in its own steps."""
     criterion: Loss = functional.l1_loss
@@ -132,8 +130,8 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
         distillation = self.distillation if now.distillation > 0 else None
-        batch = self.taught(batch, distillation is not None)
-        reconstruction = self.reconstruction(batch)
+        batch = self.taught(batch, distillation is not None, now.imitation > 0)
+        reconstruction = self.reconstruction(batch, now.imitation)
         points = distillation.points if distillation else []
         values: dict[str, Tensor] = {}
         computed = None
@@ -174,16 +172,17 @@ class TrainingStep:
         apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
         return values
 
-    def taught(self, batch: Batch, with_maps: bool) -> Batch:
+    def taught(self, batch: Batch, with_maps: bool, with_picture: bool = False) -> Batch:
         """A batch with what the teacher makes of it, as far as it is needed and not known yet.
 
         Args:
             batch: The batch.
             with_maps: Whether feature maps are needed.
+            with_picture: Whether the enlarged picture is, where there is a larger one too.
         """
         if self.teacher is None:
             return batch
-        with_picture = batch.high is None or self.options.imitation > 0
+        with_picture |= batch.high is None
         if not (with_maps and batch.maps is None) and not (with_picture and batch.picture is None):
             return batch
         if batch.high is None:
@@ -218,13 +217,14 @@ class TrainingStep:
         shorter = (self.options.largest_gradient / gradient_norm(gradients)).clamp(max=1)
         return tuple(gradient * shorter for gradient in gradients)
 
-    def reconstruction(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+    def reconstruction(self, batch: Batch, share: float = 0.0) -> Callable[[Tensor], Tensor]:
         """The loss of a super-resolved batch: to the photograph, the teacher's picture, or both.
 
         Args:
             batch: With the teacher's picture, where that is imitated.
+            share: That of the teacher's picture, where there is a photograph too.
         """
-        criterion, share = self.options.criterion, self.options.imitation
+        criterion = self.options.criterion
         high, picture = batch.high, batch.picture
 
         def loss(sr: Tensor) -> Tensor:
