@@ -16,7 +16,7 @@ from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_g
 from mkdext.methods import DistillationMethod
 from mkdext.methods.base import MetaDefaults
 from mkdext.metrics.losses import Loss
-from mkdext.models import features_at, forward_with_features
+from mkdext.models import WHOLE, features_at, forward_with_features
 from mkdext.models.gradient_watch import GradientWatch
 from mkdext.models.handling import evaluation_mode
 from mkdext.models.stand_ins import call_with
@@ -32,8 +32,9 @@ class Batch(NamedTuple):
 
     low: Tensor
     """`[B, 3, p, p]` in [0, 1]."""
-    high: Tensor | None
-    """`[B, 3, scale*p, scale*p]` in [0, 1]; none for images that are made: there is no truth."""
+    high: Tensor | None = None
+    """`[N, 3, scale*p, scale*p]` in [0, 1] of the first N images; of the others, and of all where
+    it is none, there is no truth."""
     maps: list[Tensor] | None = None
     """The teacher's feature maps; none: not known yet."""
     picture: Tensor | None = None
@@ -182,14 +183,17 @@ class TrainingStep:
         """
         if self.teacher is None:
             return batch
-        with_picture |= batch.high is None
+        maps, shown = batch.maps, batch.picture
+        if maps is None and shown is not None and self.teacher.points == [WHOLE]:
+            batch = batch._replace(maps=[shown])
+        with_picture |= batch.high is None or len(batch.high) < len(batch.low)
         if not (with_maps and batch.maps is None) and not (with_picture and batch.picture is None):
             return batch
         if batch.high is None:
             taught = self.teacher.enlarged(batch.low)
         else:
             taught = self.teacher(batch.low, batch.high)
-        return batch._replace(maps=taught.maps, picture=taught.picture)
+        return batch._replace(maps=taught.maps, picture=taught.picture if shown is None else shown)
 
     def statistics(self, batch: Batch) -> dict[str, float]:
         """What the method tells of itself on a batch; nothing where there is none."""
@@ -220,6 +224,8 @@ class TrainingStep:
     def reconstruction(self, batch: Batch, share: float = 0.0) -> Callable[[Tensor], Tensor]:
         """The loss of a super-resolved batch: to the photograph, the teacher's picture, or both.
 
+        Every image counts the same, and without a photograph the teacher's picture is the target.
+
         Args:
             batch: With the teacher's picture, where that is imitated.
             share: That of the teacher's picture, where there is a photograph too.
@@ -231,10 +237,19 @@ class TrainingStep:
             if high is None:
                 assert picture is not None
                 return criterion(sr, picture)
+            known = len(high)
+            if known < len(sr):
+                assert picture is not None
+                weight = known / len(sr)
+                others = criterion(sr[known:], picture[known:])
+                return weight * to_both(sr[:known], high) + (1 - weight) * others
+            return to_both(sr, high)
+
+        def to_both(sr: Tensor, high: Tensor) -> Tensor:
             if not share:
                 return criterion(sr, high)
             assert picture is not None
-            imitated = criterion(sr, picture)
+            imitated = criterion(sr, picture[: len(sr)])
             return (1 - share) * criterion(sr, high) + share * imitated
 
         return loss

@@ -36,7 +36,7 @@ _FREE = frozenset(
         *("iterations", "lr", "lr_min", "generator.lr", "device"),
         *("validate_every", "checkpoint_every", "log_every"),
         *("train_dir", "val_dir", "bad_images"),
-        *("teacher_cache", "teacher_cache_crops", "teacher_compile"),
+        *("teacher_cache", "teacher_cache_keeps", "teacher_cache_crops", "teacher_compile"),
     }
 )
 _RATES = frozenset({"iterations", "lr", "lr_min", "generator.lr"})
