@@ -36,7 +36,7 @@ from mkdext.training.balance import Balance
 from mkdext.training.data_free_options import Resolved, ResolvedDataFree
 from mkdext.training.image_maker import ImageMaker
 from mkdext.training.muon import Muon
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.sources import Made
 from mkdext.training.stages import (
     Part,
@@ -268,9 +268,9 @@ def make_steps(
         trained += distillation.adapters.values()
     optimizer, step_options = _optimizer(options, trained), _step_options(options)
     dtype, picture = torch.float32, None
-    if isinstance(options, TrainOptions):
+    if isinstance(options, ResolvedTraining):
         dtype = getattr(torch, options.teacher_dtype)
-        if options.imitation:
+        if options.imitates:
             picture = (options.patch_size * options.scale,) * 2
     # Networks of several scales see pictures of one size, and so are the maps.
     taught_by = {
@@ -308,7 +308,7 @@ def _step_options(options: Resolved) -> StepOptions:
         largest = _DFSR_GRADIENT if options.optimizer == "sgd" else math.inf
         return StepOptions(options.meta, criterion=options.criterion, largest_gradient=largest)
     dtype: torch.dtype = getattr(torch, options.student_dtype)
-    return StepOptions(options.meta, options.imitation, dtype, make_loss(options.loss))
+    return StepOptions(options.meta, dtype, make_loss(options.loss))
 
 
 def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> Points:
