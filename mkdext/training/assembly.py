@@ -36,7 +36,7 @@ from mkdext.training.balance import Balance
 from mkdext.training.data_free_options import Resolved, ResolvedDataFree
 from mkdext.training.image_maker import ImageMaker
 from mkdext.training.muon import Muon
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.sources import Made
 from mkdext.training.stages import (
     Part,
@@ -268,9 +268,9 @@ def make_steps(
         trained += distillation.adapters.values()
     optimizer, step_options = _optimizer(options, trained), _step_options(options, student)
     dtype, picture = torch.float32, None
-    if isinstance(options, TrainOptions):
+    if isinstance(options, ResolvedTraining):
         dtype = getattr(torch, options.teacher_dtype)
-        if options.imitation:
+        if options.imitates:
             picture = (options.patch_size * options.scale,) * 2
     # Networks of several scales see pictures of one size, and so are the maps.
     taught_by = {
@@ -312,7 +312,7 @@ def _step_options(options: Resolved, student: nn.Module) -> StepOptions:
     loss = make_loss(options.loss)
     if not is_reference(options.loss):  # A function of the user's was promised colours.
         loss = loss_of(student, loss)
-    return StepOptions(options.meta, options.imitation, dtype, loss)
+    return StepOptions(options.meta, dtype, loss)
 
 
 def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> Points:

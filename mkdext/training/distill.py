@@ -130,7 +130,7 @@ def distill(
         load_weights(student, read_weights(run.directory.student))
     else:
         run.require_files()
-        smallest = options.patch_size * options.scale
+        smallest = options.smallest_photograph
         pairs = None if folders else ImagesInMemory(images, options.scale, smallest)  # type: ignore[arg-type]
         stock = stock_if(run.convolutions() == "stock")
         with stock, evaluation_mode(teacher), modes_kept(student):

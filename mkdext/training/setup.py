@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from mkdext._system.device import checked_device
 from mkdext._system.plugins import named_options
 from mkdext._system.terminal import Terminal, track
 from mkdext.data import ImagePairs, PatchSampler
+from mkdext.data.patches import Patches, Sampler
+from mkdext.data.zoom import Zoomed
 from mkdext.models import (
     SuperResolver,
     accelerate,
@@ -33,11 +35,18 @@ from mkdext.training.checks import (
     require_memory_for_banks,
 )
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
-from mkdext.training.options import TrainOptions
+from mkdext.training.mixture import MadeImages, MadePatches, Mixture, Recoloured
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.run.directory import RunDirectory
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import CachedCrops, Photographs, Source, training_photographs
+from mkdext.training.teacher import Teacher
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
+from mkdext.training.teacher_pictures import PicturedPairs, Pool, Progress, TeacherPictures
+
+# Those of ordinary patches and of fixed crops come first.
+_STREAMS = {"zoom_in_share": 2, "zoom_out_share": 3, "made_share": 4}
+"""Which random numbers patches are drawn by that are mixed in."""
 
 _NO_TEACHER = {
     "teacher": "made of an encoder and the student's network",
@@ -162,7 +171,7 @@ def _try_step(training: Training) -> None:
 
 
 def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Terminal) -> Source:
-    """What cuts patches of photographs, with the teacher's maps where these are kept.
+    """What cuts patches of photographs, with what is kept of the teacher.
 
     Args:
         training: What was prepared.
@@ -170,10 +179,10 @@ def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Ter
         terminal: Where progress is shown.
 
     Raises:
-        ValueError: Photographs or the folder of the teacher's maps are not usable.
+        ValueError: Photographs or the folder of what is kept of the teacher are not usable.
     """
     options, teacher = training.options, training.teacher
-    assert isinstance(options, TrainOptions)
+    assert isinstance(options, ResolvedTraining)
     device, like = torch.device(options.device), layout(training.networks.student)
     if pairs is None:
         pairs, bad = training_photographs(options, reading_bar(terminal))
@@ -186,13 +195,73 @@ def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Ter
         with evaluation_mode(teacher.network):
             zeros = (torch.zeros(shape, device=device) for shape in shapes)
             teacher.compile(*(batch.to(memory_format=like) for batch in zeros))
+    if options.teacher_cache is not None and options.teacher_cache_keeps == "maps":
+        source = _of_fixed_crops(options, pairs, teacher, device, like, terminal)
+    else:
+        source = _of_new_patches(options, pairs, teacher, device, like, terminal)
+    return Recoloured(source, options.seed, like) if options.augment_colours else source
+
+
+def _of_fixed_crops(
+    options: ResolvedTraining,
+    pairs: ImagePairs,
+    teacher: Teacher | None,
+    device: torch.device,
+    like: torch.memory_format,
+    terminal: Terminal,
+) -> Source:
     sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
-    if options.teacher_cache is None:
-        return Photographs(PatchSampler(pairs, *sizes), device, like)
     crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
-    if teacher is None or options.privileged:
+    if teacher is None or options.privileged or options.teacher_cache is None:
         # Nothing can be kept, but trainings that are compared must see the same patches.
         return Photographs(crops, device, like)
     cache = TeacherCache(options.teacher_cache, teacher, crops, device)
     cache.fill(lambda batches: track(batches, "the teacher's feature maps", terminal))
     return CachedCrops(crops, cache, like)
+
+
+def _of_new_patches(
+    options: ResolvedTraining,
+    pairs: ImagePairs,
+    teacher: Teacher | None,
+    device: torch.device,
+    like: torch.memory_format,
+    terminal: Terminal,
+) -> Source:
+    scale, side, seed = options.scale, options.patch_size, options.seed
+    kept: TeacherPictures | None = None
+    if options.teacher_cache is not None and teacher and not options.privileged:
+        kept = TeacherPictures(options.teacher_cache, teacher, scale, device, _telling(terminal))
+    names = [path.name for path in pairs.paths]
+    shown: Patches = pairs
+    if kept:
+        pool = Pool("photographs", names, lambda index: pairs[index][0])
+        shown = PicturedPairs(pairs, kept.of(pool))
+    count = options.batch_size - sum(options.mixture.values())
+    ordinary = Photographs(PatchSampler(shown, scale, side, count, seed), device, like)
+    others = []
+    for name, count in options.mixture.items():
+        stream = _STREAMS[name]
+        if name == "made_share":
+            sampler: Sampler = MadePatches(scale, side, count, seed)
+            crops = options.teacher_cache_crops
+            made = [str(index) for index in range(crops)]
+            pool = Pool(f"made-{crops}-of-{side}", made, MadeImages(side).image)
+        else:
+            zoomed = Zoomed(pairs, "in" if name == "zoom_in_share" else "out")
+            sampler = PatchSampler(zoomed, scale, side, count, seed, stream)
+            pool = Pool(f"zoomed-{zoomed.direction}", names, zoomed.image)
+        if kept:
+            sampler = PatchSampler(kept.of(pool), scale, side, count, seed, stream)
+        others.append(Photographs(sampler, device, like, has_high=False))
+    return Mixture(ordinary, others) if others else ordinary
+
+
+def _telling(terminal: Terminal) -> Progress:
+    """Shows how far a computation has come, and says in a log, too, that it is one."""
+
+    def telling(title: str, missing: Sequence[int]) -> Iterable[int]:
+        terminal.say(f"computing {title}: {len(missing)}")
+        return track(missing, title, terminal)
+
+    return telling

@@ -275,7 +275,7 @@ class Trainer:
         remark = self.stage.remark(ends)
         if remark:
             self.terminal.say(remark)
-        latest = self.readings.values | {"lr": self.stage.optimizer.param_groups[0]["lr"]}
+        latest = self.readings.values | self.stage.pace(step)
         self.progress.update(taken, {n: latest[n] for n in self.stage.shown if n in latest})
         if self.callback and self.callback(taken, latest, unwrapped(self.stage.network)):
             ends = logs = saves = True
