@@ -43,6 +43,8 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     training = prepare(resolved)
     terminal.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
     _show_sizes(training, terminal)
+    for remark in training.networks.remarks:
+        terminal.say(remark)
     terminal.say(f"convolutions: {convolutions}")
     memory = "not known, for your own code cannot be run without numbers"
     if training.memory:

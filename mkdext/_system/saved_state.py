@@ -26,7 +26,7 @@ _OF_A_PARAMETER: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.SGD: {"momentum_buffer"},
 }
-"""What optimizers keep of each parameter."""
+"""What optimizers keep of each parameter, but for those that tell it by a method `kept`."""
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -184,7 +184,8 @@ class SavedState:
         self, name: str, optimizer: torch.optim.Optimizer, index: int, parameter: Tensor
     ) -> None:
         of_one = self.part("state").part(index)
-        names = _OF_A_PARAMETER[type(optimizer)]
+        kept = getattr(optimizer, "kept", None)
+        names = kept(parameter) if kept else _OF_A_PARAMETER[type(optimizer)]
         if not isinstance(of_one.content, Mapping) or set(of_one.content) != names:
             raise self.unfit(f"does not fit ({name} is of another optimizer)")
         for key in names:

@@ -13,6 +13,7 @@ from mkdext.methods.registry import (
     register,
     try_method,
 )
+from mkdext.methods.whitening import RunningMean, Whitened
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
@@ -24,6 +25,8 @@ __all__ = [
     "KRNet",
     "MKDOptions",
     "MetaDefaults",
+    "RunningMean",
+    "Whitened",
     "known_method",
     "make_method",
     "method_class",

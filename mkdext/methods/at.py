@@ -25,7 +25,7 @@ class AttentionTransfer(DistillationMethod):
         torch.Size([])
     """
 
-    published_weight = 1000.0
+    published_weight = 1000 / 255
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """`sum over points of mean (Q_s/|Q_s| - Q_t/|Q_t|)^2` (eq. 2 of the paper, squared)."""

@@ -21,8 +21,9 @@ class MetaDefaults(NamedTuple):
     """Step length of the inner loop; None for the student's own."""
     closing_step: bool = False
     """Whether a step on the reconstruction loss ends the inner loop."""
-    keep: float = 0.0
-    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss."""
+    kappa: float = 0.0
+    """Weight of the gradient of the distillation loss beside that of the meta-objective, both of
+    norm 1."""
 
 
 class Descent(NamedTuple):
@@ -50,10 +51,13 @@ class DistillationMethod(nn.Module, ABC):
     """A frozen dataclass with defaults, which the constructor takes as its third argument."""
     compares: ClassVar[Literal["features", "pictures"]] = "features"
     """What the maps are: those of the distillation points, or the enlarged pictures alone."""
+    whitens: ClassVar[bool] = True
+    """Whether it compares maps that `Whitened` has brought to a common scale."""
     privileged: ClassVar[bool] = False
     """Whether the teacher sees the high-resolution picture, and is trained before the student."""
     published_weight: ClassVar[float] = 1.0
-    """Weight beside the reconstruction loss."""
+    """Weight beside the reconstruction loss. One that belongs to a loss in levels from 0 to 255 is
+    divided by 255."""
     published_meta: ClassVar[MetaDefaults] = MetaDefaults()
     """How the meta-gradient trains parameters."""
 
@@ -82,6 +86,10 @@ class DistillationMethod(nn.Module, ABC):
             A scalar, differentiable twice with respect to the student's maps and the method's
             parameters.
         """
+
+    def observe(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+        """See the maps of a batch, before anything is computed of them."""
+        return
 
     def meta_parameters(self) -> list[nn.Parameter]:
         """The parameters that were trained by the meta-gradient where the method was published."""

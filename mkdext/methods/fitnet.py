@@ -25,7 +25,7 @@ class FitNet(DistillationMethod):
         torch.Size([])
     """
 
-    published_weight = 100.0
+    published_weight = 100 / 255
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
         """Make the regressors."""

@@ -24,7 +24,7 @@ class ICKD(DistillationMethod):
         torch.Size([])
     """
 
-    published_weight = 2.5
+    published_weight = 2.5 / 255
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
         """Make the embedding of each point."""

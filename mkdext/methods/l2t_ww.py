@@ -30,6 +30,7 @@ class L2Tww(DistillationMethod):
         torch.Size([])
     """
 
+    published_weight = 1 / 255
     published_meta = MetaDefaults(steps=2, inner_optimizer="adam", inner_lr=None, closing_step=True)
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:

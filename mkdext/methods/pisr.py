@@ -95,6 +95,7 @@ class PISR(DistillationMethod):
         torch.Size([])
     """
 
+    whitens = False
     privileged = True
     published_weight = 1e-6
 

@@ -27,6 +27,7 @@ class Response(DistillationMethod):
     """
 
     compares = "pictures"
+    whitens = False
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """`mean |S(x) - T(x)|`."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from mkdext.methods.base import DistillationMethod, total
 from mkdext.methods.registry import register
 
-INITIAL_VARIANCE = 5.0
+INITIAL_VARIANCE = 1.0
 _LEAST_VARIANCE = 1e-5
 
 
@@ -29,6 +29,8 @@ class VID(DistillationMethod):
         >>> vid([torch.rand(2, 16, 8, 8)], [torch.rand(2, 32, 8, 8)]).shape
         torch.Size([])
     """
+
+    published_weight = 1 / 255
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
         """Make the Gaussian of each point."""

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from mkdext._system.plugins import is_reference, named_options
-from mkdext.methods import DistillationMethod, make_method, method_class, try_method
+from mkdext.methods import (
+    DistillationMethod,
+    Whitened,
+    make_method,
+    method_class,
+    try_method,
+)
 from mkdext.metrics.losses import make_loss
 from mkdext.models import (
     WHOLE,
@@ -26,8 +32,10 @@ from mkdext.models import (
 from mkdext.models.handling import layout, placed
 from mkdext.synthesis import carry_over, part_counts
 from mkdext.synthesis.randomness import Draw, seed_of
+from mkdext.training.balance import Balance
 from mkdext.training.data_free_options import Resolved, ResolvedDataFree
 from mkdext.training.image_maker import ImageMaker
+from mkdext.training.muon import Muon
 from mkdext.training.options import ResolvedTraining
 from mkdext.training.sources import Made
 from mkdext.training.stages import (
@@ -53,6 +61,8 @@ class Networks(NamedTuple):
     """With all its parts, of the first scale."""
     teachers: Mapping[int, SuperResolver]
     """By scale; none: vanilla training on photographs, or a method that makes a teacher."""
+    remarks: Sequence[str] = ()
+    """What to tell of how the student begins."""
 
 
 Points = tuple[list[str], list[str]]
@@ -242,11 +252,19 @@ def make_steps(
             given = named_options(options.method_options, "`method_options`")
             method = make_method(options.method, *channels, [options.mkd], given).to(device)
         sizes = [(m.height, m.width) for m in maps]
-        distillation = Distillation(own_points, method, _meta_optimizer(options, method))
+        optimizer_of_method = _meta_optimizer(options, method)
         if is_reference(options.method) and device.type != "meta":
             seen = [(t.channels, *size) for t, size in zip(teacher_maps, sizes, strict=True)]
-            twice = distillation.optimizer is not None
+            twice = optimizer_of_method is not None
             try_method(method, maps, seen, twice, f"`method` {options.method}")
+        if method.whitens and options.kd_maps == "whitened":
+            method = Whitened(method, channels[1]).to(device)
+        distillation = Distillation(
+            own_points,
+            method,
+            optimizer_of_method,
+            Balance(options.kd_ratio is not None).to(device),
+        )
         trained += distillation.adapters.values()
     optimizer, step_options = _optimizer(options, trained), _step_options(options)
     dtype, picture = torch.float32, None
@@ -280,6 +298,8 @@ def _optimizer(options: Resolved, trained: Iterable[nn.Parameter]) -> torch.opti
     """That of the MKD paper, section 4.1, or the student's in the code of DFSR."""
     if isinstance(options, ResolvedDataFree) and options.optimizer == "sgd":
         return torch.optim.SGD(trained, options.lr, momentum=0.9, weight_decay=1e-4)
+    if options.optimizer == "muon":
+        return Muon(trained, options.lr)
     return torch.optim.Adam(trained, options.lr, betas=(0.9, 0.999))
 
 

@@ -97,9 +97,10 @@ class DataFreeOptions(SharedOptions):
     code of DFSR."""
     reduction: Literal["mean", "sum"] = "mean"
     """How the errors of all pixels of a batch become one number; the code of DFSR sums."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """The student's optimizer. 'sgd' is that of DFSR's code: momentum 0.9, weight decay 1e-4,
-    gradients cut to the norm 0.4. By default its --lr is 0.1 and its --lr-min 1e-4."""
+    optimizer: Literal["adam", "muon", "sgd"] = "adam"
+    """The student's optimizer: 'adam' or 'muon', as for mkdext.train, or 'sgd', which is that of
+    DFSR's code: momentum 0.9, weight decay 1e-4, gradients cut to the norm 0.4. By default its --lr
+    is 0.1 and its --lr-min 1e-4."""
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     """What the generators descend."""
     generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)
@@ -157,6 +158,16 @@ class DataFreeOptions(SharedOptions):
             raise ValueError(
                 "`contrastive.bank_every` stage fills the bank when the student grows, which it "
                 "does not in `stages` 1; take more stages, or `contrastive.bank_every` round"
+            )
+        if self.stages > 1 and (self.student_weights or self.student_init == "teacher"):
+            what = "student_weights" if self.student_weights else "student_init"
+            raise ValueError(
+                f"`stages` must be 1 with `{what}` {getattr(self, what)}, got {self.stages}: the "
+                "parts that a student grows by begin at random"
+            )
+        if self.stages > 1 and self.freeze:
+            raise ValueError(
+                f"`stages` must be 1 with `freeze` {' '.join(self.freeze)}, got {self.stages}"
             )
         if self.stages > self.iterations:
             raise ValueError(

@@ -110,6 +110,12 @@ def distill(
             f"distill: `method` {options.method} trains a teacher of its own and takes none; call "
             "mkdext.training.train with the options alone"
         )
+    for name in ("student_weights", "student_init", "freeze"):
+        if getattr(options, name) != getattr(TrainOptions, name):
+            raise ValueError(
+                f"distill: `{name}`: the student is taken as it is given, with its weights and "
+                f"`requires_grad`; leave `{name}` out"
+            )
     folders = _folders(images)
     options = dataclasses.replace(
         options,

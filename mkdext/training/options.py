@@ -57,10 +57,10 @@ class MetaOptions:
     closing_step: bool | None = None
     """End the inner loop with one step on the reconstruction loss; default: as published (L2T-ww
     does)."""
-    keep: float | None = None
-    """Weight of the distillation loss in the meta-objective, beside the reconstruction loss;
-    default: the method's. With 0, the MKD paper's formula, the student hardly approaches the
-    teacher."""
+    kappa: float | None = None
+    """Weight of the gradient of the distillation loss beside the meta-gradient of the
+    reconstruction loss, each brought to its own usual size; default: the method's. With 0, the MKD
+    paper's formula, the student hardly approaches the teacher."""
     lr: float = 1e-4
     """Learning rate of Adam for the method's parameters."""
     weight_decay: float = 1e-4
@@ -71,7 +71,7 @@ class MetaOptions:
         check_types(self, "meta.")
         at_least(1, self, "steps", "every", prefix="meta.")
         positive(self, "inner_lr", "lr", prefix="meta.")
-        at_least(0, self, "keep", "weight_decay", prefix="meta.")
+        at_least(0, self, "kappa", "weight_decay", prefix="meta.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +80,23 @@ class SharedOptions:
 
     student: str = "rcan-a"
     """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
-    han-s, han-t, vdsr or vdsr-half; or your own, package.module:factory or file.py:factory, a
-    function or class that gives a torch.nn.Module. It takes RGB or Y images in [0, 1] of any size.
-    Whether it enlarges them, or sharpens images that are already enlarged, is detected by running
-    it once."""
+    han-s, han-t, imdn-s, imdn-t, vdsr or vdsr-half; or your own, package.module:factory or
+    file.py:factory, a function or class that gives a torch.nn.Module. It takes RGB or Y images in
+    [0, 1] of any size. Whether it enlarges them, or sharpens images that are already enlarged, is
+    detected by running it once."""
     student_options: tuple[str, ...] = ()
     """Arguments of your student's factory, as name=value; values are read as YAML, such as 64, 0.5,
     true, relu or [6, 6]."""
+    student_weights: Path | None = None
+    """Weights that the student begins with (.safetensors or .pt); of a file that fits in part, with
+    other blocks or another scale, those that fit by name and shape."""
+    student_init: Literal["random", "teacher"] = "random"
+    """What the student begins as: random weights, or blocks and channels of its teacher, those that
+    count most; the teacher must then be a network of the same family, as large or larger. With
+    --method vanilla that is all that it takes of a teacher."""
+    freeze: tuple[str, ...] = ()
+    """Parameters of the student that are not trained, or sub-modules of which none is, such as head
+    or body.*.weight (a * stands for characters other than dots)."""
     teacher: str | None = None
     """Network to learn from: 'builtin' (comes with the package, x4); the name of the network that
     the teacher's weights must fit, as for --student; or your own, named like a student; default:
@@ -126,10 +136,15 @@ class SharedOptions:
     """Learning rate at the end of the cosine."""
     warmup: int = 0
     """Steps over which the learning rate first rises to its value."""
-
     kd_weight: float | None = None
     """Weight of the distillation loss beside the reconstruction loss; default: as published with
     the method, and 0.003 for mkd."""
+    kd_ratio: float | None = None
+    """Instead of a weight: how many times the gradient of the reconstruction loss that of the
+    distillation loss shall be; the weight follows both."""
+    kd_maps: Literal["whitened", "raw"] = "whitened"
+    """What methods compare: feature maps on a common scale, the teacher's with mean 0 and variance
+    1 in each channel, or as the networks have them."""
     kd_fade: bool = True
     """Let the weight of the distillation loss fall to 0 along half a cosine."""
     hint_share: float = 0.0
@@ -173,8 +188,19 @@ class SharedOptions:
         )
         positive(self, "lr")
         at_least(0, self, "lr_min", "warmup", "kd_weight")
+        positive(self, "kd_ratio")
+        if self.kd_ratio is not None and self.kd_weight not in (None, self.kd_ratio):
+            raise ValueError(
+                f"`kd_ratio` {self.kd_ratio:g} sets the weight that `kd_weight` {self.kd_weight:g} "
+                "would fix; leave one of them out"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be at least 0 and below 2^63, got {self.seed}")
+        if self.student_weights is not None and self.student_init == "teacher":
+            raise ValueError(
+                f"`student_init` must be random with `student_weights` {self.student_weights}, got "
+                "teacher"
+            )
         if self.lr_min > self.lr:
             raise ValueError(f"`lr_min` must be at most `lr` {self.lr}, got {self.lr_min}")
         if not 0 <= self.hint_share < 1:
@@ -205,6 +231,11 @@ class TrainOptions(SharedOptions):
     built-in ones."""
     bad_images: Literal["refuse", "skip"] = "refuse"
     """What to do with training photographs that are broken or too small; all are listed first."""
+
+    optimizer: Literal["adam", "muon"] = "adam"
+    """The student's optimizer. 'muon' orthogonalises the momentum of convolution kernels and moves
+    all else by Adam; small networks get much better with it in as many steps. It wants a larger
+    --lr, by default 0.004."""
 
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the teacher computes, and of its cache. bfloat16 halves the cache, and is fast
@@ -331,7 +362,7 @@ class ResolvedMeta(MetaOptions):
     steps: int = dataclasses.field(kw_only=True)
     inner_optimizer: Literal["sgd", "adam"] = dataclasses.field(kw_only=True)
     closing_step: bool = dataclasses.field(kw_only=True)
-    keep: float = dataclasses.field(kw_only=True)
+    kappa: float = dataclasses.field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,9 +422,12 @@ def values_of(options: Any) -> dict[str, Any]:
 def values_of_method(options: SharedOptions) -> dict[str, Any]:
     """`kd_weight` and `meta`, with the method's own values where none were given.
 
-    Without a teacher there is no distillation loss: its weight is 0.
+    Without a teacher there is no distillation loss: its weight is 0. With `kd_ratio` the weight is
+    that ratio, of gradients that are brought to one size.
     """
     weight, published = _of_method(options.method)
+    if options.kd_ratio is not None:
+        weight = options.kd_ratio
     open_ = {n: v for n, v in published._asdict().items() if getattr(options.meta, n) is None}
     return {
         "kd_weight": weight if options.kd_weight is None else options.kd_weight,
@@ -409,7 +443,8 @@ def unused_of_method(options: ResolvedShared) -> dict[str, Any]:
     weight, published = _of_method("vanilla")
     meta = values_of(options.meta)
     if options.method != "vanilla":
-        return {"kd_weight": options.kd_weight, "meta": MetaOptions(**meta)}
+        weight_given = options.kd_weight if options.kd_ratio is None else None
+        return {"kd_weight": weight_given, "meta": MetaOptions(**meta)}
     unused = {name: None for name, value in published._asdict().items() if meta[name] == value}
     return {
         "kd_weight": None if options.kd_weight == weight else options.kd_weight,

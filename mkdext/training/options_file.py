@@ -203,13 +203,14 @@ def origin(options: Resolved, steps: int, history: Sequence[Any] = ()) -> dict[s
             "data": [f"made images ({options.source})"],
             **made_by,
         }
+    has_teacher = options.method != "vanilla" or options.student_init == "teacher"
     if options.privileged:
         teacher = "trained on high resolution in the same run"
     return {
         "command": _command("train", options.given(), usual_training(options.train_dir)),
         **student,
         "method": options.method,
-        "teacher": None if options.method == "vanilla" else str(teacher),
+        "teacher": str(teacher) if has_teacher else None,
         "data": [str(folder) for folder in options.train_dir] or [BUILTIN_NAME],
         **made_by,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,9 +14,19 @@ from mkdext._system.terminal import Terminal, track
 from mkdext.data import ImagePairs, PatchSampler
 from mkdext.data.patches import Patches, Sampler
 from mkdext.data.zoom import Zoomed
-from mkdext.models import accelerate, at_scales, resolve_student, resolve_teacher
-from mkdext.models.handling import evaluation_mode, layout, set_training_mode
+from mkdext.models import (
+    SuperResolver,
+    accelerate,
+    at_scales,
+    begin_with,
+    freeze,
+    hand_down,
+    resolve_student,
+    resolve_teacher,
+)
+from mkdext.models.handling import evaluation_mode, layout, set_training_mode, unwrapped
 from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.models.weights.strict_loading import listing
 from mkdext.training.assembly import Networks, Training, assemble, seeded
 from mkdext.training.checks import (
     estimate_memory,
@@ -27,6 +37,7 @@ from mkdext.training.checks import (
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.mixture import MadeImages, MadePatches, Mixture, Recoloured
 from mkdext.training.options import ResolvedTraining
+from mkdext.training.run.directory import RunDirectory
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import CachedCrops, Photographs, Source, training_photographs
 from mkdext.training.teacher import Teacher
@@ -79,6 +90,11 @@ def make_networks(options: Resolved) -> Networks:
     with seeded(options.seed, torch.device("cpu")):
         of_student = named_options(options.student_options, "`student_options`")
         student = resolve_student(options.student, scale, of_student)
+    remarks: list[str] = []
+    # The checkpoint of a run that goes on has the weights.
+    is_new = not RunDirectory(options.out).checkpoints
+    if options.student_weights is not None and is_new:
+        remarks += begin_with(unwrapped(student), options.student_weights)
     accelerate(student)
     at_scales(student, options.scales, "`student`")
     if options.method == "vanilla" and options.method_options:
@@ -89,12 +105,21 @@ def make_networks(options: Resolved) -> Networks:
     if options.privileged:
         _refuse_teacher_options(options)
     has_teacher = isinstance(options, DataFreeOptions) or options.method != "vanilla"
-    if options.privileged or not has_teacher:
-        return Networks(student, {})
-    of_teacher = named_options(options.teacher_options, "`teacher_options`")
-    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
-    accelerate(teacher)
-    return Networks(student, at_scales(teacher, options.scales, "`teacher`"))
+    hands_down = options.student_init == "teacher" and is_new
+    teachers: Mapping[int, SuperResolver] = {}
+    if not options.privileged and (has_teacher or hands_down):
+        of_teacher = named_options(options.teacher_options, "`teacher_options`")
+        teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
+        if hands_down:
+            hand_down(teacher, student)
+            remarks.append("the student begins with parts and channels of its teacher")
+        accelerate(teacher)
+        if has_teacher:
+            teachers = at_scales(teacher, options.scales, "`teacher`")
+    if options.freeze:
+        frozen = freeze(student, options.freeze)
+        remarks.append(f"not trained: {listing(frozen)}")
+    return Networks(student, teachers, remarks)
 
 
 def _refuse_teacher_options(options: Resolved) -> None:
@@ -106,6 +131,11 @@ def _refuse_teacher_options(options: Resolved) -> None:
                 f"`{name}`: `method` {options.method} trains a teacher of its own, {reason}; leave "
                 f"out `{name}` {given}"
             )
+    if options.student_init == "teacher":
+        raise ValueError(
+            f"`student_init` teacher: `method` {options.method} trains a teacher of its own, from "
+            "whose decoder the student begins; take `student_init` random"
+        )
 
 
 def _check_gradients(options: Resolved, networks: Networks) -> None:

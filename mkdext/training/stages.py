@@ -221,6 +221,7 @@ class StudentStage(Stage):
         state = {"student": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.step.distillation:
             state["method"] = self.step.distillation.method.state_dict()
+            state["balance"] = self.step.distillation.balance.state_dict()
             if self.step.distillation.optimizer:
                 state["method_optimizer"] = self.step.distillation.optimizer.state_dict()
         return state | self._growth()
@@ -233,6 +234,7 @@ class StudentStage(Stage):
         state.load_optimizer("optimizer", self.optimizer)
         if self.step.distillation:
             state.load_module("method", self.step.distillation.method)
+            state.load_module("balance", self.step.distillation.balance)
             if self.step.distillation.optimizer:
                 state.load_optimizer("method_optimizer", self.step.distillation.optimizer)
 

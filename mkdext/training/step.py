@@ -20,6 +20,7 @@ from mkdext.models import WHOLE, features_at, forward_with_features
 from mkdext.models.gradient_watch import GradientWatch
 from mkdext.models.handling import evaluation_mode
 from mkdext.models.stand_ins import call_with
+from mkdext.training.balance import EVERY, Balance
 from mkdext.training.options import ResolvedMeta
 from mkdext.training.schedule import Phase
 from mkdext.training.teacher import Teacher, computing_in
@@ -51,6 +52,8 @@ class Distillation(NamedTuple):
     method: DistillationMethod
     optimizer: torch.optim.Optimizer | None
     """Of those of the method's parameters that the meta-gradient trains; none: of no one's."""
+    balance: Balance
+    """How large the gradients usually are."""
 
     @property
     def meta_parameters(self) -> list[nn.Parameter]:
@@ -142,18 +145,30 @@ class TrainingStep:
                 computed = self.forward(points, batch.low)
             shared = computed[1] if computed and self.options.dtype == torch.float32 else None
             values |= self.meta_step(distillation, batch, reconstruction, shared)
+        elif distillation:
+            computed = self.forward(points, batch.low)
+            distillation.method.observe(computed[1], batch.maps or [])
         sr, features = computed or self.forward(points, batch.low)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         outputs, slopes, adapters = [], [], []
         adapter_gradients: tuple[Tensor, ...] = ()
+        values["reconstruction"] = reconstruction(sr)
         if distillation:
             adapters = list(distillation.adapters.values())
             descent = distillation.method.gradient(features, batch.maps or [], parameters=adapters)
             values["distillation"] = descent.loss
+            weight: Tensor | float = now.distillation
+            if now.reconstruction > 0:
+                if step % EVERY == 0:
+                    values |= distillation.balance.measure(
+                        _gradients(values["reconstruction"], parameters),
+                        _gradients(features, parameters, descent.maps),
+                        now.distillation,
+                    )
+                weight = distillation.balance.weight(now.distillation)
             outputs += features
-            slopes += [now.distillation * slope for slope in descent.maps]
-            adapter_gradients = tuple(now.distillation * g for g in descent.parameters)
-        values["reconstruction"] = reconstruction(sr)
+            slopes += [weight * slope for slope in descent.maps]
+            adapter_gradients = tuple(weight * g for g in descent.parameters)
         if now.reconstruction > 0:
             outputs.append(values["reconstruction"])
             slopes.append(torch.full_like(values["reconstruction"], now.reconstruction))
@@ -279,6 +294,12 @@ class TrainingStep:
         # Batch normalisation keeps statistics of all that it has seen; of what the student only
         # tries here it shall keep none.
         buffers = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
+        if features is None:
+            with torch.no_grad():
+                _, seen = forward_with_features(self.student, points, low, buffers)
+        else:
+            seen = [feature.detach() for feature in features]
+        method.observe(seen, maps_of_teacher)
 
         def inner(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
             student, adapters = split(parameters)
@@ -303,21 +324,11 @@ class TrainingStep:
         def reconstruction(parameters: dict[str, Tensor]) -> Tensor:
             return loss(call_with(self.student, split(parameters)[0] | buffers, low))
 
-        def objective(parameters: dict[str, Tensor]) -> Tensor:
-            if not options.keep:
-                return reconstruction(parameters)
-            student, adapters = split(parameters)
-            sr, maps = forward_with_features(self.student, points, low, student | buffers)
-            kept = with_parameters(
-                method, adapters, lambda: method.once_differentiable(maps, maps_of_teacher)
-            )
-            return loss(sr) + options.keep * kept
-
         phi = distillation.meta_parameters
         optimizer, state = self.inner_optimizer(theta)
         result = meta_gradient(
             inner,
-            objective,
+            reconstruction,
             theta,
             phi,
             optimizer,
@@ -332,9 +343,15 @@ class TrainingStep:
             "inner_last": result.inner_losses[-1],
             "meta_gradient": gradient_norm(result.gradients),
         }
+        gradients = result.gradients
+        if options.kappa:
+            kept = method.once_differentiable(seen, maps_of_teacher)
+            of_kept = torch.autograd.grad(kept, phi, allow_unused=True, materialize_grads=True)
+            gradients, told = distillation.balance.of_method(gradients, of_kept, options.kappa)
+            values |= told
         require_finite(values)
         if distillation.optimizer:
-            apply(distillation.optimizer, phi, result.gradients)
+            apply(distillation.optimizer, phi, gradients)
         if not options.rollback:
             with torch.no_grad():
                 for name, parameter in theta.items():
@@ -350,11 +367,22 @@ class TrainingStep:
         if options.inner_optimizer != "adam":
             return InnerSGD(rate), None
         states = [self.optimizer.state[parameter] for parameter in theta.values()]
-        if not all(states):
+        if not all("exp_avg" in state for state in states):
             return InnerAdam(rate), None
         count = states[0]["step"].double()
         moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
         return InnerAdam(rate), (count, *moments[0], *moments[1])
+
+
+def _gradients(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    slopes: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """Gradients of what another gradient is still to be taken of; zeros where there are none."""
+    return torch.autograd.grad(
+        outputs, inputs, slopes, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
 
 
 def split(parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

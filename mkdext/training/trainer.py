@@ -111,6 +111,8 @@ def carry_out(
     """
     made, options, directory = training.made, training.options, run.directory
     sets = validation_sets(options, reading_bar(terminal)) if options.val_dir or not made else {}
+    for remark in training.networks.remarks:
+        terminal.say(remark)
     is_new = not directory.state.exists()
     if is_new:
         check_teachers(training, sets)

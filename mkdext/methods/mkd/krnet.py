@@ -37,6 +37,9 @@ class MKDOptions:
     generating kernels that see nothing. The meta-gradient still takes account of them."""
     normalize_kernels: bool = True
     """Give each generated kernel the norm 1, so that the knowledge cannot fade."""
+    centred: bool = False
+    """Take the mean from the kernels of the first convolution, so that it sees edges and textures
+    but no flat areas."""
     relative: bool = True
     """Divide the gap of each point by the mean magnitude of the teacher's knowledge."""
 
@@ -157,13 +160,16 @@ class KRNet(nn.Module):
         options = self.options
         textures = texture_kernels(source, options.grid, options.kernel_size)
 
-        def reorganize(mix: Tensor) -> Tensor:  # mix: [B, C, C_s]
+        edges = textures - textures.mean((3, 4), keepdim=True) if options.centred else textures
+
+        def reorganize(mix: Tensor, textures: Tensor) -> Tensor:  # mix: [B, C, C_s]
             return torch.einsum("bcs,bgskl->bgckl", mix, textures).contiguous()
 
         corrected = weights.transpose(1, 2)
         mix = matrix(self.kernel1) @ corrected
-        first, second = reorganize(mix), reorganize(matrix(self.kernel2) @ corrected)
-        matched = reorganize(matrix(self.match[2]).T @ mix)
+        first = reorganize(mix, edges)
+        second = reorganize(matrix(self.kernel2) @ corrected, textures)
+        matched = reorganize(matrix(self.match[2]).T @ mix, edges)
         if options.normalize_kernels:
             size = inverse_norm(first.flatten(2))[..., None, None]
             first, matched = first * size, matched * size

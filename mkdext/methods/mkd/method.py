@@ -31,7 +31,7 @@ class MKD(DistillationMethod):
     # The gradient of the loss is some hundred times that of the reconstruction loss when a training
     # begins. Without a part of it in the meta-objective the student hardly comes nearer.
     published_weight = 3e-3
-    published_meta = MetaDefaults(keep=0.1)
+    published_meta = MetaDefaults(kappa=1.0)
     Options = MKDOptions
 
     def __init__(
@@ -156,10 +156,11 @@ class MKD(DistillationMethod):
             to the teacher's. `kernel_norm`: of `W_1`, by output channel. `kernel_spread`: standard
             deviation of `W_1` over samples and output channels, relative to its magnitude; 0 when
             all kernels are the same. `correlation_entropy`: 0 when each channel picks one other,
-            1 when all count alike.
+            1 when all count alike. `detail_maps`, `detail_knowledge`: share of the variance of the
+            teacher's maps, and of its knowledge, that a mean over 5x5 pixels takes away.
         """
         rows = []
-        for point in self.knowledge(student, teacher, student):
+        for point, hints in zip(self.knowledge(student, teacher, student), teacher, strict=True):
             first = point.kernels[0].flatten(2)
             axis = 1 if self.options.softmax_over == "student" else 2
             entropy = torch.special.entr(point.correlation).sum(axis).mean()
@@ -172,9 +173,17 @@ class MKD(DistillationMethod):
                     "kernel_norm": first.norm(dim=2).mean(),
                     "kernel_spread": first.flatten(0, 1).std(0).mean() / first.abs().mean(),
                     "correlation_entropy": entropy / math.log(point.correlation.shape[axis]),
+                    "detail_maps": _detail(hints),
+                    "detail_knowledge": _detail(point.teacher),
                 }
             )
         return {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
+
+
+def _detail(maps: Tensor) -> Tensor:
+    varying = maps - maps.mean((2, 3), keepdim=True)
+    smooth = functional.avg_pool2d(varying, 5, 1, padding=2, count_include_pad=False)
+    return (varying - smooth).square().mean() / varying.square().mean()
 
 
 def _magnitude(x: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ _MOVABLE = frozenset({"student", "teacher", "teacher_weights", "method", "loss"}
 
 _FIXED = {
     "student": "what was trained are its weights",
+    "student_weights": "the student began with them",
+    "student_init": "the student has begun",
     "teacher": "the student has learned from it",
     "teacher_weights": "the student has learned from them",
     "scale": "the networks are for it",

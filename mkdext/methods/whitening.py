@@ -1,0 +1,145 @@
+"""Maps on a common scale, so that a method means the same with every teacher.
+
+Maps of a network for colours from 0 to 255 are hundreds of times those of one for 0 to 1, and some
+channels are many times others. Losses that compare maps as they are compare mostly that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mkdext.methods.base import Descent, DistillationMethod
+
+_LEAST = 0.01
+_TINY = 1e-12
+
+
+class RunningMean(nn.Module):
+    """The mean of all that it was given; of much, of the last hundred or so, old ones fading.
+
+    Example:
+        >>> mean = RunningMean()
+        >>> for number in 1.0, 2.0, 6.0:
+        ...     mean.add(torch.tensor(number))
+        >>> mean.value
+        tensor(3.)
+    """
+
+    value: Tensor
+    count: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        """Begin with nothing of that shape."""
+        super().__init__()
+        self.register_buffer("value", torch.zeros(shape))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def add(self, new: Tensor) -> None:
+        """Take a value into account."""
+        self.count += 1
+        self.value.lerp_(new.to(self.value.dtype), (1 / self.count).clamp_min(_LEAST))
+
+
+class Scale(nn.Module):
+    """The scale of the maps of one point, from what was seen of them."""
+
+    def __init__(self, teacher_channels: int) -> None:
+        """Begin with nothing seen."""
+        super().__init__()
+        self.mean = RunningMean(teacher_channels)
+        self.square = RunningMean(teacher_channels)
+        self.student_square = RunningMean()
+
+    def observe(self, student: Tensor, teacher: Tensor) -> None:
+        """See maps of a batch, `[B, C, h, w]` each."""
+        self.mean.add(teacher.mean((0, 2, 3)))
+        self.square.add(teacher.square().mean((0, 2, 3)))
+        self.student_square.add(student.square().mean())
+
+    @property
+    def size(self) -> Tensor:
+        """Root mean square of the student's maps, a scalar."""
+        return self.student_square.value.clamp_min(_TINY).sqrt()
+
+    def whitened(self, teacher: Tensor) -> Tensor:
+        """A teacher's map with mean 0 and variance 1 in each channel."""
+        mean = self.mean.value
+        variance = self.square.value - mean.square()
+        deviation = variance.clamp_min(_LEAST**2 * variance.mean() + _TINY).sqrt()
+        return (teacher - mean[:, None, None]) / deviation[:, None, None]
+
+
+class Whitened(DistillationMethod):
+    """A method that sees the teacher's maps with mean 0 and variance 1 in each channel.
+
+    The student's map is divided by its root mean square, one number a point, which the gradient
+    takes for a constant: its channels are the student's to choose. All are running means, moved by
+    `observe` alone. A channel of the teacher that hardly varies is not blown up: its deviation
+    counts as 1 % of the point's at least.
+
+    Example:
+        >>> from mkdext.methods import make_method
+        >>> method = Whitened(make_method("fitnet", [16], [32]), [32])
+        >>> student, teacher = [torch.rand(2, 16, 8, 8)], [255 * torch.rand(2, 32, 8, 8)]
+        >>> method.observe(student, teacher)
+        >>> bool(method(student, teacher) < 3)
+        True
+    """
+
+    def __init__(self, method: DistillationMethod, teacher_channels: Sequence[int]) -> None:
+        """Take a method, and the channels of the teacher's map at each point."""
+        super().__init__(teacher_channels, teacher_channels)
+        self.method = method
+        self.scales = nn.ModuleList(map(Scale, teacher_channels))
+
+    @property
+    def _scales(self) -> list[Scale]:
+        return cast(list[Scale], list(self.scales))
+
+    @torch.no_grad()
+    def observe(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+        """Let the running means take a batch into account."""
+        for scale, maps, hints in zip(self._scales, student, teacher, strict=True):
+            scale.observe(maps, hints)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The method's loss of whitened maps."""
+        loss: Tensor = self.method(*self._whitened(student, teacher))
+        return loss
+
+    def once_differentiable(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The same loss where one derivative is enough."""
+        return self.method.once_differentiable(*self._whitened(student, teacher))
+
+    def gradient(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        create_graph: bool = False,
+        parameters: Sequence[Tensor] = (),
+    ) -> Descent:
+        """What the method descends, with respect to the maps as the student has them."""
+        scaled, hints = self._whitened(student, teacher)
+        descent = self.method.gradient(scaled, hints, create_graph, parameters)
+        slopes = zip(descent.maps, self._scales, strict=True)
+        return descent._replace(maps=tuple(slope / scale.size for slope, scale in slopes))
+
+    def meta_parameters(self) -> list[nn.Parameter]:
+        """Those of the method."""
+        return self.method.meta_parameters()
+
+    def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
+        """What the method tells of whitened maps."""
+        return self.method.statistics(*self._whitened(student, teacher))
+
+    def _whitened(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        points = list(zip(self._scales, student, teacher, strict=True))
+        scaled = [maps / scale.size for scale, maps, _ in points]
+        return scaled, [scale.whitened(hints) for scale, _, hints in points]
