@@ -309,8 +309,8 @@ class TrainOptions(SharedOptions):
                 )
             if share and not self.mixture[name]:
                 raise ValueError(
-                    f"`{name}` {share} of `batch_size` {self.batch_size} is less than half a "
-                    f"sample: give at least {1 / self.batch_size:.3g}, or a larger batch"
+                    f"`{name}` {share} of `batch_size` {self.batch_size} rounds to no sample: give "
+                    f"{1 / self.batch_size:.3g} or more, or a larger batch"
                 )
         taken = sum(self.mixture.values())
         if taken >= self.batch_size:
