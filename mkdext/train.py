@@ -47,7 +47,9 @@ def parse(arguments: list[str]) -> TrainCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, BUILTIN_DEMO.out)
-    usual = usual_training(said_of("train_dir", first, file) or ())
+    names = "recipe", "method", "optimizer"
+    said = (said_of(name, first, file) for name in names)
+    usual = usual_training(said_of("train_dir", first, file) or (), *said)
     return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")
 
 

@@ -149,9 +149,9 @@ class Comparison:
 
     def _options(self, student: str, method: str, seed: int) -> ResolvedTraining:
         where = Path(as_folder(student)) / as_folder(method) / f"seed-{seed}"
-        refused: dict[str, Any] = {}
+        refused: dict[str, Any] = {"recipe": None}  # which holds for one method
         if method == REFERENCE:
-            refused = {"imitation": 0.0, "imitation_end": None}
+            refused |= {"imitation": 0.0, "imitation_end": None}
         if method == REFERENCE or method_class(method).privileged:
             refused |= dict.fromkeys(MIXED_IN, 0.0)
         options = dataclasses.replace(

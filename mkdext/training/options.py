@@ -17,6 +17,8 @@ from mkdext._system.near_names import did_you_mean
 from mkdext.methods import MKDOptions, known_method, method_class, method_names
 from mkdext.methods.base import MetaDefaults
 from mkdext.metrics.losses import require_known_loss
+from mkdext.training import recipes
+from mkdext.training.recipes import Recipes, TrainingRecipe, check_recipe
 
 
 def known_methods() -> tuple[str, ...]:
@@ -222,6 +224,9 @@ class SharedOptions:
 class TrainOptions(SharedOptions):
     """What to train, on what, how long. Defaults are those of the MKD paper, section 4.1."""
 
+    recipe: TrainingRecipe | None = None
+    """Options that go together: 'best' is what measures best, 'mkd-paper' the MKD paper's method,
+    'plain' training without a teacher; default: 'best', of which other flags may change any."""
     scale: int = 4
     """Enlargement factor: 2, 3, 4 or 8."""
     train_dir: tuple[Path, ...] = ()
@@ -296,6 +301,7 @@ class TrainOptions(SharedOptions):
                     f"`{name}` must be 0 with `method` vanilla, which has no teacher, got {share}"
                 )
         self._check_mixture()
+        check_recipe(self)
 
     def _check_mixture(self) -> None:
         for name in MIXED_IN:
@@ -318,6 +324,11 @@ class TrainOptions(SharedOptions):
                 f"`zoom_in_share`, `zoom_out_share` and `made_share` must leave an ordinary patch "
                 f"of `batch_size` {self.batch_size}, they take {taken}"
             )
+
+    @property
+    def recipes(self) -> Recipes:
+        """Those of such trainings."""
+        return recipes.TRAINING
 
     @property
     def mixture(self) -> dict[str, int]:
@@ -511,10 +522,43 @@ BUILTIN_DEMO = TrainOptions(
 """A training of minutes on two cores, on the built-in photographs."""
 
 
-def usual_training(train_dir: Collection[Path]) -> TrainOptions:
-    """The options that hold where none are given: those of the MKD paper, or short ones.
+def usual_training(
+    train_dir: Collection[Path],
+    recipe: TrainingRecipe | None = None,
+    method: str | None = None,
+    optimizer: str | None = None,
+) -> TrainOptions:
+    """The options that hold where none are given: lengths of the MKD paper, or short ones.
 
     Args:
         train_dir: As in the options; none: a training on the built-in photographs.
+        recipe: As in the options; none: the best one, with what follows in its place.
+        method: As in the options, if it is given.
+        optimizer: Likewise.
+
+    Raises:
+        ValueError: There is no such recipe.
+
+    Example:
+        >>> usual_training((), method="vanilla").imitation
+        0.0
     """
-    return TrainOptions() if train_dir else BUILTIN_DEMO
+    recipes.require_known(recipe, recipes.TRAINING)
+    options = TrainOptions() if train_dir else BUILTIN_DEMO
+    values = dict(recipes.TRAINING[recipe or recipes.BEST])
+    if recipe is None:
+        given = {"method": method, "optimizer": optimizer}
+        values |= {name: value for name, value in given.items() if value is not None}
+        if not _has_teacher_of_pictures(values["method"]):
+            values["imitation"] = 0.0
+    if values["optimizer"] == "muon":
+        values |= recipes.MUON_RATES
+    kappa = values.pop("meta.kappa", options.meta.kappa)
+    meta = dataclasses.replace(options.meta, kappa=kappa)
+    return dataclasses.replace(options, recipe=recipe, meta=meta, **values)
+
+
+def _has_teacher_of_pictures(method: str) -> bool:
+    if method == "vanilla" or not known_method(method):
+        return False
+    return not method_class(method).privileged
