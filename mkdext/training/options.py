@@ -549,6 +549,8 @@ def usual_training(
     if recipe is None:
         given = {"method": method, "optimizer": optimizer}
         values |= {name: value for name, value in given.items() if value is not None}
+        if values["method"] != "response":
+            del values["kd_weight"]
         if not _has_teacher_of_pictures(values["method"]):
             values["imitation"] = 0.0
     if values["optimizer"] == "muon":
