@@ -47,7 +47,8 @@ def parse(arguments: list[str]) -> TrainCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, BUILTIN_DEMO.out)
-    usual = usual_training(said_of("train_dir", first, file) or ())
+    said = [said_of(name, first, file) for name in ("train_dir", "optimizer")]
+    usual = usual_training(said[0] or (), said[1] or "adam")
     return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")
 
 

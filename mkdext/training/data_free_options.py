@@ -12,6 +12,7 @@ from mkdext.methods import MKDOptions
 from mkdext.synthesis import Criterion
 from mkdext.synthesis.losses import LossWeights
 from mkdext.training.options import (
+    MUON_LR,
     MetaOptions,
     MethodName,
     ResolvedShared,
@@ -100,7 +101,7 @@ class DataFreeOptions(SharedOptions):
     optimizer: Literal["adam", "muon", "sgd"] = "adam"
     """The student's optimizer: 'adam' or 'muon', as for mkdext.train, or 'sgd', which is that of
     DFSR's code: momentum 0.9, weight decay 1e-4, gradients cut to the norm 0.4. By default its --lr
-    is 0.1 and its --lr-min 1e-4."""
+    is 0.1 and its --lr-min 1e-4; the --lr of muon is 0.004."""
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     """What the generators descend."""
     generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)
@@ -264,4 +265,10 @@ def usual_data_free(optimizer: str) -> DataFreeOptions:
         >>> usual_data_free("sgd").lr
         0.1
     """
-    return DataFreeOptions(lr=0.1, lr_min=1e-4) if optimizer == "sgd" else DataFreeOptions()
+    match optimizer:
+        case "sgd":
+            return DataFreeOptions(lr=0.1, lr_min=1e-4)
+        case "muon":
+            return DataFreeOptions(lr=MUON_LR)
+        case _:
+            return DataFreeOptions()

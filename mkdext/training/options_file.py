@@ -206,7 +206,9 @@ def origin(options: Resolved, steps: int, history: Sequence[Any] = ()) -> dict[s
     if options.privileged:
         teacher = "trained on high resolution in the same run"
     return {
-        "command": _command("train", options.given(), usual_training(options.train_dir)),
+        "command": _command(
+            "train", options.given(), usual_training(options.train_dir, options.optimizer)
+        ),
         **student,
         "method": options.method,
         "teacher": None if options.method == "vanilla" else str(teacher),

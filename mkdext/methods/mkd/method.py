@@ -183,7 +183,7 @@ class MKD(DistillationMethod):
 def _detail(maps: Tensor) -> Tensor:
     varying = maps - maps.mean((2, 3), keepdim=True)
     smooth = functional.avg_pool2d(varying, 5, 1, padding=2, count_include_pad=False)
-    return (varying - smooth).square().mean() / varying.square().mean()
+    return (varying - smooth).square().mean() / varying.square().mean().clamp_min(1e-30)
 
 
 def _magnitude(x: Tensor) -> Tensor:
