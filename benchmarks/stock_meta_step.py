@@ -52,7 +52,7 @@ class StockKRNet(nn.Module):
 
 
 def unit(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Of norm 1 together. (mkdext divides by the mean norm of the steps so far.)"""
+    """Of norm 1 together; mkdext divides by the mean norm of the steps so far."""
     norm = nn.utils.get_total_norm(gradients)
     return [gradient / norm for gradient in gradients]
 
