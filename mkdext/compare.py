@@ -131,8 +131,8 @@ def parse(arguments: list[str]) -> CompareCommand:
     """
     first = first_flags(arguments)
     file = _of_a_comparison(config_file(first.config)) if first.config else None
-    said = [said_of(name, first, file) for name in ("train_dir", "optimizer")]
-    usual = usual_training(said[0] or (), said[1] or "adam")
+    recipe, optimizer = (said_of(name, first, file) for name in ("recipe", "optimizer"))
+    usual = usual_training(said_of("train_dir", first, file) or (), recipe, optimizer=optimizer)
     default = CompareCommand(**values_of(usual) | {"out": CompareCommand.out})
     return laid_over(CompareCommand, arguments, file, default, "python -m mkdext.compare")
 

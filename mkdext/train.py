@@ -47,8 +47,9 @@ def parse(arguments: list[str]) -> TrainCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, BUILTIN_DEMO.out)
-    said = [said_of(name, first, file) for name in ("train_dir", "optimizer")]
-    usual = usual_training(said[0] or (), said[1] or "adam")
+    names = "recipe", "method", "optimizer"
+    said = (said_of(name, first, file) for name in names)
+    usual = usual_training(said_of("train_dir", first, file) or (), *said)
     return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")
 
 

@@ -11,13 +11,14 @@ from mkdext.models.handling import count_parameters
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers
 from mkdext.training.data_free_options import Options, Resolved
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.run.directory import changes_in_words
 from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.live import reading_bar
 from mkdext.training.setup import prepare
 from mkdext.training.sources import validation_sets
 from mkdext.training.stages import PrivilegedStage
+from mkdext.training.teacher import Teacher
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
 
@@ -42,6 +43,8 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     training = prepare(resolved)
     terminal.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())
     _show_sizes(training, terminal)
+    for remark in training.networks.remarks:
+        terminal.say(remark)
     terminal.say(f"convolutions: {convolutions}")
     memory = "not known, for your own code cannot be run without numbers"
     if training.memory:
@@ -53,17 +56,22 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
                 "the teacher, which sees high resolution, is trained for "
                 f"{stage.schedule.end} steps, then the student"
             )
-    if isinstance(resolved, TrainOptions) and resolved.teacher_cache and training.teacher:
-        shapes = stored_shapes(training.teacher, resolved.patch_size)
-        bytes_each, crops = row_bytes(shapes, training.teacher.dtype), resolved.teacher_cache_crops
-        terminal.say(
-            f"teacher cache: {crops} crops of {bytes_each:,} bytes, {crops * bytes_each / 1e9:.2f} "
-            f"GB in {resolved.teacher_cache}"
-        )
+    if isinstance(resolved, ResolvedTraining) and resolved.teacher_cache and training.teacher:
+        terminal.say(f"teacher cache: {_kept(resolved, training.teacher)}")
     check_teachers(training, sets)
     if run.changes:
         terminal.say(f"from here on: {changes_in_words(run.changes)}")
     terminal.say(f"would write to {resolved.out}")
+
+
+def _kept(options: ResolvedTraining, teacher: Teacher) -> str:
+    """What a teacher's cache will hold."""
+    if options.teacher_cache_keeps == "pictures":
+        return f"its pictures of all photographs in {options.teacher_cache}"
+    shapes, crops = stored_shapes(teacher, options.patch_size), options.teacher_cache_crops
+    each = row_bytes(shapes, teacher.dtype)
+    gigabytes = f"{crops * each / 1e9:.2f} GB"
+    return f"{crops} crops of {each:,} bytes, {gigabytes} in {options.teacher_cache}"
 
 
 def _show_sizes(training: Training, terminal: Terminal) -> None:

@@ -24,6 +24,8 @@ class FirstFlags:
     resume: bool = False
     out: Path | None = None
     train_dir: tuple[Path, ...] | None = None
+    recipe: str | None = None
+    method: str | None = None
     optimizer: str | None = None
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,7 +19,7 @@ from mkdext._system.terminal import track as shown_track
 from mkdext.methods import known_method, method_class
 from mkdext.models.convolutions import Convolutions
 from mkdext.training.checks import check_teachers
-from mkdext.training.options import ResolvedTraining, TrainOptions, known_methods
+from mkdext.training.options import MIXED_IN, ResolvedTraining, TrainOptions, known_methods
 from mkdext.training.options_file import OptionsFile, config_of
 from mkdext.training.run.directory import RunDirectory
 from mkdext.training.run.going_on import kept_convolutions, require_same_options
@@ -34,7 +34,8 @@ _OF_A_CELL = ("student", "method", "seed")
 _EQUAL_FOR_ALL = (
     *("out", "student_options", "scale", "train_dir", "val_dir", "bad_images"),
     *("iterations", "batch_size", "patch_size", "device", "stock_convolutions"),
-    *("teacher_cache", "teacher_cache_crops"),  # With a cache there are fewer crops.
+    # What a cache keeps decides which patches there are.
+    *("teacher_cache", "teacher_cache_keeps", "teacher_cache_crops"),
 )
 
 
@@ -148,12 +149,17 @@ class Comparison:
 
     def _options(self, student: str, method: str, seed: int) -> ResolvedTraining:
         where = Path(as_folder(student)) / as_folder(method) / f"seed-{seed}"
+        refused: dict[str, Any] = {"recipe": None}  # which holds for one method
+        if method == REFERENCE:
+            refused |= {"imitation": 0.0, "imitation_end": None}
+        if method == REFERENCE or method_class(method).privileged:
+            refused |= dict.fromkeys(MIXED_IN, 0.0)
         options = dataclasses.replace(
             self.base,
+            **refused,
             student=student,
             method=method,
             seed=seed,
-            imitation=0.0 if method == REFERENCE else self.base.imitation,
             out=self.base.out / "cells" / where,
         )
         if options.privileged:
@@ -167,15 +173,30 @@ class Comparison:
         if own:
             file = OptionsFile(f"`method_options` {method}", own)
             options = file.made(file.over(options))
-        if options.teacher_cache is not None:
+        if options.teacher_cache is not None and self._keeps == "pictures":
+            # All seeds and students learn from the same pictures.
+            folder = options.teacher_cache
+            if any("teacher" in name for name in own):
+                folder /= f"of-{method}"
+            options = dataclasses.replace(
+                options, teacher_cache=folder, teacher_cache_keeps="pictures"
+            )
+        elif options.teacher_cache is not None:
             # Another seed has other crops, another student may want maps of another size.
             what: str = "features" if method == REFERENCE else method_class(method).compares
-            what += "-and-pictures" if options.imitation else ""
+            what += "-and-pictures" if options.imitation or options.imitation_end else ""
             if any("teacher" in name or "points" in name for name in own):
                 what += f"-of-{method}"
             folder = options.teacher_cache / as_folder(student) / f"seed-{seed}" / what
-            options = dataclasses.replace(options, teacher_cache=folder)
+            options = dataclasses.replace(options, teacher_cache=folder, teacher_cache_keeps="maps")
         return options.resolved()
+
+    @property
+    def _keeps(self) -> Literal["maps", "pictures"]:
+        """What all caches keep, so that all methods are trained on the same patches."""
+        taught = [method for method in self.methods if method != REFERENCE]
+        of_maps = any(method_class(method).compares != "pictures" for method in taught)
+        return self.base.teacher_cache_keeps or ("maps" if of_maps else "pictures")
 
     def convolutions(self) -> Convolutions:
         """Which convolutions all trainings in the folder take: as `kept_convolutions`."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -190,8 +192,46 @@ class ImagePairs(Sequence[Pair]):
             self._cache[path] = pair
 
 
-class PatchSampler:
-    """Batches of random crops, flips and rotations, a function of the seed and the step alone.
+class Patches(Protocol):
+    """Images from which square parts can be taken, as of `ImagePairs`."""
+
+    scale: int
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def patch(self, index: int, size: int, place: tuple[float, float]) -> tuple[Tensor, ...]:
+        """As `ImagePairs.patch`: uint8, one version of the part after the other."""
+
+
+class Sampler(ABC):
+    """Batches that are a function of the seed and the step alone."""
+
+    scale: int
+    """Downscaling factor."""
+
+    @abstractmethod
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """The batch of one step, the same whenever it is asked for."""
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of steps `first` to `last - 1` in order, made ahead by background threads."""
+        ahead = 2 * _WORKERS
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            waiting: deque[Future[tuple[Tensor, ...]]] = deque()
+            try:
+                for step in range(first, last):
+                    waiting.append(pool.submit(self.batch, step))
+                    if len(waiting) > ahead:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+class PatchSampler(Sampler):
+    """Batches of random crops, flips and rotations.
 
     Every photograph is as likely as any other, and so is every place in it.
 
@@ -205,15 +245,29 @@ class PatchSampler:
     """
 
     def __init__(
-        self, pairs: ImagePairs, scale: int, patch_size: int, batch_size: int, seed: int
+        self,
+        pairs: Patches,
+        scale: int,
+        patch_size: int,
+        batch_size: int,
+        seed: int,
+        stream: int = 0,
     ) -> None:
         """Sample `batch_size` patches of `patch_size` low-resolution pixels a step.
+
+        Args:
+            pairs: What to take them from.
+            scale: Downscaling factor.
+            patch_size: Width and height in low-resolution pixels.
+            batch_size: Number of patches.
+            seed: What they are drawn from.
+            stream: Which of several independent series of random numbers.
 
         Raises:
             ValueError: There is no photograph, `scale` is not that of `pairs`, a size is not
                 positive, or the seed is negative.
         """
-        if not pairs:
+        if not len(pairs):
             raise ValueError("PatchSampler: pairs must hold at least one photograph")
         if scale != pairs.scale:
             raise ValueError(f"PatchSampler: scale must be {pairs.scale} as in pairs, got {scale}")
@@ -227,47 +281,33 @@ class PatchSampler:
         self.patch_size = patch_size
         self.batch_size = batch_size
         self.seed = seed
+        self.stream = stream
 
-    def batch(self, step: int) -> Pair:
+    def batch(self, step: int) -> tuple[Tensor, ...]:
         """The batch of one step, the same whenever it is asked for.
 
         Returns:
-            `low` `[B, 3, p, p]` and `high` `[B, 3, scale*p, scale*p]`, float32 in [0, 1].
+            What `patch` gives, cut at the same place, turned and flipped in the same way, float32
+            in [0, 1]: of pairs `low` `[B, 3, p, p]` and `high` `[B, 3, scale*p, scale*p]`.
 
         Raises:
             BadImageError: A file cannot be read any more, or a stored photograph has changed.
             ValueError: A photograph is smaller than the patch.
         """
-        random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, step]))
+        counter = [0, 0, self.stream, step]
+        random = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
         size = self.batch_size
         indices, places = random.integers(len(self.pairs), size=size), random.random((size, 2))
         flips, turns = random.integers(2, size=size), random.integers(4, size=size)
         # numpy, because torch's threads would compete with those of the training.
-        low, high = (
-            np.empty((size, 3, side, side), np.float32)
-            for side in (self.patch_size, self.patch_size * self.scale)
-        )
+        sides: list[npt.NDArray[np.float32]] = []
         for i in range(size):
             patches = self.pairs.patch(int(indices[i]), self.patch_size, tuple(places[i]))
-            for batch, patch in zip((low, high), patches, strict=True):
+            sides = sides or [np.empty((size, *p.shape), np.float32) for p in patches]
+            for batch, patch in zip(sides, patches, strict=True):
                 levels = patch.numpy()[:, :, ::-1] if flips[i] else patch.numpy()
                 np.divide(np.rot90(levels, turns[i], (1, 2)), np.float32(255), out=batch[i])
-        return torch.from_numpy(low), torch.from_numpy(high)
-
-    def batches(self, first: int, last: int) -> Iterator[Pair]:
-        """The batches of steps `first` to `last - 1` in order, made ahead by background threads."""
-        ahead = 2 * _WORKERS
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            waiting: deque[Future[Pair]] = deque()
-            try:
-                for step in range(first, last):
-                    waiting.append(pool.submit(self.batch, step))
-                    if len(waiting) > ahead:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        return tuple(map(torch.from_numpy, sides))
 
 
 def make_pair(high: Tensor, scale: int) -> Pair:

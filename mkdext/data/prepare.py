@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import json
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from mkdext._system.files import write_text
-from mkdext._system.reading import MOST_BYTES, parse_json, require_file
 from mkdext.data.decoding import BadImageError
 from mkdext.data.fitting import fitted
 from mkdext.data.folders import find_high_resolution, match_low_resolution
@@ -20,19 +16,14 @@ from mkdext.data.images import BadImage, bad_images_message, read_image
 from mkdext.data.patches import make_pair
 from mkdext.data.store import (
     INDEX,
-    JOURNAL,
     PIXELS,
     Entry,
     Levels,
-    check_header,
     checksum,
-    header,
-    map_pixels,
-    parse_entry,
     read_index,
     read_store,
-    stored_pair,
 )
+from mkdext.data.store_writer import written_store
 from mkdext.data.workers import in_processes
 
 Progress = Callable[[str, Sequence[str]], Iterable[str]]
@@ -101,9 +92,9 @@ def prepare_store(
     if (out / INDEX).exists():
         left_out = _compare(out, scale, sources, bad_images)
         return _verified(out, progress, written=0, left_out=left_out)
-    with _opened(out, scale) as (pixels, journal, done):
-        known = {entry.name: entry for entry in done}
-        _check_unchanged(out, done, sources)
+    with written_store(out, scale) as store:
+        known = {entry.name: entry for entry in store.done}
+        _check_unchanged(out, store.done, sources)
         missing = [source for source in sources if source.name not in known]
         bad, written = [], 0
         jobs = [(source, scale, crop) for source in missing]
@@ -112,7 +103,7 @@ def prepare_store(
                 if isinstance(result, BadImage):
                     bad.append(result)
                     continue
-                known[source_.name] = _append(pixels, journal, source_, result)
+                known[source_.name] = store.append(source_.name, *result)
                 written += 1
         if bad and bad_images == "refuse":
             raise ValueError(
@@ -121,10 +112,7 @@ def prepare_store(
             )
         if not known:
             raise ValueError(f"{source} holds no usable photograph:\n{bad_images_message(bad)}")
-        pixels.flush()
-        os.fsync(pixels.fileno())
-        entries = [known[source.name] for source in sources if source.name in known]
-        _write_index(out, scale, entries)
+        store.finish(known[source.name] for source in sources if source.name in known)
     return _verified(out, progress, written, bad)
 
 
@@ -192,93 +180,6 @@ def _all_decoded(jobs: Sequence[_Job], workers: int) -> Generator[_Decoded | Bad
         yield from in_processes(_decode, jobs, workers)
     else:
         yield from map(_decode, jobs)
-
-
-@contextlib.contextmanager
-def _opened(out: Path, scale: int) -> Iterator[tuple[BinaryIO, BinaryIO, list[Entry]]]:
-    """The pixels and the journal, ready to be appended to, and what they hold already."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"`out` {out} cannot be created: {error.strerror}") from None
-    if not (out / JOURNAL).exists() and any(out.iterdir()):
-        raise ValueError(f"`out` {out} holds other files; give an empty or new folder")
-    for name in (JOURNAL, PIXELS):
-        if os.path.lexists(out / name):
-            require_file(out / name, f"`out` {out}: {name}")
-    with (out / JOURNAL).open("a+b") as journal, (out / PIXELS).open("ab") as pixels:
-        try:
-            # The system lets go of the lock however the process ends.
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"`out` {out} is in use by another process") from None
-        if (out / INDEX).exists():
-            (out / JOURNAL).unlink(missing_ok=True)
-            raise ValueError(
-                f"`out` {out} was finished meanwhile by another process; the same command checks it"
-            )
-        done = _read_journal(out, journal, scale)
-        pixels.truncate(done[-1].end(scale) if done else 0)
-        pixels.seek(0, os.SEEK_END)
-        yield pixels, journal, done
-
-
-def _read_journal(out: Path, journal: BinaryIO, scale: int) -> list[Entry]:
-    """The photographs that are whole, up to the first that is not; what comes after is cut off."""
-    journal.seek(0)
-    first, *lines = journal.read(MOST_BYTES).splitlines(keepends=True) or [b""]
-    if not first.endswith(b"\n"):
-        journal.truncate(0)
-        _write_line(journal, header(scale))
-        return []
-    begun = check_header(out, _parsed(first))
-    if begun != scale:
-        raise ValueError(
-            f"`out` {out} holds an unfinished store for scale {begun}, not {scale}: go on with "
-            f"`scale` {begun}, or delete it"
-        )
-    pixels, done, size = map_pixels(out / PIXELS), [], len(first)
-    for line in lines:
-        try:
-            entry = parse_entry(_parsed(line), scale)
-        except ValueError:
-            break
-        is_there = line.endswith(b"\n") and entry.end(scale) <= len(pixels)
-        if not is_there or not stored_pair(out, entry, scale, pixels).is_intact():
-            break
-        done.append(entry)
-        size += len(line)
-    journal.truncate(size)
-    return done
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return parse_json(line, JOURNAL)
-    except ValueError:
-        return None
-
-
-def _write_line(journal: BinaryIO, content: dict[str, Any]) -> None:
-    journal.write(json.dumps(content).encode() + b"\n")
-    journal.flush()
-
-
-def _append(pixels: BinaryIO, journal: BinaryIO, source: _Source, decoded: _Decoded) -> Entry:
-    height, width = decoded.high.shape[1:]
-    entry = Entry(source.name, height, width, pixels.tell(), decoded.crc32, decoded.files)
-    pixels.write(decoded.high.data)
-    pixels.write(decoded.low.data)
-    pixels.flush()
-    _write_line(journal, dataclasses.asdict(entry))
-    return entry
-
-
-def _write_index(out: Path, scale: int, entries: Sequence[Entry]) -> None:
-    photographs = [dataclasses.asdict(entry) for entry in entries]
-    index = {**header(scale), "photographs": photographs}
-    write_text(out / INDEX, json.dumps(index, indent=1))
-    (out / JOURNAL).unlink()
 
 
 def _verified(out: Path, progress: Progress, written: int, left_out: list[BadImage]) -> Prepared:

@@ -20,7 +20,10 @@ from mkdext.models.features import (
     resized,
     select_points,
 )
+from mkdext.models.freezing import freeze
 from mkdext.models.han import HAN, HANConfig
+from mkdext.models.handing_down import hand_down
+from mkdext.models.imdn import IMDN, IMDNConfig
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.rdn import RDN, RDNConfig
 from mkdext.models.registry import create_model, model_names, register
@@ -40,6 +43,7 @@ from mkdext.models.weights.files import (
     save_model,
     serialized,
 )
+from mkdext.models.weights.fine_tuning import begin_with
 from mkdext.models.weights.metadata import WeightsMetadata
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
@@ -51,6 +55,7 @@ MODEL_NAMES = model_names()
 __all__ = [
     "EDSR",
     "HAN",
+    "IMDN",
     "MODEL_NAMES",
     "RCAN",
     "RDN",
@@ -60,6 +65,7 @@ __all__ = [
     "AdaptedNetwork",
     "EDSRConfig",
     "HANConfig",
+    "IMDNConfig",
     "LumaVDSR",
     "MapShape",
     "RCANConfig",
@@ -72,6 +78,7 @@ __all__ = [
     "accelerate",
     "adapt",
     "at_scales",
+    "begin_with",
     "builtin_teacher",
     "check_comes_back",
     "check_points",
@@ -79,6 +86,8 @@ __all__ = [
     "default_points",
     "features_at",
     "forward_with_features",
+    "freeze",
+    "hand_down",
     "load_model",
     "load_own",
     "load_weights",

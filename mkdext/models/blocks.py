@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mkdext.models.channels import COLOURS, STREAM, Channels
 from mkdext.models.convolutions import Conv2d, SubPixelSequential, is_joinable, is_plain
 from mkdext.models.weights.rgb_range import DIV2K_MEAN, RGB_RANGE, with_rgb_range
 from mkdext.models.weights.shapes import renamed
@@ -60,13 +61,17 @@ class SRNetwork(SuperResolver, ABC):
 
     Its file says all that is particular about it: sizes and their names (`register`), how weights
     are recognised (`infer`, `own_names`, `own_range`, `first_layers`), what its body is made of
-    (`stages`, `part_count`, `name_in`, `widened`) and what `SuperResolver` asks.
+    (`stages`, `part_count`, `name_in`, `widened`), what a smaller one takes over (`rows`,
+    `channels`, `handed`), and what `SuperResolver` asks.
     """
 
     config: Any
     layout = torch.channels_last  # in which convolutions are faster
     part_count: ClassVar[str] = "blocks"
     """What the number of the equal parts of the body is called in the configuration."""
+    rows: ClassVar[Mapping[str, str]]
+    """Modules that hold equal parts in a row, with a star for each number, and what the number of
+    these parts is called in the configuration. What else they hold comes after the parts."""
     first_layers: ClassVar[tuple[str, ...]]
     """Weights of the first layer, by their names here and in other code bases."""
 
@@ -113,7 +118,7 @@ class SRNetwork(SuperResolver, ABC):
         stages = self.stages()
         if not 1 <= count <= len(stages):
             raise ValueError(f"distillation_points: count must be 1..{len(stages)}, got {count}")
-        return [stages[math.ceil(i * len(stages) / count) - 1] for i in range(1, count + 1)]
+        return [stages[part] for part in evenly_spaced(count, len(stages))]
 
     def with_parts(self, parts: int) -> Self:
         """A network like this one with a body of `parts` parts, with new random weights.
@@ -157,6 +162,15 @@ class SRNetwork(SuperResolver, ABC):
         """
         return trained
 
+    def channels(self, layer: str) -> Channels:
+        """What a layer writes and reads; the residual stream, where a network says nothing else."""
+        stream = {STREAM: self.config.features}
+        return Channels(stream, stream)
+
+    def handed(self, name: str, weight: Tensor, config: Any) -> Tensor:
+        """A weight of a network of another configuration as this one needs it."""
+        return weight
+
     @classmethod
     def own_names(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of another code base under the names used here; others as they are."""
@@ -192,6 +206,53 @@ def is_within(name: str, part: str) -> bool:
     return name == part or name.startswith(f"{part}.")
 
 
+def evenly_spaced(count: int, of: int) -> list[int]:
+    """Numbers of `count` of `of` parts in a row, with the last one.
+
+    Example:
+        >>> evenly_spaced(4, of=8)
+        [1, 3, 5, 7]
+    """
+    return [math.ceil(i * of / count) - 1 for i in range(1, count + 1)]
+
+
+def counterpart(network: SRNetwork, config: Any, name: str, spaced: bool = True) -> str:
+    """The name of a module or weight in another network of the class, with other numbers of parts.
+
+    What follows the parts corresponds to what follows them there.
+
+    Args:
+        network: The network.
+        config: Of the other one.
+        name: In the network.
+        spaced: Whether the parts correspond to evenly spaced ones there, of which there must be as
+            many or more; otherwise to those of the same numbers, which may not be there.
+
+    Example:
+        >>> from mkdext.models import create_model
+        >>> student, teacher = (create_model(name, scale=4) for name in ("rcan-a", "rcan-b"))
+        >>> counterpart(student, teacher.config, "body.3.body.0.body.2.weight")
+        'body.3.body.3.body.2.weight'
+        >>> counterpart(student, teacher.config, "body.3.body.1.weight")
+        'body.3.body.4.weight'
+    """
+    own, row = list[str](), ""
+    for part in name.split("."):
+        sort = network.rows.get(row)
+        if sort is None:
+            own.append(part)
+        else:
+            parts, of = getattr(network.config, sort), getattr(config, sort)
+            index = int(part)
+            if index >= parts:
+                index += of - parts
+            elif spaced:
+                index = evenly_spaced(parts, of)[index]
+            own.append(str(index))
+        row = f"{row}.{part if sort is None else '*'}".removeprefix(".")
+    return ".".join(own)
+
+
 class MeanShiftedNetwork(SRNetwork):
     """The frame of EDSR that others took over: head, body with a skip over all of it, tail.
 
@@ -212,6 +273,21 @@ class MeanShiftedNetwork(SRNetwork):
         self.head = nn.Sequential(conv3x3(3, config.features))
         self.add_body()
         self.tail = nn.Sequential(upsampler(config.features, scale), conv3x3(config.features, 3))
+
+    def channels(self, layer: str) -> Channels:
+        """As for any network; the upsampler has channels of its own."""
+        enlarged = {"enlarged": self.config.features}
+        channels = super().channels(layer)
+        match layer:
+            case "sub_mean" | "add_mean":
+                return Channels(COLOURS, COLOURS)
+            case "head.0":
+                return channels._replace(reads=COLOURS)
+            case "tail.0.0":
+                return channels._replace(writes=enlarged)
+            case "tail.1":
+                return Channels(COLOURS, enlarged)
+        return Channels(enlarged, enlarged) if is_within(layer, "tail") else channels
 
     @classmethod
     def own_range(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

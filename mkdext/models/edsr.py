@@ -6,11 +6,14 @@ Parameter names are those of the official code, EDSR-PyTorch, so that its checkp
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SequentialNetwork, check_sizes, conv3x3
+from mkdext.models.channels import Channels, of_pair
 from mkdext.models.registry import register
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
@@ -71,10 +74,24 @@ class EDSR(SequentialNetwork):
     """
 
     config: EDSRConfig
+    rows: ClassVar[Mapping[str, str]] = {"body": "blocks"}
 
     def parts(self) -> list[nn.Module]:
         """The blocks."""
         return [ResBlock(self.config) for _ in range(self.config.blocks)]
+
+    def channels(self, layer: str) -> Channels:
+        """As in the frame, and those inside of the blocks."""
+        channels = super().channels(layer)
+        if re.fullmatch(r"body\.\d+\.body\.[02]", layer):
+            return of_pair(layer, channels, self.config.features)
+        return channels
+
+    def handed(self, name: str, weight: Tensor, config: EDSRConfig) -> Tensor:
+        """The factor of what a block adds goes into its last convolution."""
+        if re.fullmatch(r"body\.\d+\.body\.2\..*", name):
+            return weight * (config.residual_scale / self.config.residual_scale)
+        return weight
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[EDSRConfig, int] | None:

@@ -191,7 +191,7 @@ def select_points(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     names = _module_names(network)
     selected: list[str] = []
     for pattern in patterns:
-        found = [name for name in names if _matches(name, pattern)]
+        found = [name for name in names if pattern_matches(name, pattern)]
         if not found:
             raise _no_submodule(network, pattern)
         selected += [name for name in found if name not in selected]
@@ -283,16 +283,21 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 def _no_submodule(model: nn.Module, name: str) -> PointError:
-    names = _module_names(model)
-    patterns = {re.sub(r"(?<![^.])\d+(?![^.])", "*", known): None for known in names}
-    hint = did_you_mean(name, patterns if "*" in name else names)
     return PointError(
         f"distillation point {name!r} is not a sub-module of {type(model).__name__}"
-        f"{hint or '; it has ' + (', '.join(names[:8]) + ', ...' if names else 'none')}"
+        f"{near_names(name, _module_names(model))}"
     )
 
 
-def _matches(name: str, pattern: str) -> bool:
+def near_names(pattern: str, names: Sequence[str]) -> str:
+    """Names that may be meant by a pattern that finds none, to be put at the end of an error."""
+    patterns = {re.sub(r"(?<![^.])\d+(?![^.])", "*", known): None for known in names}
+    hint = did_you_mean(pattern, patterns if "*" in pattern else names)
+    return hint or f"; it has {', '.join(names[:8]) + ', ...' if names else 'none'}"
+
+
+def pattern_matches(name: str, pattern: str) -> bool:
+    """Whether a pattern means a name; stars stand for characters other than dots."""
     parts, wanted = name.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext.models.blocks import conv3x3
+from mkdext.models.channels import STREAM, Channels
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.registry import register
 
@@ -118,6 +119,20 @@ class HAN(RCAN):
         features = self.config.features
         added = new[:, features : features + new.shape[1] - trained.shape[1]]
         return torch.cat((trained[:, :features], added, trained[:, features:]), dim=1)
+
+    def channels(self, layer: str) -> Channels:
+        """As in RCAN, and what is made of the outputs of all parts."""
+        channels, features = super().channels(layer), self.config.features
+        layers = {"layers": features}
+        match layer:
+            case "csa.conv":
+                return Channels({"volume": 1}, {"volume": 1})
+            case "last_conv":
+                parts = reversed(range(self.config.groups + 1))
+                return Channels(layers, {f"{STREAM}:body.{part}": features for part in parts})
+            case "last":
+                return channels._replace(reads={STREAM: features, **layers})
+        return channels
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[RCANConfig, int] | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3
+from mkdext.models.channels import COLOURS, Channels
 from mkdext.models.convolutions import SubPixelSequential
 from mkdext.models.registry import register
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels
@@ -99,6 +101,7 @@ class IMDN(SRNetwork):
     """
 
     config: IMDNConfig
+    rows: ClassVar[Mapping[str, str]] = {"model.1.sub": "blocks"}
     first_layers = ("model.0.weight",)
 
     def __init__(self, config: IMDNConfig, scale: int) -> None:
@@ -132,6 +135,23 @@ class IMDN(SRNetwork):
         if name == end or name.startswith(f"{end}."):
             return f"{new_end}{name.removeprefix(end)}"
         return super().name_in(other, name)
+
+    def channels(self, layer: str) -> Channels:
+        """The stream, and what the convolutions of a block keep and pass on."""
+        stream, kept = super().channels(layer).reads, self.config.kept
+        block, _, name = layer.removesuffix(".0").rpartition(".")
+        all_kept = {f"{block}.conv{number}": kept for number in range(1, 5)}
+        if name == "conv1x1":
+            return Channels(stream, all_kept)
+        own = f"{block}.{name}"
+        if own in all_kept:
+            passed = [{f"{slot}+": self.config.features - kept} for slot in all_kept][:3]
+            number = int(name[-1])
+            reads = passed[number - 2] if number > 1 else stream
+            return Channels({own: kept} | (passed[number - 1] if number < 4 else {}), reads)
+        if layer == "model.0":
+            return Channels(stream, COLOURS)
+        return Channels(COLOURS if layer == "model.2" else stream, stream)
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[IMDNConfig, int] | None:

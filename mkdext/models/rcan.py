@@ -6,11 +6,14 @@ Parameter names are those of the official code, so that official checkpoints loa
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SequentialNetwork, channel_weights, check_sizes, conv3x3
+from mkdext.models.channels import Channels, of_pair
 from mkdext.models.registry import register
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
@@ -104,10 +107,20 @@ class RCAN(SequentialNetwork):
     config: RCANConfig
     config_class = RCANConfig
     part_count = "groups"
+    rows: ClassVar[Mapping[str, str]] = {"body": "groups", "body.*.body": "blocks"}
 
     def parts(self) -> list[nn.Module]:
         """The groups."""
         return [ResidualGroup(self.config) for _ in range(self.config.groups)]
+
+    def channels(self, layer: str) -> Channels:
+        """As in the frame, and those inside of the blocks."""
+        channels, features = super().channels(layer), self.config.features
+        if re.fullmatch(r".*\.conv_du\.[02]", layer):
+            return of_pair(layer, channels, features // self.config.reduction)
+        if re.fullmatch(r"body\.\d+\.body\.\d+\.body\.[02]", layer):
+            return of_pair(layer, channels, features)
+        return channels
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[RCANConfig, int] | None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3, upsampler
+from mkdext.models.channels import COLOURS, STREAM, Channels
 from mkdext.models.convolutions import SubPixelSequential
 from mkdext.models.registry import register
 from mkdext.models.weights.rgb_range import RGB_RANGE
@@ -86,6 +88,7 @@ class RDN(SRNetwork):
     """
 
     config: RDNConfig
+    rows: ClassVar[Mapping[str, str]] = {"RDBs": "blocks", "RDBs.*.convs": "layers"}
     first_layers = ("SFENet1.weight",)
 
     def __init__(self, config: RDNConfig, scale: int) -> None:
@@ -118,6 +121,33 @@ class RDN(SRNetwork):
     def stages(self) -> list[str]:
         """Names of the blocks."""
         return [f"RDBs.{block}" for block in range(self.config.blocks)]
+
+    def channels(self, layer: str) -> Channels:
+        """Those between the blocks, at their border, and what the layers inside of them add."""
+        features, growth = self.config.features, self.config.growth
+        stream, shallow, fused = {STREAM: features}, {"shallow": features}, {"fused": features}
+        enlarged = {"enlarged": growth}
+        match layer.split("."):
+            case ["SFENet1"]:
+                return Channels(shallow, COLOURS)
+            case ["SFENet2"]:
+                return Channels(stream, shallow)
+            case ["RDBs", block, "convs", number, *_]:
+                return Channels({layer: growth}, stream | self._dense(block, int(number)))
+            case ["RDBs", block, "LFF"]:
+                return Channels(stream, stream | self._dense(block, self.config.layers))
+            case ["GFF", "0"]:
+                return Channels(fused, {f"{STREAM}:{block}": features for block in self.stages()})
+            case ["GFF", _]:
+                return Channels(shallow, fused)
+            case ["UPNet", "0"]:
+                return Channels(enlarged, shallow)
+        is_last = layer == f"UPNet.{len(self.UPNet) - 1}"
+        return Channels(COLOURS if is_last else enlarged, enlarged)
+
+    def _dense(self, block: str, layers: int) -> dict[str, int]:
+        """What the first layers of a block have added."""
+        return {f"RDBs.{block}.convs.{layer}.conv.0": self.config.growth for layer in range(layers)}
 
     def widened(self, name: str, trained: Tensor, new: Tensor) -> Tensor:
         """Global feature fusion sees the outputs of all blocks, the first one first."""

@@ -42,6 +42,11 @@ def model_names() -> tuple[str, ...]:
     return tuple(_MODELS)
 
 
+def names_of(network: type[SRNetwork]) -> list[str]:
+    """The names of all sizes of a network."""
+    return [name for name, (kind, _) in _MODELS.items() if kind is network]
+
+
 def first_layers() -> list[str]:
     """Weights of the first layers of all networks, by their names here and in other code bases."""
     return [name for network in _networks() for name in network.first_layers]

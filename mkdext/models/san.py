@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext.models.blocks import MeanShiftedNetwork, channel_weights, check_sizes, conv3x3
+from mkdext.models.channels import Channels, of_pair
 from mkdext.models.registry import register
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels, upsampler_scale
 
@@ -248,6 +250,7 @@ class SAN(MeanShiftedNetwork):
 
     config: SANConfig
     part_count = "groups"
+    rows: ClassVar[Mapping[str, str]] = {"RG": "groups", "RG.*.rcab": "blocks"}
     # torch.export cannot prove what it must of the sizes of halves of a picture.
     is_best_traced = True
 
@@ -271,6 +274,25 @@ class SAN(MeanShiftedNetwork):
     def stages(self) -> list[str]:
         """Names of the groups."""
         return [f"RG.{group}" for group in range(self.config.groups)]
+
+    def channels(self, layer: str) -> Channels:
+        """As in the frame, those inside of the blocks, and those that are compared."""
+        channels, config = super().channels(layer), self.config
+        compared = config.features // config.non_local_reduction
+        match layer.split("."):
+            case ["non_local", "non_local", "theta" | "phi"]:
+                return channels._replace(writes={"compared": compared})
+            case ["non_local", "non_local", "g"]:
+                return channels._replace(writes={"mixed": compared})
+            case ["non_local", "non_local", "W"]:
+                return channels._replace(reads={"mixed": compared})
+            case ["non_local", "soca", *_]:
+                return of_pair(layer, channels, config.features // _UNUSED_REDUCTION)
+            case [*_, "conv_du", _]:
+                return of_pair(layer, channels, config.features // config.reduction)
+            case [*_, "conv_first", _]:
+                return of_pair(layer, channels, config.features)
+        return channels
 
     def for_export(self) -> nn.Module:
         """A copy that compares quarters which are never empty."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mkdext.data import imresize
 from mkdext.metrics import luma
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3
+from mkdext.models.channels import Channels
 from mkdext.models.registry import register
 from mkdext.models.user.adapted import AdaptedNetwork
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels
@@ -112,6 +114,7 @@ class VDSR(SRNetwork):
 
     config: VDSRConfig
     protocol = "float"
+    rows: ClassVar[Mapping[str, str]] = {"luma.residual_layer": "blocks"}
     first_layers = ("input.weight",)
 
     def __init__(self, config: VDSRConfig, scale: int) -> None:
@@ -133,6 +136,14 @@ class VDSR(SRNetwork):
     def stages(self) -> list[str]:
         """Names of the convolutions between the first and the last; their maps are enlarged."""
         return [f"luma.residual_layer.{block}" for block in range(self.config.blocks)]
+
+    def channels(self, layer: str) -> Channels:
+        """Each layer has channels of its own; there is no residual stream but the picture."""
+        layers = ["luma.input", *(f"{stage}.conv" for stage in self.stages()), "luma.output"]
+        before = dict(zip(layers[1:], layers, strict=False))
+        luma, features = {"luma": 1}, self.config.features
+        writes = luma if layer == layers[-1] else {layer: features}
+        return Channels(writes, {before[layer]: features} if layer in before else luma)
 
     def at_scale(self, scale: int) -> VDSR:
         """The network at another scale, with the same `luma`."""

@@ -19,6 +19,9 @@ class Draw(enum.IntEnum):
     SAMPLES = 5
     HELD_OUT = 6
     USUAL = 7
+    MIXED_IN = 8
+    POOL = 9
+    COLOURS = 10
 
 
 def seed_of(seed: int, purpose: Draw, index: int = 0) -> int:

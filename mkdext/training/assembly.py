@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,7 +36,7 @@ from mkdext.training.balance import Balance
 from mkdext.training.data_free_options import Resolved, ResolvedDataFree
 from mkdext.training.image_maker import ImageMaker
 from mkdext.training.muon import Muon
-from mkdext.training.options import TrainOptions
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.sources import Made
 from mkdext.training.stages import (
     Part,
@@ -61,6 +61,8 @@ class Networks(NamedTuple):
     """With all its parts, of the first scale."""
     teachers: Mapping[int, SuperResolver]
     """By scale; none: vanilla training on photographs, or a method that makes a teacher."""
+    remarks: Sequence[str] = ()
+    """What to tell of how the student begins."""
 
 
 Points = tuple[list[str], list[str]]
@@ -267,9 +269,9 @@ def make_steps(
         trained += distillation.adapters.values()
     optimizer, step_options = _optimizer(options, trained), _step_options(options)
     dtype, picture = torch.float32, None
-    if isinstance(options, TrainOptions):
+    if isinstance(options, ResolvedTraining):
         dtype = getattr(torch, options.teacher_dtype)
-        if options.imitation:
+        if options.imitates:
             picture = (options.patch_size * options.scale,) * 2
     # Networks of several scales see pictures of one size, and so are the maps.
     taught_by = {
@@ -307,7 +309,7 @@ def _step_options(options: Resolved) -> StepOptions:
         largest = _DFSR_GRADIENT if options.optimizer == "sgd" else math.inf
         return StepOptions(options.meta, criterion=options.criterion, largest_gradient=largest)
     dtype: torch.dtype = getattr(torch, options.student_dtype)
-    return StepOptions(options.meta, options.imitation, dtype, make_loss(options.loss))
+    return StepOptions(options.meta, dtype, make_loss(options.loss))
 
 
 def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> Points:

@@ -177,8 +177,9 @@ def _dry_bytes(options: Resolved, networks: Networks) -> int | None:
                 student = training.student_stages[0].network
                 training.made.makers[scale].improve(0, student)
     except (Exception, SystemExit) as error:
-        if _has_code_of_users(options, networks):
-            return None
+        frozen = not all(p.requires_grad for p in networks.student.parameters())
+        if frozen or _has_code_of_users(options, networks):
+            return None  # A trial step on real numbers tells more.
         if not isinstance(error, RuntimeError):
             raise
         raise ValueError(f"the sizes asked for are impossible: {error}") from None

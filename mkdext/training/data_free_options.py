@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mkdext._system.field_types import check_types
 from mkdext.methods import MKDOptions
 from mkdext.synthesis import Criterion
 from mkdext.synthesis.losses import LossWeights
+from mkdext.training import recipes
 from mkdext.training.options import (
-    MUON_LR,
     MetaOptions,
     MethodName,
     ResolvedShared,
@@ -25,6 +26,7 @@ from mkdext.training.options import (
     values_of,
     values_of_method,
 )
+from mkdext.training.recipes import DataFreeRecipe, Recipes, check_recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,9 @@ class ContrastiveOptions:
 class DataFreeOptions(SharedOptions):
     """What to train without photographs, how long. Defaults make a training of minutes."""
 
+    recipe: DataFreeRecipe | None = None
+    """Options that go together: 'best' is what measures best, 'plain' has no more than the papers;
+    default: 'best', of which other flags may change any."""
     scale: tuple[int, ...] = (4,)
     """Enlargement factors: 2, 3, 4 or 8. Of several, one is drawn at random in each step; student
     and teacher must then be networks whose weights serve for every scale, such as vdsr."""
@@ -146,6 +151,7 @@ class DataFreeOptions(SharedOptions):
                 f"`method` {self.method} trains a teacher of its own on high-resolution "
                 "photographs; take another `method`, or mkdext.train"
             )
+        check_recipe(self)
         at_least(1, self, "stages")
         at_least(0, self.weights, "reconstruction", "contrastive", "statistics", prefix="weights.")
         if not self.scale or len(set(self.scale)) < len(self.scale):
@@ -159,6 +165,16 @@ class DataFreeOptions(SharedOptions):
             raise ValueError(
                 "`contrastive.bank_every` stage fills the bank when the student grows, which it "
                 "does not in `stages` 1; take more stages, or `contrastive.bank_every` round"
+            )
+        if self.stages > 1 and (self.student_weights or self.student_init == "teacher"):
+            what = "student_weights" if self.student_weights else "student_init"
+            raise ValueError(
+                f"`stages` must be 1 with `{what}` {getattr(self, what)}, got {self.stages}: the "
+                "parts that a student grows by begin at random"
+            )
+        if self.stages > 1 and self.freeze:
+            raise ValueError(
+                f"`stages` must be 1 with `freeze` {' '.join(self.freeze)}, got {self.stages}"
             )
         if self.stages > self.iterations:
             raise ValueError(
@@ -188,6 +204,11 @@ class DataFreeOptions(SharedOptions):
                 f"{self.batch_size - self.procedural_count} generated images; there must be at "
                 "least one of each"
             )
+
+    @property
+    def recipes(self) -> Recipes:
+        """Those of such trainings."""
+        return recipes.DATA_FREE
 
     @property
     def procedural_count(self) -> int:
@@ -255,20 +276,29 @@ Resolved = ResolvedTraining | ResolvedDataFree
 """What any training goes by."""
 
 
-def usual_data_free(optimizer: str) -> DataFreeOptions:
+def usual_data_free(
+    recipe: DataFreeRecipe | None = None, optimizer: str | None = None
+) -> DataFreeOptions:
     """The options that hold where none are given.
 
     Args:
+        recipe: As in the options; none: the best one, but for the optimizer.
         optimizer: As in the options; each has learning rates of its own.
 
+    Raises:
+        ValueError: There is no such recipe.
+
     Example:
-        >>> usual_data_free("sgd").lr
+        >>> usual_data_free(optimizer="sgd").lr
         0.1
     """
-    match optimizer:
-        case "sgd":
-            return DataFreeOptions(lr=0.1, lr_min=1e-4)
-        case "muon":
-            return DataFreeOptions(lr=MUON_LR)
-        case _:
-            return DataFreeOptions()
+    recipes.require_known(recipe, recipes.DATA_FREE)
+    values = dict(recipes.DATA_FREE[recipe or recipes.BEST])
+    if recipe is None and optimizer is not None:
+        values["optimizer"] = optimizer
+    rates: dict[str, Mapping[str, Any]] = {
+        "muon": recipes.MUON_RATES,
+        "sgd": {"lr": 0.1, "lr_min": 1e-4},
+    }
+    values |= rates.get(values["optimizer"], {})
+    return DataFreeOptions(recipe=recipe, **values)

@@ -110,6 +110,12 @@ def distill(
             f"distill: `method` {options.method} trains a teacher of its own and takes none; call "
             "mkdext.training.train with the options alone"
         )
+    for name in ("student_weights", "student_init", "freeze"):
+        if getattr(options, name) != getattr(TrainOptions, name):
+            raise ValueError(
+                f"distill: `{name}`: the student is taken as it is given, with its weights and "
+                f"`requires_grad`; leave `{name}` out"
+            )
     folders = _folders(images)
     options = dataclasses.replace(
         options,
@@ -124,7 +130,7 @@ def distill(
         load_weights(student, read_weights(run.directory.student))
     else:
         run.require_files()
-        smallest = options.patch_size * options.scale
+        smallest = options.smallest_photograph
         pairs = None if folders else ImagesInMemory(images, options.scale, smallest)  # type: ignore[arg-type]
         stock = stock_if(run.convolutions() == "stock")
         with stock, evaluation_mode(teacher), modes_kept(student):

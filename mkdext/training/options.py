@@ -17,12 +17,17 @@ from mkdext._system.near_names import did_you_mean
 from mkdext.methods import MKDOptions, known_method, method_class, method_names
 from mkdext.methods.base import MetaDefaults
 from mkdext.metrics.losses import require_known_loss
+from mkdext.training import recipes
+from mkdext.training.recipes import Recipes, TrainingRecipe, check_recipe
 
 
 def known_methods() -> tuple[str, ...]:
     """What `method` may be: training without a teacher, and every method registered so far."""
     return ("vanilla", *method_names())
 
+
+MIXED_IN = ("zoom_in_share", "zoom_out_share", "made_share")
+"""Shares of a batch that are no ordinary patches."""
 
 MethodName = Annotated[
     str,
@@ -77,13 +82,23 @@ class SharedOptions:
 
     student: str = "rcan-a"
     """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
-    han-s, han-t, vdsr or vdsr-half; or your own, package.module:factory or file.py:factory, a
-    function or class that gives a torch.nn.Module. It takes RGB or Y images in [0, 1] of any size.
-    Whether it enlarges them, or sharpens images that are already enlarged, is detected by running
-    it once."""
+    han-s, han-t, imdn-s, imdn-t, vdsr or vdsr-half; or your own, package.module:factory or
+    file.py:factory, a function or class that gives a torch.nn.Module. It takes RGB or Y images in
+    [0, 1] of any size. Whether it enlarges them, or sharpens images that are already enlarged, is
+    detected by running it once."""
     student_options: tuple[str, ...] = ()
     """Arguments of your student's factory, as name=value; values are read as YAML, such as 64, 0.5,
     true, relu or [6, 6]."""
+    student_weights: Path | None = None
+    """Weights that the student begins with (.safetensors or .pt); of a file that fits in part, with
+    other blocks or another scale, those that fit by name and shape."""
+    student_init: Literal["random", "teacher"] = "random"
+    """What the student begins as: random weights, or blocks and channels of its teacher, those that
+    count most; the teacher must then be a network of the same family, as large or larger. With
+    --method vanilla that is all that it takes of a teacher."""
+    freeze: tuple[str, ...] = ()
+    """Parameters of the student that are not trained, or sub-modules of which none is, such as head
+    or body.*.weight (a * stands for characters other than dots)."""
     teacher: str | None = None
     """Network to learn from: 'builtin' (comes with the package, x4); the name of the network that
     the teacher's weights must fit, as for --student; or your own, named like a student; default:
@@ -184,6 +199,11 @@ class SharedOptions:
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be at least 0 and below 2^63, got {self.seed}")
+        if self.student_weights is not None and self.student_init == "teacher":
+            raise ValueError(
+                f"`student_init` must be random with `student_weights` {self.student_weights}, got "
+                "teacher"
+            )
         if self.lr_min > self.lr:
             raise ValueError(f"`lr_min` must be at most `lr` {self.lr}, got {self.lr_min}")
         if not 0 <= self.hint_share < 1:
@@ -205,6 +225,9 @@ class SharedOptions:
 class TrainOptions(SharedOptions):
     """What to train, on what, how long. Defaults are those of the MKD paper, section 4.1."""
 
+    recipe: TrainingRecipe | None = None
+    """Options that go together: 'best' is what measures best, 'mkd-paper' the MKD paper's method,
+    'plain' training without a teacher; default: 'best', of which other flags may change any."""
     scale: int = 4
     """Enlargement factor: 2, 3, 4 or 8."""
     train_dir: tuple[Path, ...] = ()
@@ -230,10 +253,15 @@ class TrainOptions(SharedOptions):
     """Compile the teacher with torch.compile, which takes a minute or more before the first
     step."""
     teacher_cache: Path | None = None
-    """Folder for the teacher's feature maps of a fixed set of crops, computed once and read in
-    every later step and training; default: new crops in every step."""
+    """Folder for what the teacher makes of the photographs, computed once and read in every later
+    step and training."""
+    teacher_cache_keeps: Literal["maps", "pictures"] | None = None
+    """What is in --teacher-cache: 'maps', the teacher's feature maps of a fixed set of crops, from
+    which all patches are taken then; or 'pictures', its enlarged versions of whole photographs, so
+    that patches are new in every step; default: maps for a method that compares feature maps."""
     teacher_cache_crops: int = 4096
-    """Number of crops in --teacher-cache; more can be added later."""
+    """Number of crops in --teacher-cache, to which more can be added later; and of made images that
+    it keeps pictures of."""
 
     loss: str = "l1"
     """Loss between the student's picture and the photograph: l1, charbonnier, l2 or fft; or your
@@ -241,7 +269,20 @@ class TrainOptions(SharedOptions):
     pictures [B, 3, H, W] in [0, 1], the student's first, and returns a scalar."""
     imitation: float = 0.0
     """Share of the reconstruction loss that is taken against the teacher's picture instead of the
-    photograph, with any method."""
+    photograph, with any method; at the first step, where it changes."""
+    imitation_end: float | None = None
+    """The same share at the end, to which it goes along a straight line; default: it stays."""
+
+    zoom_in_share: float = 0.0
+    """Share of each batch in which photographs are shown twice as large as usual. Nobody knows a
+    larger version of these, so the teacher's picture is the target."""
+    zoom_out_share: float = 0.0
+    """The same for photographs half as large as usual."""
+    made_share: float = 0.0
+    """The same for images that are made by rules."""
+    augment_colours: bool = False
+    """Permute the channels of each sample at random and invert them in half of the samples, in all
+    its versions alike."""
 
     privileged_iterations: int | None = None
     """Steps before the student's in which --method pisr trains its teacher, which sees the
@@ -252,18 +293,59 @@ class TrainOptions(SharedOptions):
         super().__post_init__()
         at_least(1, self, "scale", "teacher_cache_crops", "privileged_iterations")
         require_known_loss(self.loss)
-        if not 0 <= self.imitation <= 1:
-            raise ValueError(f"`imitation` must be from 0 to 1, got {self.imitation}")
-        if self.imitation and self.method == "vanilla":
+        for name in ("imitation", "imitation_end"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"`{name}` must be from 0 to 1, got {share}")
+            if share and self.method == "vanilla":
+                raise ValueError(
+                    f"`{name}` must be 0 with `method` vanilla, which has no teacher, got {share}"
+                )
+        self._check_mixture()
+        check_recipe(self)
+
+    def _check_mixture(self) -> None:
+        for name in MIXED_IN:
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {share}")
+            if share and (self.method == "vanilla" or self.privileged):
+                raise ValueError(
+                    f"`{name}` must be 0 with `method` {self.method}, which has no teacher that "
+                    f"enlarges such images, got {share}"
+                )
+            if share and not self.mixture[name]:
+                raise ValueError(
+                    f"`{name}` {share} of `batch_size` {self.batch_size} is less than half a "
+                    f"sample: give at least {1 / self.batch_size:.3g}, or a larger batch"
+                )
+        taken = sum(self.mixture.values())
+        if taken >= self.batch_size:
             raise ValueError(
-                f"`imitation` must be 0 with `method` vanilla, which has no teacher, got "
-                f"{self.imitation}"
+                f"`zoom_in_share`, `zoom_out_share` and `made_share` must leave an ordinary patch "
+                f"of `batch_size` {self.batch_size}, they take {taken}"
             )
+
+    @property
+    def recipes(self) -> Recipes:
+        """Those of such trainings."""
+        return recipes.TRAINING
+
+    @property
+    def mixture(self) -> dict[str, int]:
+        """How many samples of a batch are none of the usual, by the option that asks for them."""
+        shares = {name: getattr(self, name) for name in MIXED_IN}
+        return {name: round(share * self.batch_size) for name, share in shares.items() if share}
 
     @property
     def scales(self) -> tuple[int, ...]:
         """All enlargement factors."""
         return (self.scale,)
+
+    @property
+    def smallest_photograph(self) -> int:
+        """Width and height that a photograph must have."""
+        return self.patch_size * self.scale * (2 if self.zoom_out_share else 1)
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -273,6 +355,10 @@ class TrainOptions(SharedOptions):
     def resolved(self) -> ResolvedTraining:
         """The same options, with the method's own values where none were given."""
         values = values_of(self) | values_of_method(self)
+        if self.imitation_end is None:
+            values["imitation_end"] = self.imitation
+        if self.teacher_cache_keeps is None:
+            values["teacher_cache_keeps"] = _usually_kept(self, values["kd_weight"])
         if self.privileged_iterations is None:
             values["privileged_iterations"] = self.iterations
         return ResolvedTraining(**values)
@@ -307,11 +393,34 @@ class ResolvedShared(SharedOptions, ABC):
 class ResolvedTraining(ResolvedShared, TrainOptions):
     """Options of a training in which nothing is left open; `TrainOptions.resolved` makes them."""
 
+    teacher_cache_keeps: Literal["maps", "pictures"] = dataclasses.field(kw_only=True)
+    imitation_end: float = dataclasses.field(kw_only=True)
     privileged_iterations: int = dataclasses.field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check what depends on the method's own values."""
+        super().__post_init__()
+        asks = [*self.mixture, *["augment_colours"] * self.augment_colours]
+        keeps_maps = self.teacher_cache is not None and self.teacher_cache_keeps == "maps"
+        if asks and keeps_maps and self.method != "vanilla" and not self.privileged:
+            raise ValueError(
+                f"`{asks[0]}`: `teacher_cache` keeps feature maps of ordinary patches only; leave "
+                "one of them out, or let the teacher compute the maps by `teacher_cache_keeps` "
+                "pictures"
+            )
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the teacher's picture is looked at."""
+        return self.imitation > 0 or self.imitation_end > 0 or bool(self.mixture)
 
     def given(self) -> TrainOptions:
         """Options that resolve to these, in which all is open that this training does not use."""
         values = values_of(self) | unused_of_method(self)
+        if self.imitation_end == self.imitation:
+            values["imitation_end"] = None
+        if self.teacher_cache_keeps == _usually_kept(self, self.kd_weight):
+            values["teacher_cache_keeps"] = None
         if not self.privileged and self.privileged_iterations == self.iterations:
             values["privileged_iterations"] = None
         return TrainOptions(**values)
@@ -355,6 +464,13 @@ def unused_of_method(options: ResolvedShared) -> dict[str, Any]:
     }
 
 
+def _usually_kept(options: SharedOptions, kd_weight: float) -> Literal["maps", "pictures"]:
+    """What a cache of the teacher keeps where that was not given."""
+    if options.method == "vanilla" or method_class(options.method).compares == "pictures":
+        return "pictures"
+    return "maps" if options.privileged or kd_weight or options.hint_share else "pictures"
+
+
 def _of_method(name: str) -> tuple[float, MetaDefaults]:
     if name == "vanilla":
         return 0.0, MetaDefaults()
@@ -390,9 +506,6 @@ def positive(options: object, *names: str, prefix: str = "") -> None:
             raise ValueError(f"`{prefix}{name}` must be positive, got {value}")
 
 
-MUON_LR = 4e-3
-"""Learning rate at the beginning where `optimizer` muon is given and no other rate."""
-
 BUILTIN_DEMO = TrainOptions(
     iterations=1000,
     batch_size=8,
@@ -410,12 +523,43 @@ BUILTIN_DEMO = TrainOptions(
 """A training of minutes on two cores, on the built-in photographs."""
 
 
-def usual_training(train_dir: Collection[Path], optimizer: str) -> TrainOptions:
-    """The options that hold where none are given: those of the MKD paper, or short ones.
+def usual_training(
+    train_dir: Collection[Path],
+    recipe: TrainingRecipe | None = None,
+    method: str | None = None,
+    optimizer: str | None = None,
+) -> TrainOptions:
+    """The options that hold where none are given: lengths of the MKD paper, or short ones.
 
     Args:
         train_dir: As in the options; none: a training on the built-in photographs.
-        optimizer: As in the options; 'muon' has a learning rate of its own.
+        recipe: As in the options; none: the best one, with what follows in its place.
+        method: As in the options, if it is given.
+        optimizer: Likewise.
+
+    Raises:
+        ValueError: There is no such recipe.
+
+    Example:
+        >>> usual_training((), method="vanilla").imitation
+        0.0
     """
-    usual = TrainOptions() if train_dir else BUILTIN_DEMO
-    return dataclasses.replace(usual, lr=MUON_LR) if optimizer == "muon" else usual
+    recipes.require_known(recipe, recipes.TRAINING)
+    options = TrainOptions() if train_dir else BUILTIN_DEMO
+    values = dict(recipes.TRAINING[recipe or recipes.BEST])
+    if recipe is None:
+        given = {"method": method, "optimizer": optimizer}
+        values |= {name: value for name, value in given.items() if value is not None}
+        if not _has_teacher_of_pictures(values["method"]):
+            values["imitation"] = 0.0
+    if values["optimizer"] == "muon":
+        values |= recipes.MUON_RATES
+    kappa = values.pop("meta.kappa", options.meta.kappa)
+    meta = dataclasses.replace(options.meta, kappa=kappa)
+    return dataclasses.replace(options, recipe=recipe, meta=meta, **values)
+
+
+def _has_teacher_of_pictures(method: str) -> bool:
+    if method == "vanilla" or not known_method(method):
+        return False
+    return not method_class(method).privileged

@@ -17,8 +17,19 @@ from mkdext._system.near_names import did_you_mean
 from mkdext._system.plugins import absolute
 from mkdext._system.reading import read_yaml
 from mkdext.data import BUILTIN_NAME
-from mkdext.training.data_free_options import Resolved, ResolvedDataFree, usual_data_free
-from mkdext.training.options import ResolvedShared, SharedOptions, usual_training
+from mkdext.training.data_free_options import (
+    DataFreeOptions,
+    Resolved,
+    ResolvedDataFree,
+    usual_data_free,
+)
+from mkdext.training.options import (
+    ResolvedShared,
+    ResolvedTraining,
+    SharedOptions,
+    TrainOptions,
+    usual_training,
+)
 from mkdext.training.run.directory import HISTORY, flat
 
 _Options = TypeVar("_Options")
@@ -196,22 +207,21 @@ def origin(options: Resolved, steps: int, history: Sequence[Any] = ()) -> dict[s
     teacher: Any = options.teacher_weights or options.teacher or "builtin"
     if isinstance(options, ResolvedDataFree):
         return {
-            "command": _command("datafree", options.given(), usual_data_free(options.optimizer)),
+            "command": _command("datafree", options.given(), _usual_data_free(options)),
             **student,
             "method": options.method,
             "teacher": str(teacher),
             "data": [f"made images ({options.source})"],
             **made_by,
         }
+    has_teacher = options.method != "vanilla" or options.student_init == "teacher"
     if options.privileged:
         teacher = "trained on high resolution in the same run"
     return {
-        "command": _command(
-            "train", options.given(), usual_training(options.train_dir, options.optimizer)
-        ),
+        "command": _command("train", options.given(), _usual(options)),
         **student,
         "method": options.method,
-        "teacher": None if options.method == "vanilla" else str(teacher),
+        "teacher": str(teacher) if has_teacher else None,
         "data": [str(folder) for folder in options.train_dir] or [BUILTIN_NAME],
         **made_by,
     }
@@ -230,6 +240,18 @@ def as_flags(values: Mapping[str, Any], options: SharedOptions) -> list[str]:
         ['--lr', '0.0002', '--meta.every', '4', '--no-kd-fade']
     """
     return [word for name, value in values.items() for word in _flag(name, value, options)]
+
+
+def _usual_data_free(options: ResolvedDataFree) -> DataFreeOptions:
+    usual = usual_data_free(options.recipe, options.optimizer)
+    return dataclasses.replace(usual, optimizer=usual_data_free(options.recipe).optimizer)
+
+
+def _usual(options: ResolvedTraining) -> TrainOptions:
+    """What holds beside the flags that are needed for a training."""
+    given = options.train_dir, options.recipe
+    usual, first = usual_training(*given, options.method, options.optimizer), usual_training(*given)
+    return dataclasses.replace(usual, method=first.method, optimizer=first.optimizer)
 
 
 def _command(name: str, options: SharedOptions, usual: SharedOptions) -> str:

@@ -16,6 +16,8 @@ class Phase(NamedTuple):
     """Weight of the reconstruction loss."""
     distillation: float
     """Weight of the distillation loss."""
+    imitation: float = 0.0
+    """Share of the reconstruction loss that is taken against the teacher's picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Schedule:
     Example:
         >>> schedule = Schedule(first=10, end=20, lr=0.2, lr_min=0.1, distillation=3.0)
         >>> schedule.at(10)
-        Phase(lr=0.2, reconstruction=1.0, distillation=3.0)
+        Phase(lr=0.2, reconstruction=1.0, distillation=3.0, imitation=0.0)
         >>> round(schedule.at(15).lr, 3), round(schedule.at(15).distillation, 3)
         (0.15, 1.5)
     """
@@ -44,6 +46,9 @@ class Schedule:
     """Weight of the distillation loss, at the beginning if it fades."""
     fades: bool = True
     """Whether the weight of the distillation loss falls to 0 along half a cosine."""
+    imitation: tuple[float, float] = (0.0, 0.0)
+    """Share of the reconstruction loss that is taken against the teacher's picture, at the
+    beginning and, along a straight line, at the end."""
 
     @property
     def length(self) -> int:
@@ -57,7 +62,9 @@ class Schedule:
         weight = self.distillation
         if self.fades:
             weight = cosine(taken, self.length, weight, 0.0)
-        return Phase(lr, self.reconstruction, weight)
+        start, end = self.imitation
+        share = start + (end - start) * taken / self.length
+        return Phase(lr, self.reconstruction, weight, share)
 
 
 def cosine(step: int, steps: int, start: float, end: float, warmup: int = 0) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -11,9 +12,21 @@ from mkdext._system.device import checked_device
 from mkdext._system.plugins import named_options
 from mkdext._system.terminal import Terminal, track
 from mkdext.data import ImagePairs, PatchSampler
-from mkdext.models import accelerate, at_scales, resolve_student, resolve_teacher
-from mkdext.models.handling import evaluation_mode, layout, set_training_mode
+from mkdext.data.patches import Patches, Sampler
+from mkdext.data.zoom import Zoomed
+from mkdext.models import (
+    SuperResolver,
+    accelerate,
+    at_scales,
+    begin_with,
+    freeze,
+    hand_down,
+    resolve_student,
+    resolve_teacher,
+)
+from mkdext.models.handling import evaluation_mode, layout, set_training_mode, unwrapped
 from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
+from mkdext.models.weights.strict_loading import listing
 from mkdext.training.assembly import Networks, Training, assemble, seeded
 from mkdext.training.checks import (
     estimate_memory,
@@ -22,10 +35,18 @@ from mkdext.training.checks import (
     require_memory_for_banks,
 )
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
-from mkdext.training.options import TrainOptions
+from mkdext.training.mixture import MadeImages, MadePatches, Mixture, Recoloured
+from mkdext.training.options import ResolvedTraining
+from mkdext.training.run.directory import RunDirectory
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import CachedCrops, Photographs, Source, training_photographs
+from mkdext.training.teacher import Teacher
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
+from mkdext.training.teacher_pictures import PicturedPairs, Pool, Progress, TeacherPictures
+
+# Those of ordinary patches and of fixed crops come first.
+_STREAMS = {"zoom_in_share": 2, "zoom_out_share": 3, "made_share": 4}
+"""Which random numbers patches are drawn by that are mixed in."""
 
 _NO_TEACHER = {
     "teacher": "made of an encoder and the student's network",
@@ -69,6 +90,11 @@ def make_networks(options: Resolved) -> Networks:
     with seeded(options.seed, torch.device("cpu")):
         of_student = named_options(options.student_options, "`student_options`")
         student = resolve_student(options.student, scale, of_student)
+    remarks: list[str] = []
+    # The checkpoint of a run that goes on has the weights.
+    is_new = not RunDirectory(options.out).checkpoints
+    if options.student_weights is not None and is_new:
+        remarks += begin_with(unwrapped(student), options.student_weights)
     accelerate(student)
     at_scales(student, options.scales, "`student`")
     if options.method == "vanilla" and options.method_options:
@@ -79,12 +105,21 @@ def make_networks(options: Resolved) -> Networks:
     if options.privileged:
         _refuse_teacher_options(options)
     has_teacher = isinstance(options, DataFreeOptions) or options.method != "vanilla"
-    if options.privileged or not has_teacher:
-        return Networks(student, {})
-    of_teacher = named_options(options.teacher_options, "`teacher_options`")
-    teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
-    accelerate(teacher)
-    return Networks(student, at_scales(teacher, options.scales, "`teacher`"))
+    hands_down = options.student_init == "teacher" and is_new
+    teachers: Mapping[int, SuperResolver] = {}
+    if not options.privileged and (has_teacher or hands_down):
+        of_teacher = named_options(options.teacher_options, "`teacher_options`")
+        teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
+        if hands_down:
+            hand_down(teacher, student)
+            remarks.append("the student begins with parts and channels of its teacher")
+        accelerate(teacher)
+        if has_teacher:
+            teachers = at_scales(teacher, options.scales, "`teacher`")
+    if options.freeze:
+        frozen = freeze(student, options.freeze)
+        remarks.append(f"not trained: {listing(frozen)}")
+    return Networks(student, teachers, remarks)
 
 
 def _refuse_teacher_options(options: Resolved) -> None:
@@ -96,6 +131,11 @@ def _refuse_teacher_options(options: Resolved) -> None:
                 f"`{name}`: `method` {options.method} trains a teacher of its own, {reason}; leave "
                 f"out `{name}` {given}"
             )
+    if options.student_init == "teacher":
+        raise ValueError(
+            f"`student_init` teacher: `method` {options.method} trains a teacher of its own, from "
+            "whose decoder the student begins; take `student_init` random"
+        )
 
 
 def _check_gradients(options: Resolved, networks: Networks) -> None:
@@ -131,7 +171,7 @@ def _try_step(training: Training) -> None:
 
 
 def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Terminal) -> Source:
-    """What cuts patches of photographs, with the teacher's maps where these are kept.
+    """What cuts patches of photographs, with what is kept of the teacher.
 
     Args:
         training: What was prepared.
@@ -139,10 +179,10 @@ def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Ter
         terminal: Where progress is shown.
 
     Raises:
-        ValueError: Photographs or the folder of the teacher's maps are not usable.
+        ValueError: Photographs or the folder of what is kept of the teacher are not usable.
     """
     options, teacher = training.options, training.teacher
-    assert isinstance(options, TrainOptions)
+    assert isinstance(options, ResolvedTraining)
     device, like = torch.device(options.device), layout(training.networks.student)
     if pairs is None:
         pairs, bad = training_photographs(options, reading_bar(terminal))
@@ -155,13 +195,73 @@ def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Ter
         with evaluation_mode(teacher.network):
             zeros = (torch.zeros(shape, device=device) for shape in shapes)
             teacher.compile(*(batch.to(memory_format=like) for batch in zeros))
+    if options.teacher_cache is not None and options.teacher_cache_keeps == "maps":
+        source = _of_fixed_crops(options, pairs, teacher, device, like, terminal)
+    else:
+        source = _of_new_patches(options, pairs, teacher, device, like, terminal)
+    return Recoloured(source, options.seed, like) if options.augment_colours else source
+
+
+def _of_fixed_crops(
+    options: ResolvedTraining,
+    pairs: ImagePairs,
+    teacher: Teacher | None,
+    device: torch.device,
+    like: torch.memory_format,
+    terminal: Terminal,
+) -> Source:
     sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
-    if options.teacher_cache is None:
-        return Photographs(PatchSampler(pairs, *sizes), device, like)
     crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
-    if teacher is None or options.privileged:
+    if teacher is None or options.privileged or options.teacher_cache is None:
         # Nothing can be kept, but trainings that are compared must see the same patches.
         return Photographs(crops, device, like)
     cache = TeacherCache(options.teacher_cache, teacher, crops, device)
     cache.fill(lambda batches: track(batches, "the teacher's feature maps", terminal))
     return CachedCrops(crops, cache, like)
+
+
+def _of_new_patches(
+    options: ResolvedTraining,
+    pairs: ImagePairs,
+    teacher: Teacher | None,
+    device: torch.device,
+    like: torch.memory_format,
+    terminal: Terminal,
+) -> Source:
+    scale, side, seed = options.scale, options.patch_size, options.seed
+    kept: TeacherPictures | None = None
+    if options.teacher_cache is not None and teacher and not options.privileged:
+        kept = TeacherPictures(options.teacher_cache, teacher, scale, device, _telling(terminal))
+    names = [path.name for path in pairs.paths]
+    shown: Patches = pairs
+    if kept:
+        pool = Pool("photographs", names, lambda index: pairs[index][0])
+        shown = PicturedPairs(pairs, kept.of(pool))
+    count = options.batch_size - sum(options.mixture.values())
+    ordinary = Photographs(PatchSampler(shown, scale, side, count, seed), device, like)
+    others = []
+    for name, count in options.mixture.items():
+        stream = _STREAMS[name]
+        if name == "made_share":
+            sampler: Sampler = MadePatches(scale, side, count, seed)
+            crops = options.teacher_cache_crops
+            made = [str(index) for index in range(crops)]
+            pool = Pool(f"made-{crops}-of-{side}", made, MadeImages(side).image)
+        else:
+            zoomed = Zoomed(pairs, "in" if name == "zoom_in_share" else "out")
+            sampler = PatchSampler(zoomed, scale, side, count, seed, stream)
+            pool = Pool(f"zoomed-{zoomed.direction}", names, zoomed.image)
+        if kept:
+            sampler = PatchSampler(kept.of(pool), scale, side, count, seed, stream)
+        others.append(Photographs(sampler, device, like, has_high=False))
+    return Mixture(ordinary, others) if others else ordinary
+
+
+def _telling(terminal: Terminal) -> Progress:
+    """Shows how far a computation has come, and says in a log, too, that it is one."""
+
+    def telling(title: str, missing: Sequence[int]) -> Iterable[int]:
+        terminal.say(f"computing {title}: {len(missing)}")
+        return track(missing, title, terminal)
+
+    return telling

@@ -18,12 +18,12 @@ from mkdext.data import (
     BUILTIN_NAME,
     BadImage,
     ImagePairs,
-    PatchSampler,
     StoredPair,
     bad_images_message,
     builtin_photographs,
     find_photographs,
 )
+from mkdext.data.patches import Sampler
 from mkdext.metrics import to_uint8
 from mkdext.synthesis import procedural_images
 from mkdext.synthesis.randomness import Draw, drawn, random_for
@@ -94,18 +94,33 @@ class Photographs(Source):
     """Random patches of photographs."""
 
     def __init__(
-        self, sampler: PatchSampler, device: torch.device, layout: torch.memory_format
+        self,
+        sampler: Sampler,
+        device: torch.device,
+        layout: torch.memory_format,
+        has_high: bool = True,
     ) -> None:
-        """Take what cuts the patches, and where to bring them in which layout."""
+        """Take what cuts the patches.
+
+        Args:
+            sampler: Gives the low-resolution patches, those of high resolution where there are
+                such, and the teacher's pictures where these are kept.
+            device: Where to bring them.
+            layout: In which layout.
+            has_high: Whether there are high-resolution patches.
+        """
         self.sampler = sampler
         self.device = device
         self.layout = layout
+        self.has_high = has_high
 
     def batches(self, first: int, end: int) -> Iterator[Batch]:
         """Patches, made ahead by background threads."""
-        pairs = self.sampler.batches(first, end)
-        for low, high in transferred(pairs, self.device, self.layout):
-            yield Batch(low, high, scale=self.sampler.scale)
+        made = self.sampler.batches(first, end)
+        for low, *others in transferred(made, self.device, self.layout):
+            high = others.pop(0) if self.has_high else None
+            picture = others.pop() if others else None
+            yield Batch(low, high, picture=picture, scale=self.sampler.scale)
 
 
 class CachedCrops(Source):
@@ -204,14 +219,15 @@ def training_photographs(
         found += find_photographs(folder, options.scale)
         check_apart(options.out, folder)
     found = found or [*builtin_photographs("train")]
-    smallest = options.patch_size * options.scale
     pairs, bad = ImagePairs.checked(
-        found, options.scale, smallest, progress("training photographs")
+        found, options.scale, options.smallest_photograph, progress("training photographs")
     )
     if bad and options.bad_images == "refuse":
         raise ValueError(
             f"{bad_images_message(bad)}\nremove them, or leave them out with `bad_images` skip; "
             f"for small ones a smaller `patch_size` will do (now {options.patch_size})"
+            + ", or `zoom_out_share` 0"
+            * bool(options.zoom_out_share)
         )
     if not len(pairs):
         raise ValueError(f"`train_dir` holds no usable photograph:\n{bad_images_message(bad)}")

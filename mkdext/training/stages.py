@@ -16,6 +16,7 @@ from mkdext.models.gradient_watch import silence_in_words
 from mkdext.models.handling import copy_with_tensors, count_parameters
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.image_maker import CollapseError
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.schedule import Schedule
 from mkdext.training.step import (
     Batch,
@@ -94,6 +95,10 @@ class Stage(ABC):
     def statistics(self, batch: Batch) -> dict[str, float]:
         """What else is logged now and then, of the batch of a step."""
         return {}
+
+    def pace(self, step: int) -> dict[str, float]:
+        """The rate of a step, and the weights that are logged."""
+        return {"lr": self.optimizer.param_groups[0]["lr"]}
 
     def remark(self, is_last: bool) -> str | None:
         """What to tell after a step, if anything.
@@ -201,6 +206,12 @@ class StudentStage(Stage):
         """What the method tells of itself, and the stage of a student that grows."""
         return self._growth() | self.steps[batch.scale].statistics(batch)
 
+    def pace(self, step: int) -> dict[str, float]:
+        """With the share of the teacher's picture, where that changes."""
+        start, end = self.schedule.imitation
+        share = {"imitation": self.schedule.at(step).imitation} if start != end else {}
+        return super().pace(step) | share
+
     def remark(self, is_last: bool) -> str | None:
         """Name the parameters that no gradient has reached, once it is time."""
         return silence_in_words([step.watch for step in self.steps.values()], is_last)
@@ -258,9 +269,13 @@ def schedules_of_part(options: Resolved, first: int, end: int, distils: bool) ->
         end: The step after the last one.
         distils: Whether there are points to be compared.
     """
+    shares = (0.0, 0.0)
+    if isinstance(options, ResolvedTraining):
+        shares = options.imitation, options.imitation_end
 
     def schedule(first: int, end: int, **weights: Any) -> Schedule:
-        return Schedule(first, end, options.lr, options.lr_min, options.warmup, **weights)
+        rates = options.lr, options.lr_min, options.warmup
+        return Schedule(first, end, *rates, imitation=shares, **weights)
 
     if not distils:
         return [schedule(first, end)]

@@ -16,7 +16,7 @@ from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_g
 from mkdext.methods import DistillationMethod
 from mkdext.methods.base import MetaDefaults
 from mkdext.metrics.losses import Loss
-from mkdext.models import features_at, forward_with_features
+from mkdext.models import WHOLE, features_at, forward_with_features
 from mkdext.models.gradient_watch import GradientWatch
 from mkdext.models.handling import evaluation_mode
 from mkdext.models.stand_ins import call_with
@@ -33,8 +33,9 @@ class Batch(NamedTuple):
 
     low: Tensor
     """`[B, 3, p, p]` in [0, 1]."""
-    high: Tensor | None
-    """`[B, 3, scale*p, scale*p]` in [0, 1]; none for images that are made: there is no truth."""
+    high: Tensor | None = None
+    """`[N, 3, scale*p, scale*p]` in [0, 1] of the first N images; of the others, and of all where
+    it is none, there is no truth."""
     maps: list[Tensor] | None = None
     """The teacher's feature maps; none: not known yet."""
     picture: Tensor | None = None
@@ -75,8 +76,6 @@ class StepOptions:
         default_factory=lambda: ResolvedMeta(**MetaDefaults()._asdict())
     )
     """The meta-gradient."""
-    imitation: float = 0.0
-    """Share of the reconstruction loss that is taken against the teacher's picture."""
     dtype: torch.dtype = torch.float32
     """What the student computes in, in its own steps."""
     criterion: Loss = functional.l1_loss
@@ -135,8 +134,8 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
         distillation = self.distillation if now.distillation > 0 else None
-        batch = self.taught(batch, distillation is not None)
-        reconstruction = self.reconstruction(batch)
+        batch = self.taught(batch, distillation is not None, now.imitation > 0)
+        reconstruction = self.reconstruction(batch, now.imitation)
         points = distillation.points if distillation else []
         values: dict[str, Tensor] = {}
         computed = None
@@ -189,23 +188,27 @@ class TrainingStep:
         apply(self.optimizer, [*parameters, *adapters], gradients + adapter_gradients)
         return values
 
-    def taught(self, batch: Batch, with_maps: bool) -> Batch:
+    def taught(self, batch: Batch, with_maps: bool, with_picture: bool = False) -> Batch:
         """A batch with what the teacher makes of it, as far as it is needed and not known yet.
 
         Args:
             batch: The batch.
             with_maps: Whether feature maps are needed.
+            with_picture: Whether the enlarged picture is, where there is a larger one too.
         """
         if self.teacher is None:
             return batch
-        with_picture = batch.high is None or self.options.imitation > 0
+        maps, shown = batch.maps, batch.picture
+        if maps is None and shown is not None and self.teacher.points == [WHOLE]:
+            batch = batch._replace(maps=[shown])
+        with_picture |= batch.high is None or len(batch.high) < len(batch.low)
         if not (with_maps and batch.maps is None) and not (with_picture and batch.picture is None):
             return batch
         if batch.high is None:
             taught = self.teacher.enlarged(batch.low)
         else:
             taught = self.teacher(batch.low, batch.high)
-        return batch._replace(maps=taught.maps, picture=taught.picture)
+        return batch._replace(maps=taught.maps, picture=taught.picture if shown is None else shown)
 
     def statistics(self, batch: Batch) -> dict[str, float]:
         """What the method tells of itself on a batch; nothing where there is none."""
@@ -233,23 +236,35 @@ class TrainingStep:
         shorter = (self.options.largest_gradient / gradient_norm(gradients)).clamp(max=1)
         return tuple(gradient * shorter for gradient in gradients)
 
-    def reconstruction(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+    def reconstruction(self, batch: Batch, share: float = 0.0) -> Callable[[Tensor], Tensor]:
         """The loss of a super-resolved batch: to the photograph, the teacher's picture, or both.
+
+        Every image counts the same, and without a photograph the teacher's picture is the target.
 
         Args:
             batch: With the teacher's picture, where that is imitated.
+            share: That of the teacher's picture, where there is a photograph too.
         """
-        criterion, share = self.options.criterion, self.options.imitation
+        criterion = self.options.criterion
         high, picture = batch.high, batch.picture
 
         def loss(sr: Tensor) -> Tensor:
             if high is None:
                 assert picture is not None
                 return criterion(sr, picture)
+            known = len(high)
+            if known < len(sr):
+                assert picture is not None
+                weight = known / len(sr)
+                others = criterion(sr[known:], picture[known:])
+                return weight * to_both(sr[:known], high) + (1 - weight) * others
+            return to_both(sr, high)
+
+        def to_both(sr: Tensor, high: Tensor) -> Tensor:
             if not share:
                 return criterion(sr, high)
             assert picture is not None
-            imitated = criterion(sr, picture)
+            imitated = criterion(sr, picture[: len(sr)])
             return (1 - share) * criterion(sr, high) + share * imitated
 
         return loss

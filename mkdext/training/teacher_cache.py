@@ -31,6 +31,9 @@ from mkdext.models import MapShape, check_points, resized
 from mkdext.models.handling import layout, unwrapped
 from mkdext.training.teacher import Taught, Teacher
 
+PICTURES = "pictures"
+"""Folder beside the maps for the teacher's pictures, which `teacher_pictures` keeps."""
+
 _CHECKSUM_BYTES = 4
 _DIGEST_CROPS = 16  # whose pixels stand for all photographs when a cache is opened
 _TOLERANCE = 1e-2  # relative; one network on other hardware is nearer, another network farther
@@ -128,7 +131,7 @@ class TeacherCache:
             raise ValueError("TeacherCache: fill() must come before rows()")
         rows = self._rows[self.crops.indices(step)]
         if not np.array_equal(rows[:, -_CHECKSUM_BYTES:], _checksums(low)):
-            raise ValueError(self._stale("photographs have changed"))
+            raise self._stale("photographs have changed")
         return torch.from_numpy(rows)
 
     def taught(self, rows: Tensor) -> Taught:
@@ -177,7 +180,8 @@ class TeacherCache:
             return
         # A lock or a file that was not finished may be there.
         names = (path.name for path in self.folder.iterdir())
-        others = [name for name in names if name != "maps.bin" and not name.startswith(".")]
+        known = ("maps.bin", PICTURES)
+        others = [name for name in names if name not in known and not name.startswith(".")]
         if others:
             raise ValueError(
                 f"`teacher_cache` {self.folder} holds something else ({others[0]}); "
@@ -197,26 +201,23 @@ class TeacherCache:
             require_file(maps, maps.name)
             size = maps.stat().st_size
         except (OSError, ValueError) as error:
-            raise ValueError(self._stale(f"it is damaged ({error})")) from None
+            raise self._stale(f"it is damaged ({error})") from None
         differences = [name for name in made_from if before.get(name) != made_from[name]]
         if differences:
-            raise ValueError(self._stale(_differences(before, made_from, differences)))
+            raise self._stale(differences_in_words(before, made_from, differences))
         if done < 1 or size < done * self.row_bytes:
-            raise ValueError(self._stale(f"it is damaged ({maps.name} is too short)"))
+            raise self._stale(f"it is damaged ({maps.name} is too short)")
         # The code of a network can change while its weights stay.
         stored = np.memmap(maps, np.uint8, "r", shape=(1, self.row_bytes))
         both = (torch.from_numpy(np.array(row)) for row in (stored, self._compute(0)[:1]))
         for old, new in zip(*map(self._maps_of, both), strict=True):
             gap = (old.float() - new.float()).norm()
             if not gap <= _TOLERANCE * new.float().norm():
-                raise ValueError(self._stale("the teacher computes something else now"))
+                raise self._stale("the teacher computes something else now")
         return done
 
-    def _stale(self, reason: str) -> str:
-        return (
-            f"`teacher_cache` {self.folder} does not fit: {reason}; name another folder, "
-            "or delete this one to compute it again"
-        )
+    def _stale(self, reason: str) -> ValueError:
+        return stale(self.folder, reason)
 
     def _require_space(self, rows: int) -> None:
         needed, free = rows * self.row_bytes, shutil.disk_usage(self.folder).free
@@ -239,6 +240,14 @@ def stored_shapes(teacher: Teacher, patch_size: int) -> list[MapShape]:
 def row_bytes(shapes: Iterable[MapShape], dtype: torch.dtype) -> int:
     """Bytes that one crop takes up in a cache."""
     return sum(_map_bytes(shape, dtype) for shape in shapes) + _CHECKSUM_BYTES
+
+
+def stale(folder: Path, reason: str) -> ValueError:
+    """The error that what a folder keeps of a teacher is of no use."""
+    return ValueError(
+        f"`teacher_cache` {folder} does not fit: {reason}; name another folder, or delete this one "
+        "to compute it again"
+    )
 
 
 def digest_of(network: nn.Module) -> str:
@@ -267,7 +276,8 @@ def _checksums(low: Tensor) -> npt.NDArray[np.uint8]:
     return sums.view(np.uint8).reshape(len(images), _CHECKSUM_BYTES)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> str:
+def differences_in_words(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> str:
+    """What is not as it was in what a cache was made from."""
     if "photographs" in names and len(names) > 1:
         # They follow from the seed and the sizes of the crops.
         names = [name for name in names if name != "photographs"]

@@ -111,6 +111,8 @@ def carry_out(
     """
     made, options, directory = training.made, training.options, run.directory
     sets = validation_sets(options, reading_bar(terminal)) if options.val_dir or not made else {}
+    for remark in training.networks.remarks:
+        terminal.say(remark)
     is_new = not directory.state.exists()
     if is_new:
         check_teachers(training, sets)
@@ -273,7 +275,7 @@ class Trainer:
         remark = self.stage.remark(ends)
         if remark:
             self.terminal.say(remark)
-        latest = self.readings.values | {"lr": self.stage.optimizer.param_groups[0]["lr"]}
+        latest = self.readings.values | self.stage.pace(step)
         self.progress.update(taken, {n: latest[n] for n in self.stage.shown if n in latest})
         if self.callback and self.callback(taken, latest, unwrapped(self.stage.network)):
             ends = logs = saves = True

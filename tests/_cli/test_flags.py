@@ -5,7 +5,7 @@ import pytest
 from mkdext._cli.flags import parse_flags
 from mkdext.train import TrainCommand
 
-STUDENTS = "edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t, han-s, han-t, vdsr or vdsr-half"
+STUDENTS = "rdn-s, rdn-t, san-s, san-t, han-s, han-t, imdn-s, imdn-t, vdsr or vdsr-half"
 
 
 def help_of(capsys, monkeypatch, width):

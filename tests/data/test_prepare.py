@@ -11,6 +11,7 @@ from PIL import Image
 
 from mkdext.data import find_images, imresize, prepare_store, read_image, read_store
 from mkdext.data import prepare as prepare_module
+from mkdext.data.store_writer import StoreWriter, written_store
 
 SIZES = [(34, 50), (64, 42), (40, 40), (56, 90)]
 
@@ -219,7 +220,7 @@ def test_other_files_are_never_overwritten(folder, tmp_path):
 
 def test_two_processes_cannot_write_one_store(folder, tmp_path):
     with (
-        prepare_module._opened(tmp_path / "store", 2),
+        written_store(tmp_path / "store", 2),
         pytest.raises(ValueError, match="is in use by another process"),
     ):
         prepare_store(folder, tmp_path / "store", scale=2, workers=1)
@@ -231,7 +232,7 @@ def test_a_store_that_another_process_finishes_meanwhile_is_kept(folder, tmp_pat
     (store / "unfinished.jsonl").touch()  # as a process sees it that looked just before the end
     with (
         pytest.raises(ValueError, match="was finished meanwhile by another process"),
-        prepare_module._opened(store, 2),
+        written_store(store, 2),
     ):
         pass
     assert content(store) == before
@@ -292,14 +293,14 @@ def test_a_folder_that_holds_low_resolution_versions_too_is_refused(folder, tmp_
 
 
 def test_a_full_disk_is_an_error_after_which_the_same_call_goes_on(folder, tmp_path, monkeypatch):
-    def full(pixels, journal, source, decoded):
-        if source.name == "2.png":
-            pixels.write(decoded.high.data[:1])
+    def full(store, name, high, *others):
+        if name == "2.png":
+            store.pixels.write(high.data[:1])
             raise OSError(28, "No space left on device")
-        return original(pixels, journal, source, decoded)
+        return original(store, name, high, *others)
 
-    original = prepare_module._append
-    monkeypatch.setattr(prepare_module, "_append", full)
+    original = StoreWriter.append
+    monkeypatch.setattr(StoreWriter, "append", full)
     with pytest.raises(OSError, match="No space left"):
         prepare_store(folder, tmp_path / "store", scale=2, workers=1)
     monkeypatch.undo()

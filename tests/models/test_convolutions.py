@@ -190,7 +190,9 @@ def test_the_networks_here_give_all_3x3_convolutions_to_the_operator(name):
     assert found and all(type(m) is Conv2d and convolutions.qualifies(m) for m in found)
 
 
-@pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
+@pytest.mark.parametrize(
+    "name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "imdn-s", "vdsr-half"]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_networks_here_make_the_same_picture_with_the_operator_and_without(name, layout, calls):
     network = create_model(name, scale=4).to(memory_format=layout)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mkdext.models import (
     EDSR,
     HAN,
+    IMDN,
     MODEL_NAMES,
     RCAN,
     RDN,
@@ -19,6 +20,7 @@ from mkdext.models import (
     VDSR,
     EDSRConfig,
     HANConfig,
+    IMDNConfig,
     RCANConfig,
     RDNConfig,
     SANConfig,
@@ -38,9 +40,10 @@ SIZES = {
     RDN: RDNConfig(blocks=2, layers=2, growth=3, features=4),
     SAN: SANConfig(groups=2, blocks=1, features=8, reduction=4, non_local_reduction=4),
     HAN: HANConfig(groups=2, blocks=1, features=4, reduction=2),
+    IMDN: IMDNConfig(blocks=2, features=4, kept=1),
     VDSR: VDSRConfig(features=4, blocks=3),
 }
-STUDENTS = ("rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half")
+STUDENTS = ("rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "imdn-s", "vdsr-half")
 
 every_network = pytest.mark.parametrize("network", SIZES, ids=lambda network: network.__name__)
 
@@ -227,6 +230,6 @@ def test_the_same_seed_makes_the_same_network(name):
 
 def test_every_name_is_listed():
     assert " ".join(MODEL_NAMES) == (
-        "edsr-t edsr-s rcan-t rcan-a rcan-b rcan-c han-t han-s rdn-t rdn-s san-t san-s "
-        "vdsr vdsr-half"
+        "edsr-t edsr-s rcan-t rcan-a rcan-b rcan-c han-t han-s imdn-t imdn-s rdn-t rdn-s san-t "
+        "san-s vdsr vdsr-half"
     )

@@ -20,7 +20,9 @@ def vector(module: nn.Module) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("student", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
+@pytest.mark.parametrize(
+    "student", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "imdn-s", "vdsr-half"]
+)
 def test_every_student_takes_a_meta_step_and_its_own(student: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = resolve_teacher(None, None, scale=4)

@@ -7,12 +7,14 @@ from torch import nn
 from mkdext.models import (
     EDSR,
     HAN,
+    IMDN,
     RCAN,
     RDN,
     SAN,
     VDSR,
     EDSRConfig,
     HANConfig,
+    IMDNConfig,
     RCANConfig,
     RDNConfig,
     SANConfig,
@@ -29,6 +31,7 @@ NETWORKS = {
     "san": lambda: SAN(SANConfig(4, 1, 8, reduction=2), 2),
     "edsr": lambda: EDSR(EDSRConfig(4, 4), 2),
     "rdn": lambda: RDN(RDNConfig(4, 2, 4, 4), 2),
+    "imdn": lambda: IMDN(IMDNConfig(4, 4, 1), 2),
     "vdsr": lambda: VDSR(VDSRConfig(4, 4), 2),
 }
 
@@ -108,7 +111,9 @@ def test_the_body_is_split_evenly(stages, counts):
     assert part_counts(create_model("vdsr-half", 2), stages) == counts
 
 
-@pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
+@pytest.mark.parametrize(
+    "name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "imdn-s", "vdsr-half"]
+)
 def test_every_built_in_student_grows_in_as_many_stages_as_it_has_parts(name):
     model = create_model(name, 2)
     parts = len(model.stages())

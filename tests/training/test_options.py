@@ -168,8 +168,8 @@ def test_a_ratio_of_gradients_takes_the_place_of_a_weight(method):
 
 def test_muon_has_a_learning_rate_of_its_own(tmp_path):
     for given in ([], ["--train-dir", str(tmp_path)]):
-        usual, muon = (parse([*given, *more]).options() for more in ([], ["--optimizer", "muon"]))
-        assert muon == dataclasses.replace(usual, optimizer="muon", lr=4e-3)
+        adam, muon = (parse([*given, "--optimizer", name]).options() for name in ("adam", "muon"))
+        assert muon == dataclasses.replace(adam, optimizer="muon", lr=4e-3, lr_min=4e-6, warmup=100)
     assert parse(["--optimizer", "muon", "--lr", "1e-3"]).options().lr == 1e-3
 
 

@@ -39,6 +39,15 @@ def test_a_fading_weight_ends_near_zero():
     assert weights == pytest.approx([1.0, 0.5, 0.0], abs=1e-3)
 
 
+def test_the_share_of_the_teachers_picture_goes_along_a_line_or_stays():
+    options = TrainOptions(imitation=0.9, imitation_end=0.1, iterations=80).resolved()
+    shares = [phase(step, options).imitation for step in (0, 20, 40, 79)]
+    assert shares == pytest.approx([0.9, 0.7, 0.5, 0.11])
+    options = TrainOptions(imitation=0.4, iterations=80).resolved()
+    assert {phase(step, options).imitation for step in (0, 40, 79)} == {0.4}
+    assert options.given().imitation_end is None
+
+
 def test_hints_come_first_each_stage_with_its_own_cosine():
     options = TrainOptions(hint_share=0.25, iterations=400, lr=1.0, lr_min=0.0)
     hints, first, last = phase(99, options), phase(100, options), phase(399, options)

@@ -422,13 +422,30 @@ def test_a_share_of_the_reconstruction_loss_is_taken_against_the_teachers_pictur
     with torch.no_grad():
         sr, imitated = step.student(batch.low), step.teacher.network(batch.low)
     expected = 0.75 * (sr - batch.high).abs().mean() + 0.25 * (sr - imitated).abs().mean()
-    values = step(2, batch, Phase(lr=1e-3, reconstruction=1.0, distillation=0.0))
+    now = Phase(lr=1e-3, reconstruction=1.0, distillation=0.0, imitation=0.25)
+    values = step(2, batch, now)
     torch.testing.assert_close(values["reconstruction"], expected)
 
 
-def test_nobody_can_be_imitated_without_a_teacher():
-    with pytest.raises(ValueError, match=r"`imitation` must be 0 with `method` vanilla.*got 0\.5"):
-        dataclasses.replace(TINY, method="vanilla", imitation=0.5)
+@pytest.mark.parametrize("name", ["imitation", "imitation_end"])
+def test_nobody_can_be_imitated_without_a_teacher(name):
+    with pytest.raises(ValueError, match=rf"`{name}` must be 0 with `method` vanilla.*got 0\.5"):
+        dataclasses.replace(TINY, method="vanilla", **{name: 0.5})
+    with pytest.raises(ValueError, match=rf"`{name}` must be from 0 to 1, got 1\.5"):
+        dataclasses.replace(TINY, **{name: 1.5})
+
+
+def test_a_teacher_whose_picture_does_not_count_is_not_asked():
+    options = dataclasses.replace(TINY, kd_weight=0.0, imitation=0.0, imitation_end=1.0)
+    stage = stage_of(options)
+    seen = []
+    stage.step.teacher.network.register_forward_hook(lambda *given: seen.append(given))
+    stage.take(0, patches())
+    assert not seen
+    assert stage.pace(0)["imitation"] == 0.0
+    stage.take(1, patches())
+    assert len(seen) == 1
+    assert stage.pace(1)["imitation"] == 1 / options.iterations
 
 
 def test_points_of_a_method_of_pictures_are_refused():

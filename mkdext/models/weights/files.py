@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,12 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
 
     Architecture, size and scale are those of the file's metadata (`save_model`), and where it has
     none, those that names and shapes of the weights tell. The official files of EDSR, RCAN, RDN
-    (EDSR-PyTorch's), SAN, HAN and VDSR (pytorch-vdsr's) are understood, those of BasicSR's EDSR and
-    RCAN, and those of this package; those of `--rgb_range 1` become ones of 255 levels, as their
-    colour shifts tell. Weights are found wherever training programs put them (`read_weights`),
-    with a prefix, and beside those of losses, metrics and discriminators. Of several networks that
-    fit, averaged weights are preferred, then the first of the order of `read_weights`. Torch's
-    random generator is not touched.
+    (EDSR-PyTorch's), SAN, HAN, IMDN (the challenges' baseline) and VDSR (pytorch-vdsr's) are
+    understood, those of BasicSR's EDSR and RCAN, and those of this package; those of
+    `--rgb_range 1` become ones of 255 levels, as their colour shifts tell. Weights are found
+    wherever training programs put them (`read_weights`), with a prefix, and beside those of losses,
+    metrics and discriminators. Of several networks that fit, averaged weights are preferred, then
+    the first of the order of `read_weights`. Torch's random generator is not touched.
 
     Args:
         path: A file that `read_weights` can read.
@@ -83,7 +83,7 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
         >>> model.scale
         2
     """
-    states = _states(path)
+    states = states_in(path)
     metadata = read_metadata(path)
     if name is None and metadata is not None and metadata.factory is not None:
         raise ValueError(
@@ -97,9 +97,9 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
             found = _as_described(found, metadata)
         if repetitions(found.config) > len(state.weights):
             raise ValueError(f"the weights of a {found.config} are not all there")
-        model, weights = _empty(found, scale, name), _own(found.network, state.weights)
+        model, weights = _empty(found, scale, name), own_form(found.network, state.weights)
         # Before memory is taken, which a damaged file can ask for without end.
-        check_fit(model, weights, lambda: _causes(model, weights))
+        check_fit(model, weights, lambda: causes_of_misfit(model, weights))
         load_strictly(model.to_empty(device="cpu"), weights, list, buffers_finite=True)
         if model.config != found.config:
             raise ValueError(f"the weights are of {found.config}, {name} is {model.config}")
@@ -116,7 +116,7 @@ def _recognised(
     found = [(state, known) for state, known in seen if known is not None]
     if not found:
         state = plainly_named(states[0])
-        known = recognise(_tensors_of(state.weights))
+        known = recognise(tensors_of(state.weights))
         if known is None:
             raise _unknown(states)
         return state, known
@@ -154,7 +154,7 @@ def _is_complete(weights: Mapping[str, Any], found: Recognised) -> bool:
     try:
         if repetitions(found.config) > len(weights):
             return False
-        check_fit(_empty(found, found.scale or 2, None), _own(found.network, weights), list)
+        check_fit(_empty(found, found.scale or 2, None), own_form(found.network, weights), list)
     except ValueError:
         return False
     return True
@@ -301,7 +301,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
         >>> trained, model = create_model("rcan-a", scale=4), create_model("rcan-a", scale=4)
         >>> load_weights(model, trained.state_dict())
     """
-    _load(model, state_dicts(weights) or [StateDict((), "", weights)])
+    load_one_of(model, state_dicts(weights) or [StateDict((), "", weights)])
 
 
 def load_weights_file(model: nn.Module, path: str | Path) -> None:
@@ -317,45 +317,56 @@ def load_weights_file(model: nn.Module, path: str | Path) -> None:
     Raises:
         ValueError: As `read_weights` and `load_weights`; the file is named.
     """
-    states = _states(path)
+    states = states_in(path)
     try:
-        _load(model, states)
+        load_one_of(model, states)
     except ValueError as error:
         raise ValueError(f"weights file {path}: {error}") from None
 
 
-def _load(model: nn.Module, states: Sequence[StateDict]) -> None:
+def load_one_of(model: nn.Module, states: Sequence[StateDict]) -> None:
+    """Copy those weights into a network that fit, all of them or none.
+
+    Raises:
+        ValueError: As `load_weights`.
+    """
     own = model.state_dict()
-    names = sorted(own, key=len)
-    layers = first_layers() if isinstance(model, SRNetwork) else [*list(own)[:1], *names[-1:]]
     fitting = []
-    for state in candidates(states, layers, kept=own):
-        weights = completed(model, _own(type(model), state.weights))
+    for state in states_of(model, states):
+        weights = completed(model, own_form(type(model), state.weights))
         if have_same_names(own, weights):
             fitting.append(StateDict(state.keys, state.prefix, weights))
     if fitting:
         shaped = [state for state in fitting if have_same_shapes(own, state.weights)]
         weights = preferred(shaped or fitting).weights
     else:
-        weights = completed(model, _own(type(model), plainly_named(states[0]).weights))
+        weights = completed(model, own_form(type(model), plainly_named(states[0]).weights))
     load_strictly(
         model,
         weights,
-        lambda: _causes(model, weights) + ([] if fitting else _places(states)),
+        lambda: causes_of_misfit(model, weights) + ([] if fitting else _places(states)),
         buffers_finite=isinstance(model, SRNetwork),
     )
 
 
-def _own(network: type[nn.Module], weights: Mapping[str, Any]) -> Mapping[str, Any]:
+def states_of(model: nn.Module, states: Sequence[StateDict]) -> Iterator[StateDict]:
+    """State dicts that a network's weights can be, under every prefix that it can have."""
+    own = model.state_dict()
+    names = sorted(own, key=len)
+    layers = first_layers() if isinstance(model, SRNetwork) else [*list(own)[:1], *names[-1:]]
+    return candidates(states, layers, kept=own)
+
+
+def own_form(network: type[nn.Module], weights: Mapping[str, Any]) -> Mapping[str, Any]:
     """Weights under the names and in the range of a network of this package; else as they are."""
     if not issubclass(network, SRNetwork):
         return weights
     return network.own_range(network.own_names(weights))
 
 
-def _causes(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+def causes_of_misfit(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
     """Why weights do not fit `model`, where that can be told."""
-    found = recognise(_tensors_of(weights))
+    found = recognise(tensors_of(weights))
     if found is not None and isinstance(model, SRNetwork):
         if found.network is not type(model):
             return [
@@ -386,7 +397,8 @@ def _places(states: Sequence[StateDict]) -> list[str]:
     ]
 
 
-def _tensors_of(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_of(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of a state dict is tensors."""
     return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
 
 
@@ -416,14 +428,14 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
         ...     dict(read_weights(f"{folder}/weights.pt"))
         {'bias': tensor([1., 1.])}
     """
-    states = _states(path)
+    states = states_in(path)
     try:
         return plainly_named(preferred(states)).weights
     except ValueError as error:
         raise ValueError(f"weights file {path}: {error}") from None
 
 
-def _states(path: str | Path) -> list[StateDict]:
+def states_in(path: str | Path) -> list[StateDict]:
     """The state dicts in a file, at least one."""
     content = read_content(Path(path))
     states = state_dicts(content)

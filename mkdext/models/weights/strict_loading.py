@@ -81,6 +81,11 @@ def have_same_shapes(own: Mapping[str, Any], weights: Mapping[str, Any]) -> bool
     return "of a wrong shape" not in _misfits(own, weights)
 
 
+def fits(wanted: Any, found: Any) -> bool:
+    """Whether a tensor can stand for that of a network: its shape, form and kind of number."""
+    return isinstance(found, Tensor) and not _misfits({"": wanted}, {"": found})
+
+
 def completed(model: nn.Module, weights: Mapping[str, Any]) -> Mapping[str, Any]:
     """Weights with those that are missing because they are tied to others that are there."""
     missing = model.state_dict().keys() - weights.keys()

@@ -1,11 +1,12 @@
 """Going on with a run: with the options that it was begun with, or with others from here on.
 
 Every step is a function of the options and of the step alone, and so it is after a change. With
-`iterations` of another number the cosine of the learning rate, and that of the weight of the
-distillation loss, are those of that number: at the step from which it holds the rate jumps to where
-a training of that length would be. A warm-up, the steps on the distillation loss alone
-(`hint_share`) and those of a privileged teacher keep their length in steps. A run that is extended
-therefore ends as one of that length from the beginning would, where nothing falls along a cosine.
+`iterations` of another number the cosine of the learning rate, that of the weight of the
+distillation loss and the line of `imitation` are those of that number: at the step from which it
+holds the rate jumps to where a training of that length would be. A warm-up, the steps on the
+distillation loss alone (`hint_share`) and those of a privileged teacher keep their length in steps.
+A run that is extended therefore ends as one of that length from the beginning would, where nothing
+falls along a cosine or a line.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _FREE = frozenset(
         *("iterations", "lr", "lr_min", "generator.lr", "device"),
         *("validate_every", "checkpoint_every", "log_every"),
         *("train_dir", "val_dir", "bad_images"),
-        *("teacher_cache", "teacher_cache_crops", "teacher_compile"),
+        *("teacher_cache", "teacher_cache_keeps", "teacher_cache_crops", "teacher_compile"),
     }
 )
 _RATES = frozenset({"iterations", "lr", "lr_min", "generator.lr"})
@@ -43,6 +44,8 @@ _MOVABLE = frozenset({"student", "teacher", "teacher_weights", "method", "loss"}
 
 _FIXED = {
     "student": "what was trained are its weights",
+    "student_weights": "the student began with them",
+    "student_init": "the student has begun",
     "teacher": "the student has learned from it",
     "teacher_weights": "the student has learned from them",
     "scale": "the networks are for it",
@@ -329,6 +332,9 @@ def rates_in_words(changes: Changes, before: Phase, now: Phase, iterations: int)
     if before.distillation != now.distillation:
         said += f", the weight of the distillation loss from {before.distillation:.3g} to "
         said += f"{now.distillation:.3g}"
+    if before.imitation != now.imitation:
+        said += f", the share of the teacher's picture from {before.imitation:.3g} to "
+        said += f"{now.imitation:.3g}"
     return f"{said}, on the cosine of {iterations} steps"
 
 

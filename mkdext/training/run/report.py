@@ -24,6 +24,7 @@ from mkdext.metrics import exact_note, to_uint8
 from mkdext.models.convolutions import convolutions_on
 from mkdext.models.handling import count_parameters, evaluation_mode
 from mkdext.training.assembly import Training
+from mkdext.training.recipes import recipe_of
 from mkdext.training.run.directory import HISTORY, RunDirectory
 from mkdext.training.run.going_on import Run, rates_in_words
 from mkdext.training.run.live import reading_bar
@@ -99,6 +100,7 @@ def conclude(
     validation = _measured(training, stage, sets, terminal)
     scales = options.scales
     summary: Summary = {
+        "recipe": recipe_of(options),
         "method": options.method,
         "student": options.student,
         "scale": scales[0] if len(scales) == 1 else list(scales),

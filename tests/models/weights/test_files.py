@@ -118,7 +118,9 @@ def test_every_named_network_is_recognised_from_its_weights(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
+@pytest.mark.parametrize(
+    "name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "imdn-s", "vdsr-half"]
+)
 @pytest.mark.parametrize("scale", [2, 3])
 def test_every_student_comes_back_from_a_file(file: Path, name: str, scale: int) -> None:
     trained = create_model(name, scale)
@@ -402,7 +404,9 @@ def test_weights_that_fit_nothing_say_which_network_is_nearest(file: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "vdsr-half"])
+@pytest.mark.parametrize(
+    "name", ["rcan-a", "edsr-s", "rdn-s", "san-s", "han-s", "imdn-s", "vdsr-half"]
+)
 @pytest.mark.parametrize("shape", [(), (0, 0, 3, 3)])
 def test_a_weight_of_an_impossible_shape_never_gets_further(
     name: str, shape: tuple[int, ...]
