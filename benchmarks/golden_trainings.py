@@ -51,6 +51,9 @@ TRAININGS = {
     "fakd": f"{TRAIN} --student edsr-s --method fakd",
     "imitation": f"{TRAIN} --imitation 0.5",
     "teacher cache": f"{TRAIN} --teacher-cache cache --teacher-cache-crops 4 --imitation 0.5",
+    "teacher's pictures": f"{TRAIN} --method response --kd-weight 0 --imitation 1 "
+    "--imitation-end 0 --teacher-cache pictures --teacher-cache-crops 4 --made-share 0.5 "
+    "--augment-colours",
     "user's network": f"{TRAIN} --student net.py:small --student-points 0 4",
     "made by rules": f"{MADE} --source procedural",
     "made by a generator": f"{MADE} --source generator --method mkd",

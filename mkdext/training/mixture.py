@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mkdext._system.device import sent
 from mkdext.data.patches import Sampler
 from mkdext.metrics import to_uint8
 from mkdext.synthesis import procedural_images
@@ -58,7 +59,7 @@ class Recoloured(Source):
             count, random = len(batch.low), random_for(self.seed, Draw.COLOURS, step)
             order = torch.rand(count, 3, generator=random).argsort(1)[:, :, None, None]
             inverted = torch.rand(count, 1, 1, 1, generator=random) < 0.5
-            changes = order.to(batch.low.device), inverted.to(batch.low.device)
+            changes = sent(order, batch.low.device), sent(inverted, batch.low.device)
             low, high, picture = (
                 None if images is None else self._recoloured(images, *changes)
                 for images in (batch.low, batch.high, batch.picture)

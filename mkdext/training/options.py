@@ -316,8 +316,8 @@ class TrainOptions(SharedOptions):
                 )
             if share and not self.mixture[name]:
                 raise ValueError(
-                    f"`{name}` {share} of `batch_size` {self.batch_size} is less than half a "
-                    f"sample: give at least {1 / self.batch_size:.3g}, or a larger batch"
+                    f"`{name}` {share} of `batch_size` {self.batch_size} rounds to no sample: give "
+                    f"{1 / self.batch_size:.3g} or more, or a larger batch"
                 )
         taken = sum(self.mixture.values())
         if taken >= self.batch_size:
@@ -550,6 +550,8 @@ def usual_training(
     if recipe is None:
         given = {"method": method, "optimizer": optimizer}
         values |= {name: value for name, value in given.items() if value is not None}
+        if values["method"] != "response":
+            del values["kd_weight"]
         if not _has_teacher_of_pictures(values["method"]):
             values["imitation"] = 0.0
     if values["optimizer"] == "muon":

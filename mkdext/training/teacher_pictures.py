@@ -121,6 +121,8 @@ class TeacherPictures:
             "scale": self.scale,
         }
         if not index.exists():
+            if any(path.is_dir() for path in self.folder.iterdir()):
+                raise stale(self.folder.parent, f"it is damaged ({index.name} is missing)")
             write_json(index, now)
             return
         try:

@@ -23,7 +23,7 @@ from mkdext.training import TrainingStopped, TrainOptions, train
 from mkdext.training.options import ResolvedTraining
 from mkdext.training.options_file import config_of
 from mkdext.training.run.directory import RunDirectory
-from mkdext.training.run.going_on import checked_run
+from mkdext.training.run.going_on import checked_run, rates_in_words
 from mkdext.training.schedule import Phase
 from mkdext.training.stages import StudentStage, schedules_of_part
 from mkdext.training.step import Batch
@@ -255,6 +255,14 @@ def test_the_steps_on_the_distillation_loss_alone_keep_their_number(options, tmp
     assert logged[-1]["lr"] == phase(8, again).lr
     assert main(flags(out, "--hint-share", 0.9)) == 2
     assert "alone keep their number" in capsys.readouterr().err
+
+
+def test_a_share_that_moves_is_told_where_it_jumps():
+    options = TrainOptions(method="response", imitation=1.0, imitation_end=0.0, iterations=8)
+    before = phase(5, options.resolved())
+    now = phase(6, dataclasses.replace(options, iterations=16).resolved())
+    said = rates_in_words({"iterations": (8, 16)}, before, now, 16)
+    assert "the share of the teacher's picture from 0.375 to 0.625" in said
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(options, is_kept, tmp_pa
         ({"made_share": 1.0}, r"`made_share` must be at least 0 and below 1, got 1\.0"),
         ({"zoom_in_share": -0.1}, r"`zoom_in_share` must be at least 0 and below 1, got -0\.1"),
         ({"zoom_in_share": 0.9}, r"must leave an ordinary patch of `batch_size` 5, they take 6"),
-        ({"made_share": 0.05}, r"`made_share` 0\.05 of `batch_size` 5 is less than half a sample:"),
+        ({"made_share": 0.05}, r"`made_share` 0\.05 of `batch_size` 5 rounds to no sample:"),
         (
             {"method": "vanilla", "imitation": 0.0, "imitation_end": None},
             r"`zoom_in_share` must be 0 with `method` vanilla, which has no teacher",

@@ -111,7 +111,9 @@ def test_the_teacher_learns_from_the_batches_of_the_student(reference, seen):
 
 def test_with_a_cache_it_learns_from_the_crops_of_all_others_and_keeps_nothing(options, tmp_path):
     folder, terminal = tmp_path / "cache", Terminal(quiet=True)
-    options = dataclasses.replace(options, teacher_cache=folder, teacher_cache_crops=2)
+    options = dataclasses.replace(
+        options, teacher_cache=folder, teacher_cache_keeps="maps", teacher_cache_crops=2
+    )
     batches = []
     for method in ("pisr", "vanilla"):
         training = prepare(dataclasses.replace(options, method=method).resolved())

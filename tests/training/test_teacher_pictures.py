@@ -111,6 +111,10 @@ def test_what_does_not_fit_is_refused_and_left_as_it_is(tmp_path, pairs):
     assert "photographs have changed (photographs was 2, now 1)" in refusal(Net(), fewer)
     renamed = usual._replace(images=["a", "b"])
     assert "have changed (0/sharp.png was one of them)" in refusal(Net(), renamed)
+    (tmp_path / "pictures/teacher.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"it is damaged \(teacher\.json is missing\)"):
+        make(tmp_path).of(usual)
+    (tmp_path / "elsewhere").rename(tmp_path / "pictures/teacher.json")
     darker = usual._replace(image=lambda index: pairs[index][0] // 2)
     assert "have changed (sharp.png is another)" in refusal(Net(), darker)
 
