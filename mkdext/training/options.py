@@ -141,7 +141,7 @@ class SharedOptions:
 
     kd_weight: float | None = None
     """Weight of the distillation loss beside the reconstruction loss; default: as published with
-    the method, and 0.003 for mkd."""
+    the method, and 0.01 for mkd."""
     kd_ratio: float | None = None
     """Instead of a weight: how many times the gradient of the reconstruction loss that of the
     distillation loss shall be; the weight follows both."""

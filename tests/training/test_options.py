@@ -182,4 +182,4 @@ def test_resolved_options_are_what_they_were_given_as(method):
 def test_without_a_teacher_the_methods_values_stay_open_for_another_method():
     given = TrainOptions(method="vanilla").resolved().given()
     assert given == TrainOptions(method="vanilla")
-    assert dataclasses.replace(given, method="mkd").resolved().kd_weight == 0.003
+    assert dataclasses.replace(given, method="mkd").resolved().kd_weight == 0.01
