@@ -343,7 +343,7 @@ def test_a_ratio_has_no_weight_where_there_is_no_gradient_yet():
     options = dataclasses.replace(TINY, method="response", kd_ratio=1.0, imitation=1.0)
     step = stage_of(options, Networks(network, {4: copy.deepcopy(network)})).step
     before = [p.detach().clone() for p in network.parameters()]
-    values = step(0, patches(), Phase(1e-3, 1.0, 1.0))
+    values = step(0, patches(), Phase(1e-3, 1.0, 1.0, imitation=1.0))
     assert float(values["gradient_ratio"]) == 0 and float(values["student_gradient"]) == 0
     assert all(torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
 
