@@ -53,7 +53,7 @@ def test_an_unknown_method_is_refused_with_near_names():
     ("name", "weight"),
     [
         *(("fitnet", 100 / 255), ("at", 1000 / 255), ("vid", 1), ("ickd", 2.5 / 255)),
-        *(("fakd", 10 / 255), ("l2t-ww", 0.1), ("pisr", 1e-6), ("response", 1)),
+        *(("fakd", 10 / 255), ("l2t-ww", 0.1), ("pisr", 2e-3), ("response", 1)),
         *((f"mkd{case}", 1e-2) for case in ("", "-case1", "-case2", "-case3")),
     ],
 )

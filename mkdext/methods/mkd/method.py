@@ -28,8 +28,8 @@ class MKD(DistillationMethod):
         torch.Size([])
     """
 
-    # The gradient of the loss is twenty times that of the reconstruction loss when a training begins,
-    # and less later. Without it beside eq. 3 the student hardly comes nearer.
+    # The gradient of the loss is twenty times that of the reconstruction loss when a training
+    # begins, and less later. Without it beside eq. 3 the student hardly comes nearer.
     published_weight = 1e-2
     published_meta = MetaDefaults(kappa=1.0)
     Options = MKDOptions
