@@ -49,6 +49,7 @@ from mkdext.ops import reference
 from mkdext.ops.conv2d import stock_convolutions
 from mkdext.training import MetaOptions, TrainOptions
 from mkdext.training import step as step_module
+from mkdext.training.balance import Balance
 from mkdext.training.schedule import Phase
 from mkdext.training.step import Batch, Distillation, StepOptions, TrainingStep
 
@@ -86,7 +87,7 @@ def make_step(
             optimizer,
             krnet_optimizer,
             options.meta.inner_lr,
-            options.meta.keep,
+            options.meta.kappa,
             options.kd_weight,
         )
 
@@ -97,7 +98,8 @@ def make_step(
         return run_stock, [optimizer, krnet_optimizer]
     krnet_optimizer = torch.optim.Adam(method.parameters(), options.meta.lr)
     distils = form != "vanilla"
-    distillation = Distillation(points, method, krnet_optimizer) if distils else None
+    balance = Balance(follows=False).to(**kind)
+    distillation = Distillation(points, method, krnet_optimizer, balance) if distils else None
     step = TrainingStep(student, optimizer, None, distillation, StepOptions(options.meta))
     # A teacher that costs nothing: its feature maps are given.
     batch = Batch(low, high, hints)
@@ -105,7 +107,7 @@ def make_step(
 
     def run() -> None:
         with stock_operators() if form == "stock convolutions" else contextlib.nullcontext():
-            step(0, batch, now)
+            step(1, batch, now)  # Every tenth, from 0, measures gradients besides.
 
     return run, [optimizer, krnet_optimizer]
 

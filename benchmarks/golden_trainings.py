@@ -41,7 +41,7 @@ TRAININGS = {
     "vanilla, stock convolutions": f"{TRAIN} --method vanilla --stock-convolutions",
     "mkd": TRAIN,
     "mkd, as printed": f"{TRAIN} --mkd.no-detach-kernels --mkd.no-normalize-kernels "
-    "--mkd.no-relative --mkd.correlation raw --meta.keep 0 --no-kd-fade --meta.inner-lr 1e-6",
+    "--mkd.no-relative --mkd.correlation raw --meta.kappa 0 --no-kd-fade --meta.inner-lr 1e-6",
     "mkd, replayed adam": f"{TRAIN} --meta.steps 2 --meta.mode replayed "
     "--meta.inner-optimizer adam",
     "mkd, all by plain gradients": f"{TRAIN} --method-training plain",

@@ -51,6 +51,12 @@ class StockKRNet(nn.Module):
         return kernels.view(batch, grid**2, channels, 3, 3)
 
 
+def unit(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Of norm 1 together; mkdext divides by the mean norm of the steps so far."""
+    norm = nn.utils.get_total_norm(gradients)
+    return [gradient / norm for gradient in gradients]
+
+
 def extract(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Two convolutions of each sample with its own kernels."""
     return convolve(F.leaky_relu(convolve(features, first), 0.2), second)
@@ -76,13 +82,13 @@ class StockMetaStep:
         student_optimizer: torch.optim.Optimizer,
         krnet_optimizer: torch.optim.Optimizer,
         inner_lr: float,
-        keep: float,
+        kappa: float,
         kd_weight: float,
     ) -> None:
         """Take what is trained, and the weights of the losses."""
         self.student, self.points, self.krnets = student, points, krnets
         self.student_optimizer, self.krnet_optimizer = student_optimizer, krnet_optimizer
-        self.inner_lr, self.keep, self.kd_weight = inner_lr, keep, kd_weight
+        self.inner_lr, self.kappa, self.kd_weight = inner_lr, kappa, kd_weight
 
     def __call__(self, lr: Tensor, hr: Tensor, hints: Sequence[Tensor]) -> None:
         """Change KRNets and student once; `hints` are the teacher's feature maps."""
@@ -99,11 +105,13 @@ class StockMetaStep:
             name: parameter - self.inner_lr * gradient
             for (name, parameter), gradient in zip(theta.items(), gradients, strict=True)
         }
-        sr, features = forward_with_features(self.student, self.points, lr, moved)
-        objective = F.l1_loss(sr, hr) + self.keep * self.distillation(features, hints, features)
+        sr, _ = forward_with_features(self.student, self.points, lr, moved)
         phi = list(self.krnets.parameters())
-        for parameter, gradient in zip(phi, torch.autograd.grad(objective, phi), strict=True):
-            parameter.grad = gradient
+        of_error = unit(torch.autograd.grad(F.l1_loss(sr, hr), phi))
+        sources = [feature.detach() for feature in features]
+        of_loss = unit(torch.autograd.grad(self.distillation(sources, hints, sources), phi))
+        for parameter, error, kept in zip(phi, of_error, of_loss, strict=True):
+            parameter.grad = error + self.kappa * kept
         self.krnet_optimizer.step()
 
         self.student_optimizer.zero_grad()

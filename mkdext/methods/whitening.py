@@ -52,13 +52,18 @@ class Scale(nn.Module):
         """Begin with nothing seen."""
         super().__init__()
         self.mean = RunningMean(teacher_channels)
-        self.square = RunningMean(teacher_channels)
+        self.variance = RunningMean(teacher_channels)
         self.student_square = RunningMean()
 
     def observe(self, student: Tensor, teacher: Tensor) -> None:
         """See maps of a batch, `[B, C, h, w]` each."""
-        self.mean.add(teacher.mean((0, 2, 3)))
-        self.square.add(teacher.square().mean((0, 2, 3)))
+        mean = teacher.mean((0, 2, 3))
+        before = mean - self.mean.value
+        self.mean.add(mean)
+        # The variance within batches, and that of their means. The difference of mean square and
+        # squared mean is the same, but float32 has not the digits for maps far from 0.
+        between = before * (mean - self.mean.value)
+        self.variance.add((teacher - mean[:, None, None]).square_().mean((0, 2, 3)) + between)
         self.student_square.add(student.square().mean())
 
     @property
@@ -68,10 +73,9 @@ class Scale(nn.Module):
 
     def whitened(self, teacher: Tensor) -> Tensor:
         """A teacher's map with mean 0 and variance 1 in each channel."""
-        mean = self.mean.value
-        variance = self.square.value - mean.square()
+        variance = self.variance.value
         deviation = variance.clamp_min(_LEAST**2 * variance.mean() + _TINY).sqrt()
-        return (teacher - mean[:, None, None]) / deviation[:, None, None]
+        return (teacher - self.mean.value[:, None, None]) / deviation[:, None, None]
 
 
 class Whitened(DistillationMethod):

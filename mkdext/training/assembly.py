@@ -122,7 +122,8 @@ def assemble(options: Resolved, networks: Networks, device: torch.device) -> Tra
             network = privileged = PrivilegedNetwork(student, scale).to(device)
         privileged.to(memory_format=layout(student))  # type: ignore[call-overload]
         count = options.privileged_iterations
-        before = [PrivilegedStage(options, count, privileged, student)]
+        moved = _optimizer(options, [p for p in privileged.parameters() if p.requires_grad])
+        before = [PrivilegedStage(options, count, privileged, student, moved)]
     elif network is not None:
         network = placed(network, device)
     points = choose_points(options, student, network) if network is not None else None

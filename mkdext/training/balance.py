@@ -48,7 +48,8 @@ class Balance(nn.Module):
         self.distillation.add(norms[1])
         ratio = self.weight(weight) * norms[1] / norms[0].clamp_min(_TINY)
         return {
-            "gradient_ratio": ratio,
+            # Finite where a picture is met exactly and the reconstruction loss has no gradient.
+            "gradient_ratio": ratio.clamp_max(1 / _TINY),
             "gradient_cosine": _cosine(reconstruction, distillation, norms),
         }
 
@@ -56,11 +57,14 @@ class Balance(nn.Module):
         """What the distillation loss is multiplied by.
 
         Args:
-            weight: The weight itself, or the ratio of gradients that it shall lead to.
+            weight: The weight itself, or the ratio of gradients that it shall lead to. Where the
+                distillation loss has had no gradient so far, that is none, and the weight 0.
         """
         if not self.follows:
             return torch.full_like(self.reconstruction.value, weight)
-        return weight * self.reconstruction.value / self.distillation.value.clamp_min(_TINY)
+        usual = self.distillation.value
+        ratio = self.reconstruction.value / usual.clamp_min(_TINY)
+        return torch.where(usual > _TINY, weight * ratio, 0.0)
 
     def of_method(
         self, reconstruction: Sequence[Tensor], distillation: Sequence[Tensor], kappa: float

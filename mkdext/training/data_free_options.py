@@ -106,7 +106,7 @@ class DataFreeOptions(SharedOptions):
     optimizer: Literal["adam", "muon", "sgd"] = "adam"
     """The student's optimizer: 'adam' or 'muon', as for mkdext.train, or 'sgd', which is that of
     DFSR's code: momentum 0.9, weight decay 1e-4, gradients cut to the norm 0.4. By default its --lr
-    is 0.1 and its --lr-min 1e-4."""
+    is 0.1 and its --lr-min 1e-4; the --lr of muon is 0.004."""
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     """What the generators descend."""
     generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)

@@ -40,6 +40,10 @@ class Muon(torch.optim.Adam):
         """Take what is trained, and the learning rate."""
         super().__init__(params, lr, betas=(0.9, 0.999))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a state; that of kernels has no count of steps, for which Adam would look."""
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move all parameters that have a gradient."""

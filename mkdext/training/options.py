@@ -48,8 +48,8 @@ class MetaOptions:
     every: int = 1
     """Student steps from one meta step to the next; a larger number costs less."""
     inner_optimizer: Literal["sgd", "adam"] | None = None
-    """Update rule of the inner loop; adam begins with the student's own moments; default: the
-    method's."""
+    """Update rule of the inner loop; adam begins with the student's own moments, or with none where
+    --optimizer muon moves the student; default: the method's."""
     inner_lr: float | None = None
     """Step length of the inner loop; default: 0.001, and with l2t-ww the student's own."""
     mode: Literal["unrolled", "replayed"] = "unrolled"
@@ -138,9 +138,10 @@ class SharedOptions:
     """Learning rate at the end of the cosine."""
     warmup: int = 0
     """Steps over which the learning rate first rises to its value."""
+
     kd_weight: float | None = None
     """Weight of the distillation loss beside the reconstruction loss; default: as published with
-    the method, and 0.003 for mkd."""
+    the method, and 0.01 for mkd."""
     kd_ratio: float | None = None
     """Instead of a weight: how many times the gradient of the reconstruction loss that of the
     distillation loss shall be; the weight follows both."""
@@ -239,8 +240,8 @@ class TrainOptions(SharedOptions):
 
     optimizer: Literal["adam", "muon"] = "adam"
     """The student's optimizer. 'muon' orthogonalises the momentum of convolution kernels and moves
-    all else by Adam; small networks get much better with it in as many steps. It wants a larger
-    --lr, by default 0.004."""
+    all else by Adam; small networks get much better with it in as many steps. Its --lr is 0.004 by
+    default."""
 
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the teacher computes, and of its cache. bfloat16 halves the cache, and is fast
@@ -453,12 +454,12 @@ def unused_of_method(options: ResolvedShared) -> dict[str, Any]:
     """
     weight, published = _of_method("vanilla")
     meta = values_of(options.meta)
+    given = options.kd_weight if options.kd_ratio is None else None
     if options.method != "vanilla":
-        weight_given = options.kd_weight if options.kd_ratio is None else None
-        return {"kd_weight": weight_given, "meta": MetaOptions(**meta)}
+        return {"kd_weight": given, "meta": MetaOptions(**meta)}
     unused = {name: None for name, value in published._asdict().items() if meta[name] == value}
     return {
-        "kd_weight": None if options.kd_weight == weight else options.kd_weight,
+        "kd_weight": None if given == weight else given,
         "meta": MetaOptions(**meta | unused),
     }
 

@@ -329,15 +329,20 @@ class PrivilegedStage(Stage):
     shown = ("privileged_reconstruction", "privileged_imitation", "lr")
 
     def __init__(
-        self, options: Resolved, steps: int, network: PrivilegedNetwork, student: nn.Module
+        self,
+        options: Resolved,
+        steps: int,
+        network: PrivilegedNetwork,
+        student: nn.Module,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Take resolved options, the number of steps, what is trained, and who begins from it."""
+        """Take how and how long, what is trained, who begins from it, and what moves it."""
         self.options = options
         self.schedule = Schedule(0, steps, options.lr, options.lr_min, options.warmup)
         self.student = student
         self._network = network
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.Adam(self.parameters, options.lr, betas=(0.9, 0.999))
+        self._optimizer = optimizer
+        self.parameters = optimizer.param_groups[0]["params"]
 
     @property
     def network(self) -> PrivilegedNetwork:

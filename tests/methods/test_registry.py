@@ -52,17 +52,15 @@ def test_an_unknown_method_is_refused_with_near_names():
 @pytest.mark.parametrize(
     ("name", "weight"),
     [
-        *(("fitnet", 100), ("at", 1000), ("vid", 1), ("ickd", 2.5), ("fakd", 10 / 255)),
-        *(("l2t-ww", 1), ("pisr", 1e-6), ("response", 1)),
-        *((f"mkd{case}", 3e-3) for case in ("", "-case1", "-case2", "-case3")),
+        *(("fitnet", 100 / 255), ("at", 1000 / 255), ("vid", 1), ("ickd", 2.5 / 255)),
+        *(("fakd", 10 / 255), ("l2t-ww", 0.1), ("pisr", 2e-3), ("response", 1)),
+        *((f"mkd{case}", 1e-2) for case in ("", "-case1", "-case2", "-case3")),
     ],
 )
-def test_a_method_has_its_published_weight_and_mkd_keeps_its_loss_in_the_meta_objective(
-    name, weight
-):
+def test_a_method_has_its_published_weight_and_mkd_its_own_loss_beside_eq_3(name, weight):
     method = method_class(name)
     assert method.published_weight == pytest.approx(weight)
-    assert method.published_meta.keep == (0.1 if name.startswith("mkd") else 0)
+    assert method.published_meta.kappa == (1.0 if name.startswith("mkd") else 0)
 
 
 USERS = """

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mkdext.methods import MKD, MKDOptions
 from mkdext.models import check_points, create_model, default_points, load_model, resolve_teacher
 from mkdext.training import TrainOptions
+from mkdext.training.balance import Balance
 from mkdext.training.schedule import Phase
 from mkdext.training.step import Batch, Distillation, StepOptions, TrainingStep
 from mkdext.training.teacher import Teacher
@@ -37,7 +38,7 @@ def test_every_student_takes_a_meta_step_and_its_own(student: str, tmp_path: Pat
         model,
         optimizers[1],
         Teacher(teacher, points[1], [(9 * scale, 7 * scale)] * 4),
-        Distillation(points[0], method, optimizers[0]),
+        Distillation(points[0], method, optimizers[0], Balance(False)),
         StepOptions(TrainOptions(student=student).resolved().meta),
     )
     for number in range(2):

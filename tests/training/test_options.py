@@ -24,6 +24,9 @@ from mkdext.training.options_file import config_of
         ("lr", 0.0),
         ("lr", float("nan")),
         ("kd_weight", -0.1),
+        ("kd_ratio", 0.0),
+        ("kd_maps", "white"),
+        ("optimizer", "lion"),
         ("hint_share", 1.0),
         ("seed", -1),
         ("seed", 2**63),
@@ -148,8 +151,26 @@ def test_nothing_is_left_open_in_resolved_options():
 
 
 def test_what_was_given_counts_more_than_what_the_method_has():
-    options = TrainOptions(kd_weight=0.25, meta=MetaOptions(keep=0.0)).resolved()
-    assert (options.kd_weight, options.meta.keep) == (0.25, 0.0)
+    options = TrainOptions(kd_weight=0.25, meta=MetaOptions(kappa=0.0)).resolved()
+    assert (options.kd_weight, options.meta.kappa) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "mkd"])
+def test_a_ratio_of_gradients_takes_the_place_of_a_weight(method):
+    options = TrainOptions(method=method, kd_ratio=0.5)
+    assert options.resolved().given() == dataclasses.replace(
+        options, meta=options.resolved().given().meta
+    )
+    assert options.resolved().kd_weight == 0.5
+    with pytest.raises(ValueError, match=r"^`kd_ratio` 0\.5 sets the weight that `kd_weight` 1 wo"):
+        TrainOptions(kd_ratio=0.5, kd_weight=1.0)
+
+
+def test_muon_has_a_learning_rate_of_its_own(tmp_path):
+    for given in ([], ["--train-dir", str(tmp_path)]):
+        adam, muon = (parse([*given, "--optimizer", name]).options() for name in ("adam", "muon"))
+        assert muon == dataclasses.replace(adam, optimizer="muon", lr=4e-3, lr_min=4e-6, warmup=100)
+    assert parse(["--optimizer", "muon", "--lr", "1e-3"]).options().lr == 1e-3
 
 
 @pytest.mark.parametrize("method", ["vanilla", "mkd", "pisr"])
@@ -161,4 +182,4 @@ def test_resolved_options_are_what_they_were_given_as(method):
 def test_without_a_teacher_the_methods_values_stay_open_for_another_method():
     given = TrainOptions(method="vanilla").resolved().given()
     assert given == TrainOptions(method="vanilla")
-    assert dataclasses.replace(given, method="mkd").resolved().kd_weight == 0.003
+    assert dataclasses.replace(given, method="mkd").resolved().kd_weight == 0.01

@@ -7,6 +7,7 @@ import torch
 
 from mkdext.methods import MKD, MKDOptions
 from mkdext.models import create_model, default_points
+from mkdext.training.balance import Balance
 from mkdext.training.run.live import Readings
 from mkdext.training.schedule import Phase
 from mkdext.training.sources import transferred
@@ -52,7 +53,7 @@ def test_a_step_waits_for_nothing() -> None:
     student = create_model("rcan-a", scale=4).to(device, memory_format=torch.channels_last)
     method = MKD([16] * 4, [8] * 4, MKDOptions(grid=2)).to(device)
     trained = torch.optim.Adam(method.parameters(), 1e-4)
-    distillation = Distillation(default_points(student), method, trained)
+    distillation = Distillation(default_points(student), method, trained, Balance(False))
     optimizer = torch.optim.Adam(student.parameters(), 1e-4)
     step = TrainingStep(student, optimizer, distillation=distillation)
     maps = [torch.rand(2, 8, 12, 12, device=device) for _ in range(4)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from mkdext._system.saved_state import SavedState, write_state
 from mkdext.meta import InnerAdam
 from mkdext.methods import DistillationMethod, MKDOptions, method_names
 from mkdext.methods.registry import _METHODS
@@ -171,7 +173,8 @@ class Scaled(Matched):
 @pytest.fixture
 def matched(monkeypatch):
     monkeypatch.setitem(_METHODS, "mkd", Matched)
-    return dataclasses.replace(TINY, kd_weight=0.5, meta=MetaOptions(inner_lr=0.1))
+    meta = MetaOptions(inner_lr=0.1)
+    return dataclasses.replace(TINY, kd_weight=0.5, kd_maps="raw", meta=meta)
 
 
 def test_adapters_descend_the_weighted_loss_with_the_student(matched):
@@ -198,7 +201,7 @@ def test_adapters_descend_the_weighted_loss_with_the_student(matched):
 def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     """The meta-gradient for other parameters is that of the joint step, by finite differences."""
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
-    meta = MetaOptions(steps=2, inner_lr=1e-4, keep=0.1)
+    meta = MetaOptions(steps=2, inner_lr=1e-4)
     stage = stage_of(dataclasses.replace(matched, meta=meta))
     step = stage.step
     step.student.double()
@@ -219,27 +222,136 @@ def test_adapters_move_along_in_the_inner_loop(matched, monkeypatch):
     assert taken[0] == pytest.approx((around[0] - around[1]) / 2e-4, rel=1e-4)
 
 
-def test_the_meta_objective_holds_the_share_of_the_distillation_loss_that_is_kept(
-    matched, monkeypatch
-):
+def test_the_method_has_an_optimizer_of_its_own(matched, monkeypatch):
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
-    meta = MetaOptions(inner_lr=1e-12, keep=0.3, lr=5e-3, weight_decay=0.25)
-    stage = stage_of(dataclasses.replace(matched, meta=meta))
-    step = stage.step
-    batch = step.taught(patches(), with_maps=True)
-    sr, maps = forward_with_features(step.student, step.distillation.points, batch.low)
-    gap = step.distillation.method(maps, batch.maps).detach()
-    error = (sr - batch.high).abs().mean()
-    torch.testing.assert_close(meta_step(step, batch)["meta_objective"], error + 0.3 * gap)
-    # The first step of Adam is as long as its rate.
+    meta = MetaOptions(inner_lr=1e-12, kappa=1.0, lr=5e-3, weight_decay=0.25)
+    step = stage_of(dataclasses.replace(matched, meta=meta)).step
+    meta_step(step, patches())
+    # The loss grows with the number, and the first step of Adam is as long as its rate.
     assert step.distillation.method.scale.item() == pytest.approx(1 - 5e-3)
     assert step.distillation.optimizer.param_groups[0]["weight_decay"] == 0.25
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1.0, 0.25])
+@pytest.mark.parametrize("maps", ["whitened", "raw"])
+def test_the_method_moves_along_the_sum_of_both_its_gradients_each_of_norm_1(kappa, maps):
+    meta = MetaOptions(inner_lr=0.1, kappa=kappa)
+    step = stage_of(dataclasses.replace(TINY, kd_maps=maps, meta=meta)).step
+    method, phi = step.distillation.method, step.distillation.meta_parameters
+    batch = step.taught(patches(), with_maps=True)
+    low, high = batch.low, batch.high
+    _, features = forward_with_features(step.student, step.distillation.points, low)
+    theta = {n: p for n, p in step.student.named_parameters()}
+    method.observe(features, batch.maps)
+    slopes = method.gradient(features, batch.maps, create_graph=True).maps
+    moved = torch.autograd.grad(
+        features, theta.values(), slopes, create_graph=True, materialize_grads=True
+    )
+    moved = {n: p - 0.1 * g for (n, p), g in zip(theta.items(), moved, strict=True)}
+    error = functional.l1_loss(functional_call(step.student, moved, (low,)), high)
+    equation_3 = together(torch.autograd.grad(error, phi))
+    kept = method([f.detach() for f in features], batch.maps)
+    kept = together(torch.autograd.grad(kept, phi))
+    expected = equation_3 / equation_3.norm() + kappa * kept / kept.norm() if kappa else equation_3
+    given = []
+    step.distillation.optimizer.register_step_pre_hook(
+        lambda *_: given.append(together([p.grad for p in phi]))
+    )
+    values = meta_step(step, batch)
+    torch.testing.assert_close(given[0], expected, rtol=1e-3, atol=1e-5 * float(expected.norm()))
+    torch.testing.assert_close(values["meta_gradient"], equation_3.norm(), rtol=1e-4, atol=0)
+    if kappa:
+        torch.testing.assert_close(values["meta_distillation_gradient"], kept.norm())
+        cosine = functional.cosine_similarity(equation_3, kept, dim=0)
+        torch.testing.assert_close(values["meta_cosine"], cosine, rtol=1e-3, atol=1e-4)
+    else:
+        assert "meta_cosine" not in values
+
+
+def together(gradients) -> torch.Tensor:
+    return torch.cat([gradient.detach().flatten() for gradient in gradients])
+
+
+@pytest.mark.parametrize("name", ["fitnet", "at", "mkd"])
+def test_a_ratio_makes_one_gradient_so_many_times_the_other(name):
+    """On a batch that was measured, what the student descends is the sum of both."""
+    step = stage_of(
+        dataclasses.replace(TINY, method=name, kd_ratio=2.0, method_training="plain")
+    ).step
+    batch = step.taught(patches(), with_maps=True)
+    sr, features = forward_with_features(step.student, step.distillation.points, batch.low)
+    parameters = list(step.student.parameters())
+    step.distillation.method.observe(features, batch.maps)
+    slopes = step.distillation.method.gradient(features, batch.maps).maps
+    materialized = {"materialize_grads": True, "retain_graph": True}
+    error = functional.l1_loss(sr, batch.high)
+    of_error = together(torch.autograd.grad(error, parameters, **materialized))
+    of_method = together(torch.autograd.grad(features, parameters, slopes, **materialized))
+    given = []
+    step.optimizer.register_step_pre_hook(
+        lambda *_: given.append(together([p.grad for p in parameters]))
+    )
+    buffers = {n: b.clone() for n, b in step.distillation.method.named_buffers()}
+    for buffer in step.distillation.method.buffers():
+        buffer.zero_()  # as if nothing had been seen
+    values = step(0, batch, Phase(1e-3, 1.0, 0.5 * 2.0))  # half faded
+    assert all(torch.equal(b, buffers[n]) for n, b in step.distillation.method.named_buffers())
+    share = of_error.norm() / of_method.norm()
+    torch.testing.assert_close(given[0], of_error + share * of_method, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(values["gradient_ratio"], torch.tensor(1.0))
+    cosine = functional.cosine_similarity(of_error, of_method, dim=0)
+    torch.testing.assert_close(values["gradient_cosine"], cosine, rtol=1e-3, atol=1e-5)
+
+
+def test_the_gradients_are_measured_every_tenth_step_and_not_while_hints_are_given():
+    step = stage_of(dataclasses.replace(TINY, method="at")).step
+    now = Phase(1e-3, 1.0, 0.1)
+    measured = [i for i in range(12) if "gradient_ratio" in step(i, patches(), now)]
+    assert measured == [0, 10]
+    hints = stage_of(dataclasses.replace(TINY, method="at", hint_share=0.5, kd_ratio=1.0))
+    assert "gradient_ratio" not in hints.take(0, patches())
+    assert float(hints.step.distillation.balance.distillation.count) == 0
+
+
+@pytest.mark.parametrize("method", ["mkd", "vid"])
+def test_a_checkpoint_holds_all_that_the_weights_of_losses_and_gradients_follow(method, tmp_path):
+    meta = MetaOptions(every=2, kappa=0.5)
+    given = {"iterations": 16, "kd_ratio": 0.5, "optimizer": "muon", "meta": meta}
+    options = dataclasses.replace(TINY, method=method, **given)
+    whole, resumed = stage_of(options), stage_of(options)
+    kept = tmp_path / "state.pt"
+    for step in range(14):
+        if step == 3:
+            write_state(kept, whole.state_dict())
+        whole.take(step, patches()._replace(low=patches().low * (1 + step)))
+    resumed.load(SavedState.read(kept, ""))
+    for step in range(3, 14):
+        resumed.take(step, patches()._replace(low=patches().low * (1 + step)))
+    for one, other in zip(together_of(whole), together_of(resumed), strict=True):
+        assert torch.equal(one, other)
+
+
+def together_of(stage) -> list[torch.Tensor]:
+    distillation = stage.step.distillation
+    modules = stage.network, distillation.method, distillation.balance
+    return [tensor for module in modules for tensor in module.state_dict().values()]
+
+
+def test_a_ratio_has_no_weight_where_there_is_no_gradient_yet():
+    """A student that begins as its teacher has no gap; the weight is 0 until there is one."""
+    network = create_model("rcan-a", 4)
+    options = dataclasses.replace(TINY, method="response", kd_ratio=1.0, imitation=1.0)
+    step = stage_of(options, Networks(network, {4: copy.deepcopy(network)})).step
+    before = [p.detach().clone() for p in network.parameters()]
+    values = step(0, patches(), Phase(1e-3, 1.0, 1.0, imitation=1.0))
+    assert float(values["gradient_ratio"]) == 0 and float(values["student_gradient"]) == 0
+    assert all(torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("closing", [False, True])
 def test_a_step_on_the_reconstruction_loss_may_close_the_inner_loop(closing, matched, monkeypatch):
     monkeypatch.setitem(_METHODS, "mkd", Scaled)
-    meta = MetaOptions(inner_lr=0.1, keep=0, closing_step=closing)
+    meta = MetaOptions(inner_lr=0.1, closing_step=closing)
     stage = stage_of(dataclasses.replace(matched, meta=meta))
     step = stage.step
     step.distillation.method.scale.data.zero_()  # so that the other step leads nowhere

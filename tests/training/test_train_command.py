@@ -244,7 +244,8 @@ def test_vanilla_and_distilled_students_begin_alike_and_see_the_same_patches(fla
     first = {}
     for method in ("vanilla", "mkd"):
         run = tmp_path / method
-        assert main([*flags, "--out", str(run), "--method", method]) == 0
+        given = ["--method", method, "--imitation", "0"]
+        assert main([*flags, "--out", str(run), *given]) == 0
         first[method] = losses(run)[0]
     assert first["vanilla"] == first["mkd"]
 
@@ -254,9 +255,19 @@ def test_vanilla_and_distilled_students_begin_alike_and_see_the_same_patches(fla
     [
         ["--meta.mode", "replayed", "--meta.steps", "2"],
         ["--meta.inner-optimizer", "adam", "--meta.steps", "2"],
-        ["--meta.no-rollback", "--meta.closing-step", "True", "--meta.keep", "0"],
+        ["--meta.no-rollback", "--meta.closing-step", "True", "--meta.kappa", "0"],
         ["--hint-share", "0.5", "--mkd.no-detach-kernels", "--mkd.no-relative"],
         ["--mkd.correlation", "raw", "--mkd.softmax-over", "teacher", "--no-kd-fade"],
+        [
+            "--optimizer",
+            "muon",
+            "--kd-ratio",
+            "0.5",
+            "--mkd.centred",
+            "--student-dtype",
+            "bfloat16",
+        ],
+        ["--kd-maps", "raw", "--meta.no-rollback", "--method", "l2t-ww", "--optimizer", "muon"],
     ],
 )
 def test_every_option_of_the_method_trains(flags, tmp_path, extra):

@@ -101,6 +101,20 @@ def test_normalized_kernels_have_norm_one_whatever_the_features():
         torch.testing.assert_close(kernel.flatten(2).norm(dim=2), torch.ones(3, 4).double())
 
 
+def test_centred_kernels_have_mean_0_and_see_nothing_in_a_flat_area():
+    options = MKDOptions(grid=2, centred=True)
+    student, teacher = features(4, 1), features(5, 2)
+    first, second = krnet(options)(student, teacher, student).kernels
+    zeros = torch.zeros(3, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(first.mean((3, 4)), zeros, atol=1e-12, rtol=0)
+    torch.testing.assert_close(first.flatten(2).norm(dim=2), torch.ones(3, 4).double())
+    assert second.mean((3, 4)).abs().min() > 0.01
+    flat = torch.ones(3, 1, 8, 6, dtype=torch.float64) * torch.arange(1.0, 6.0).view(5, 1, 1)
+    knowledge = krnet(options)(student, flat, student).teacher
+    # Beyond two pixels from the border, where zeros surround the map.
+    assert knowledge[..., 2:-2, 2:-2].abs().max() < 1e-12 < 0.01 < knowledge.abs().max()
+
+
 def test_the_relative_gap_does_not_depend_on_the_scale_of_the_teacher():
     torch.manual_seed(0)
     method = MKD([5], [5], MKDOptions(grid=2)).double()
@@ -265,6 +279,21 @@ def test_statistics_tell_a_collapse():
     collapsed = method.statistics([flat], [flat])
     assert collapsed["gap"] == 0
     assert collapsed["kernel_spread"] == pytest.approx(0, abs=1e-9)
+
+
+def test_statistics_tell_how_much_of_maps_and_knowledge_is_detail():
+    torch.manual_seed(0)
+    method = MKD([5], [5], MKDOptions(grid=2)).double()
+    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+    board = ((rows + columns) % 2 - 0.5).double().expand(3, 5, 24, 24)
+    slope = rows.double().expand(3, 5, 24, 24)
+    seen = [method.statistics([board], [maps])["detail_maps"] for maps in (board, slope)]
+    # Of a board a mean over 5x5 leaves a 25th, hence 24 / 25 of the variance is taken, squared;
+    # more at the border. Of a slope only the border's mean differs.
+    assert seen[0] == pytest.approx((24 / 25) ** 2, abs=0.02) and seen[1] < 0.01
+    shares = method.statistics([features(5, 1)], [features(5, 2)])
+    assert 0 < shares["detail_knowledge"] < shares["detail_maps"] < 1
+    assert method.statistics([board], [torch.ones_like(board)])["detail_maps"] == 0
 
 
 def test_other_numbers_of_points_are_refused():
