@@ -12,6 +12,7 @@ from mkdext.metrics.attribution import (
 from mkdext.metrics.image_quality import (
     exact_note,
     luma,
+    luma_picture,
     mean_psnr,
     psnr_y,
     ssim_y,
@@ -27,6 +28,7 @@ __all__ = [
     "exact_note",
     "gini",
     "luma",
+    "luma_picture",
     "mean_psnr",
     "path_attribution",
     "psnr_y",

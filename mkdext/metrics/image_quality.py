@@ -38,6 +38,28 @@ def luma(image: Tensor) -> Tensor:
     return 16 + 65.481 * red + 128.553 * green + 24.966 * blue
 
 
+def luma_picture(image: Tensor) -> Tensor:
+    """The Y channel as networks of Y take it: MATLAB's divided by 255.
+
+    Args:
+        image: `[..., 3, H, W]`, RGB, floating point in [0, 1].
+
+    Returns:
+        `[..., 1, H, W]` of the type of `image`: 16/255 is black, 235/255 is white.
+
+    Raises:
+        TypeError: `image` is not floating point.
+        ValueError: `image` is not `[..., 3, H, W]`.
+
+    Example:
+        >>> luma_picture(torch.ones(1, 3, 2, 2)).shape
+        torch.Size([1, 1, 2, 2])
+    """
+    if not image.is_floating_point():
+        raise TypeError(f"luma_picture: image must be floating point, got {image.dtype}")
+    return (luma(image) / 255).to(image.dtype).unsqueeze(-3)
+
+
 def psnr_y(image: Tensor, reference: Tensor, border: int) -> float:
     """Peak signal-to-noise ratio of the Y channels in dB, peak 255.
 

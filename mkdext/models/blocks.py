@@ -34,6 +34,9 @@ class SuperResolver(nn.Module):
     """Enlargement factor."""
     protocol: ClassVar[Literal["8bit", "float"]] = "8bit"
     """Whether its paper rounds pictures to 8 bits before it measures them."""
+    changes_luma_alone: bool = False
+    """Whether its pictures differ from the enlarged image in Y alone; what it cannot change does
+    not count in a loss, see `loss_of`."""
     layout: ClassVar[torch.memory_format] = torch.contiguous_format
     """Of images and weights, in which it runs best of those that it can run in; a user's network
     may run in no other."""

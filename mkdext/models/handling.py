@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.plugins import error_in_words
+from mkdext.metrics.losses import Loss, over_luma
 from mkdext.models.blocks import SuperResolver
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -30,6 +31,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def layout(model: nn.Module) -> torch.memory_format:
     """The layout of images and weights in which a network runs best of those that it can run in."""
     return model.layout if isinstance(model, SuperResolver) else torch.contiguous_format
+
+
+def loss_of(model: nn.Module, loss: Loss) -> Loss:
+    """A loss as it is taken of a network's pictures: over Y where the network changes Y alone.
+
+    It is the network that is judged whose kind decides, whatever its teacher is: a student of Y can
+    not follow a teacher's colours, and one of colours must learn those of a teacher of Y too, which
+    are bicubic's.
+    """
+    alone = isinstance(model, SuperResolver) and model.changes_luma_alone
+    return over_luma(loss) if alone else loss
 
 
 def placed(model: _Network, device: torch.device) -> _Network:

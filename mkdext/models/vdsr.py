@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext.data import imresize
-from mkdext.metrics import luma
+from mkdext.metrics import luma_picture
 from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3
 from mkdext.models.channels import Channels
 from mkdext.models.registry import register
@@ -114,6 +114,7 @@ class VDSR(SRNetwork):
 
     config: VDSRConfig
     protocol = "float"
+    changes_luma_alone = True
     rows: ClassVar[Mapping[str, str]] = {"luma.residual_layer": "blocks"}
     first_layers = ("input.weight",)
 
@@ -129,9 +130,8 @@ class VDSR(SRNetwork):
     def super_resolve(self, low: Tensor) -> Tensor:
         """Enlarge, and sharpen the Y channel."""
         enlarged = imresize(low, self.scale)
-        y = (luma(enlarged) / 255).to(low.dtype).unsqueeze(1)
         # In YCbCr a change of Y alone is the same change of red, green and blue.
-        return enlarged + self.luma.residual(y) * (255 / (_WHITE - _BLACK))
+        return enlarged + self.luma.residual(luma_picture(enlarged)) * (255 / (_WHITE - _BLACK))
 
     def stages(self) -> list[str]:
         """Names of the convolutions between the first and the last; their maps are enlarged."""

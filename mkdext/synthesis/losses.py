@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mkdext._system.field_types import check_types
 from mkdext.data import imresize
+from mkdext.metrics.losses import Loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +39,7 @@ class Criterion:
         return errors.mean() if self.reduction == "mean" else errors.sum()
 
 
-def reconstruction_loss(
-    images: Tensor, enlarged: Tensor, criterion: Criterion | None = None
-) -> Tensor:
+def reconstruction_loss(images: Tensor, enlarged: Tensor, criterion: Loss | None = None) -> Tensor:
     """Made images must agree with what they become enlarged and reduced again: L_R, eq. 1.
 
     R, which reduces, is MATLAB's bicubic and passes gradients on; nothing is rounded or clipped.
@@ -57,9 +56,7 @@ def reconstruction_loss(
     return (criterion or Criterion())(reduced, images)
 
 
-def adversarial_loss(
-    teacher: Tensor, student: Tensor, criterion: Criterion | None = None
-) -> Tensor:
+def adversarial_loss(teacher: Tensor, student: Tensor, criterion: Loss | None = None) -> Tensor:
     """Images must be such that the student fails on them: L_GEN = -log(1 + L_KD), eq. 2 and 3.
 
     Args:

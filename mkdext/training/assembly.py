@@ -29,7 +29,7 @@ from mkdext.models import (
     default_points,
     select_points,
 )
-from mkdext.models.handling import layout, placed
+from mkdext.models.handling import layout, loss_of, placed
 from mkdext.synthesis import carry_over, part_counts
 from mkdext.synthesis.randomness import Draw, seed_of
 from mkdext.training.balance import Balance
@@ -267,7 +267,7 @@ def make_steps(
             Balance(options.kd_ratio is not None).to(device),
         )
         trained += distillation.adapters.values()
-    optimizer, step_options = _optimizer(options, trained), _step_options(options)
+    optimizer, step_options = _optimizer(options, trained), _step_options(options, student)
     dtype, picture = torch.float32, None
     if isinstance(options, ResolvedTraining):
         dtype = getattr(torch, options.teacher_dtype)
@@ -304,12 +304,16 @@ def _optimizer(options: Resolved, trained: Iterable[nn.Parameter]) -> torch.opti
     return torch.optim.Adam(trained, options.lr, betas=(0.9, 0.999))
 
 
-def _step_options(options: Resolved) -> StepOptions:
+def _step_options(options: Resolved, student: nn.Module) -> StepOptions:
     if isinstance(options, ResolvedDataFree):
         largest = _DFSR_GRADIENT if options.optimizer == "sgd" else math.inf
-        return StepOptions(options.meta, criterion=options.criterion, largest_gradient=largest)
+        criterion = loss_of(student, options.criterion)
+        return StepOptions(options.meta, criterion=criterion, largest_gradient=largest)
     dtype: torch.dtype = getattr(torch, options.student_dtype)
-    return StepOptions(options.meta, dtype, make_loss(options.loss))
+    loss = make_loss(options.loss)
+    if not is_reference(options.loss):  # A function of the user's was promised colours.
+        loss = loss_of(student, loss)
+    return StepOptions(options.meta, dtype, loss)
 
 
 def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> Points:

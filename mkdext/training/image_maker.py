@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mkdext._system.device import sent
 from mkdext._system.saved_state import SavedState
 from mkdext.models import check_points, features_at, forward_with_features
-from mkdext.models.handling import evaluation_mode
+from mkdext.models.handling import evaluation_mode, loss_of
 from mkdext.synthesis import (
     FeatureStatistics,
     Generator,
@@ -168,8 +168,9 @@ class ImageMaker:
             enlarged, maps = forward_with_features(self.teacher, self.points, seen)
         with evaluation_mode(student):
             failed = student(seen)
-        values["adversarial"] = adversarial_loss(enlarged, failed, options.criterion)
-        values["consistency"] = reconstruction_loss(seen, enlarged, options.criterion)
+        of_student, of_teacher = (loss_of(n, options.criterion) for n in (student, self.teacher))
+        values["adversarial"] = adversarial_loss(enlarged, failed, of_student)
+        values["consistency"] = reconstruction_loss(seen, enlarged, of_teacher)
         if self.discriminator:
             whole = pooled(maps).detach()
             values |= self._contrastive(self.discriminator, images, whole, random)

@@ -8,7 +8,16 @@ from skimage.color import rgb2ycbcr
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mkdext.metrics import exact_note, luma, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
+from mkdext.metrics import (
+    exact_note,
+    luma,
+    luma_picture,
+    mean_psnr,
+    psnr_y,
+    ssim_y,
+    ssim_y_uniform,
+    to_uint8,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,16 @@ def test_luma_is_that_of_matlab_and_not_rounded(photograph):
     torch.testing.assert_close(
         luma(primaries).flatten(), torch.tensor([81.481, 144.553, 40.966]).double()
     )
+
+
+def test_networks_of_y_take_a_255th_of_it_in_the_type_of_the_image():
+    pictures = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 3, 4, 5)
+    for dtype in (torch.float32, torch.float64):
+        taken = luma_picture(pictures.to(dtype))
+        assert taken.dtype == dtype and taken.shape == (2, 1, 4, 5)
+        torch.testing.assert_close(taken[:, 0, 0, 0], torch.tensor([235, 16]).to(dtype) / 255)
+    with pytest.raises(TypeError, match=r"^luma_picture: image must be floating point, got .*uin"):
+        luma_picture(torch.zeros(3, 4, 5, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("border", [0, 2, 4])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mkdext.metrics.losses import LOSSES, make_loss, require_known_loss
+from mkdext.metrics.losses import LOSSES, make_loss, over_luma, require_known_loss
 
 
 def pictures(dtype=torch.double):
@@ -71,6 +71,18 @@ def test_equal_pictures_have_the_least_loss(name):
 def test_a_loss_has_a_shape_without_numbers(name):
     sr = torch.empty(2, 3, 8, 8, device="meta", requires_grad=True)
     assert torch.autograd.grad(make_loss(name)(sr, sr.detach()), sr)[0].shape == sr.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "levels"),
+    [((0.1, 0.1, 0.1), 21.9), ((0.2, 0, 0), 13.0962), ((0, -0.1, 0.2), 7.8621)],
+)
+def test_over_luma_a_change_of_colours_counts_as_it_changes_y(change, levels):
+    high = torch.rand(2, 3, 4, 5, dtype=torch.double)
+    sr = high + torch.tensor(change, dtype=torch.double).view(3, 1, 1)
+    gap = levels / 255
+    assert float(over_luma(make_loss("l1"))(sr, high)) == pytest.approx(gap, rel=1e-6)
+    assert float(over_luma(make_loss("l2"))(sr, high)) == pytest.approx(gap**2, rel=1e-6)
 
 
 USERS = """

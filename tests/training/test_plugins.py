@@ -58,6 +58,11 @@ class Leaving(Means):
 def doubled(sr, hr):
     return 2 * (sr - hr).abs().mean()
 
+def reds(sr, hr):
+    assert sr.shape[1] == hr.shape[1] == 3
+    return (sr - hr)[:, 0].abs().mean()
+
+
 def counted(sr, hr):
     loss = (sr - hr).abs().mean()
     return loss if loss.item() >= 0 else -loss
@@ -103,6 +108,12 @@ def test_network_method_and_loss_come_from_a_file_with_options(tmp_path):
     assert doubled == pytest.approx(2 * plain, rel=1e-5)
     student = load_network(run / "checkpoints/student.safetensors", 4, "code.py:net")
     assert student.model.unwrapped[0].out_channels == 5
+
+
+def test_a_loss_from_a_file_sees_colours_of_a_student_of_y_too(tmp_path):
+    given = ["--student", "vdsr-half", "--method", "vanilla", *SHORT]
+    assert main([*given, "--loss", "code.py:reds", "--out", "reds"]) == 0
+    assert values(tmp_path / "reds")[0]["reconstruction"] > 0
 
 
 @pytest.mark.slow

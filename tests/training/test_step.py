@@ -427,6 +427,19 @@ def test_a_share_of_the_reconstruction_loss_is_taken_against_the_teachers_pictur
     torch.testing.assert_close(values["reconstruction"], expected)
 
 
+def test_a_student_of_y_is_compared_over_y_with_photographs_and_a_teacher_of_colours():
+    stage = stage_of(dataclasses.replace(TINY, student="vdsr-half", imitation=0.25))
+    step, batch = stage.step, patches()
+    with torch.no_grad():
+        pictures = step.student(batch.low), batch.high, step.teacher.network(batch.low)
+    weights = torch.tensor([65.481, 128.553, 24.966]) / 255
+    sr, high, imitated = (torch.einsum("bchw,c->bhw", picture, weights) for picture in pictures)
+    expected = 0.75 * (sr - high).abs().mean() + 0.25 * (sr - imitated).abs().mean()
+    now = Phase(lr=1e-3, reconstruction=1.0, distillation=0.0, imitation=0.25)
+    values = step(2, batch, now)
+    torch.testing.assert_close(values["reconstruction"], expected)
+
+
 @pytest.mark.parametrize("name", ["imitation", "imitation_end"])
 def test_nobody_can_be_imitated_without_a_teacher(name):
     with pytest.raises(ValueError, match=rf"`{name}` must be 0 with `method` vanilla.*got 0\.5"):

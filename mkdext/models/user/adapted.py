@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mkdext._system.plugins import error_in_words
 from mkdext.data import imresize
-from mkdext.metrics import luma
+from mkdext.metrics import luma_picture
 from mkdext.models.blocks import SRNetwork, SuperResolver
 from mkdext.models.handling import evaluation_mode
 from mkdext.models.user.exported import ExportedAdapted
@@ -36,6 +36,7 @@ class AdaptedNetwork(SuperResolver):
         self.network = network
         self.scale = scale
         self.channels = channels
+        self.changes_luma_alone = channels == 1
         self.enlarged = enlarged
         self.training = network.training
 
@@ -47,7 +48,7 @@ class AdaptedNetwork(SuperResolver):
             sr: Tensor = self.network(imresize(low, self.scale) if self.enlarged else low)
             return sr
         large = imresize(low, self.scale)
-        change = self.network(_y(large if self.enlarged else low)) - _y(large)
+        change = self.network(luma_picture(large if self.enlarged else low)) - luma_picture(large)
         # In YCbCr a change of Y alone is the same change of red, green and blue.
         colours: Tensor = large + change * (255 / (_WHITE - _BLACK))
         return colours
@@ -77,10 +78,6 @@ class AdaptedNetwork(SuperResolver):
                 own = f"{prefix}network.{name.removeprefix(prefix)}"
                 state_dict[own] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def _y(image: Tensor) -> Tensor:
-    return (luma(image) / 255).to(image.dtype).unsqueeze(1)
 
 
 def adapt(

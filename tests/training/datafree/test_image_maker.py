@@ -82,6 +82,36 @@ def test_without_contrast_the_losses_are_those_of_dfsr(options):
     assert "contrastive" not in values
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("vdsr", "vdsr-half"), ("rcan", "vdsr-half"), ("vdsr", "rcan-a")]
+)
+def test_each_loss_is_over_y_where_the_network_that_it_judges_is_of_y(
+    teacher, student, options, teachers
+):
+    options = dataclasses.replace(
+        options,
+        teacher_weights=teachers[teacher],
+        student=student,
+        weights=LossWeights(contrastive=0),
+        error="squared",
+        reduction="sum",
+    )
+    _, maker, network = begun(options)
+    with torch.no_grad():
+        noise = torch.randn(3, LATENT, generator=random_for(0, Draw.GENERATION, 0))
+        images = maker.generator(noise)
+        enlarged = maker.teacher(images)
+        gaps = enlarged - network(images), imresize(enlarged, 1 / 2) - images
+    weights = torch.tensor([65.481, 128.553, 24.966]) / 255
+    failed, inconsistent = (
+        (torch.einsum("bchw,c->bhw", gap, weights) if name.startswith("vdsr") else gap)
+        for gap, name in zip(gaps, (student, teacher), strict=True)
+    )
+    values = maker.improve(0, network)
+    torch.testing.assert_close(values["adversarial"], -failed.square().sum().log1p())
+    torch.testing.assert_close(values["consistency"], inconsistent.square().sum())
+
+
 def test_with_contrast_the_losses_are_those_of_the_views(options):
     contrastive = ContrastiveOptions(
         temperature=0.3, positive_in_denominator=False, bank_bytes=2000, negatives=2

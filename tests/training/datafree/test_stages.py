@@ -122,6 +122,23 @@ def test_a_stage_without_a_point_compares_pictures_alone(options, teachers):
     assert take(last, 4, images())["distillation"] > 0
 
 
+def test_a_student_of_y_imitates_the_teacher_over_y(options, teachers):
+    """Over red, green and blue the sum of squares would be 3 * (255 / 219)^2 times as large."""
+    options = dataclasses.replace(
+        options,
+        teacher_weights=teachers["vdsr"],
+        student="vdsr-half",
+        error="squared",
+        reduction="sum",
+    )
+    training = prepare(options.resolved())
+    stage, teacher = begin(training, 0), training.networks.teachers[2]
+    with torch.no_grad():
+        of_colours = (stage.network(images()) - teacher(images())).square().sum()
+    loss = take(stage, 0, images())["reconstruction"]
+    assert of_colours / loss == pytest.approx(4.0674, rel=1e-3)
+
+
 def test_students_of_several_scales_share_weights_optimizer_and_method(options, teachers):
     options = dataclasses.replace(
         options,
