@@ -47,7 +47,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, BUILTIN_DEMO.out)
-    names = "recipe", "method", "optimizer"
+    names = "recipe", "method", "optimizer", "kd_ratio"
     said = (said_of(name, first, file) for name in names)
     usual = usual_training(said_of("train_dir", first, file) or (), *said)
     return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")

@@ -27,6 +27,7 @@ class FirstFlags:
     recipe: str | None = None
     method: str | None = None
     optimizer: str | None = None
+    kd_ratio: float | None = None
 
 
 def first_flags(arguments: Sequence[str]) -> FirstFlags:

@@ -528,6 +528,7 @@ def usual_training(
     recipe: TrainingRecipe | None = None,
     method: str | None = None,
     optimizer: str | None = None,
+    kd_ratio: float | None = None,
 ) -> TrainOptions:
     """The options that hold where none are given: lengths of the MKD paper, or short ones.
 
@@ -536,6 +537,7 @@ def usual_training(
         recipe: As in the options; none: the best one, with what follows in its place.
         method: As in the options, if it is given.
         optimizer: Likewise.
+        kd_ratio: Likewise.
 
     Raises:
         ValueError: There is no such recipe.
@@ -550,7 +552,7 @@ def usual_training(
     if recipe is None:
         given = {"method": method, "optimizer": optimizer}
         values |= {name: value for name, value in given.items() if value is not None}
-        if values["method"] != "response":
+        if values["method"] != "response" or kd_ratio is not None:
             del values["kd_weight"]
         if not _has_teacher_of_pictures(values["method"]):
             values["imitation"] = 0.0

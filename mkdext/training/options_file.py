@@ -250,7 +250,8 @@ def _usual_data_free(options: ResolvedDataFree) -> DataFreeOptions:
 def _usual(options: ResolvedTraining) -> TrainOptions:
     """What holds beside the flags that are needed for a training."""
     given = options.train_dir, options.recipe
-    usual, first = usual_training(*given, options.method, options.optimizer), usual_training(*given)
+    first = usual_training(*given)
+    usual = usual_training(*given, options.method, options.optimizer, options.kd_ratio)
     return dataclasses.replace(usual, method=first.method, optimizer=first.optimizer)
 
 

@@ -14,5 +14,5 @@ def flags(photographs: Path) -> list[str]:
         *("--train-dir", str(photographs), "--val-dir", str(photographs)),
         *("--iterations", "12", "--batch-size", "2", "--patch-size", "8", "--mkd.grid", "2"),
         *("--meta.every", "2", "--validate-every", "6", "--checkpoint-every", "3"),
-        *("--log-every", "1"),
+        *("--log-every", "1", "--method", "mkd"),
     ]
