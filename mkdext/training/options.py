@@ -507,7 +507,7 @@ def positive(options: object, *names: str, prefix: str = "") -> None:
 
 
 BUILTIN_DEMO = TrainOptions(
-    iterations=1000,
+    iterations=2000,
     batch_size=8,
     patch_size=24,
     lr=1e-3,

@@ -132,7 +132,7 @@ def test_points_that_do_not_fit_are_refused_before_any_work(
 def test_the_memory_of_a_network_that_needs_numbers_is_not_known(
     estimated, nets, flags, tmp_path, capsys
 ):
-    own = ["--student", f"{nets}:Counted", "--student-points", "0", "2"]
+    own = ["--student", f"{nets}:Counted", "--student-points", "0", "2", "--imitation", "0"]
     assert prepare(parse([*flags, *own]).options().resolved()).memory is None
     cache = ["--teacher-cache", str(tmp_path / "cache"), "--teacher-cache-crops", "20"]
     assert main([*flags, *own, *cache, "--dry-run", "--out", str(tmp_path / "out")]) == 0

@@ -195,7 +195,7 @@ def test_hints_are_the_decoders_maps_of_what_the_encoder_makes_of_high_resolutio
 
 
 def test_a_step_of_the_teacher_descends_its_loss_by_adam(options):
-    options = dataclasses.replace(options, lr=1e-3, warmup=0).resolved()
+    options = dataclasses.replace(options, optimizer="adam", lr=1e-3, warmup=0).resolved()
     stage = prepare(options.resolved()).stages[0]
     network = stage.network
     torch.manual_seed(0)

@@ -208,7 +208,7 @@ def test_a_run_of_other_options_is_refused(reference, flags, capsys):
     before = weights(reference)
     assert main([*flags, "--out", str(reference), "--lr", "3e-4"]) == 2
     message = capsys.readouterr().err
-    assert "lr was 0.0001, now 0.0003" in message
+    assert "lr was 0.004, now 0.0003" in message
     assert weights(reference) == before
     assert main([*flags, "--out", str(reference), "--mkd.kernel-size", "5"]) == 2
     assert "run with other options (mkd.kernel_size was 3, now 5):" in capsys.readouterr().err

@@ -265,7 +265,7 @@ def test_sgd_has_learning_rates_of_its_own(tmp_path):
             parse(["--config", str(file), "--optimizer", "adam"]),
         )
     ]
-    assert rates == [(1e-3, 1e-5), (0.1, 1e-4), (0.05, 1e-4), (0.1, 1e-4), (1e-3, 1e-5)]
+    assert rates == [(4e-3, 4e-6), (0.1, 1e-4), (0.05, 1e-4), (0.1, 1e-4), (1e-3, 1e-5)]
 
 
 @pytest.mark.slow
