@@ -244,7 +244,8 @@ def as_flags(values: Mapping[str, Any], options: SharedOptions) -> list[str]:
 
 def _usual_data_free(options: ResolvedDataFree) -> DataFreeOptions:
     usual = usual_data_free(options.recipe, options.optimizer)
-    return dataclasses.replace(usual, optimizer=usual_data_free(options.recipe).optimizer)
+    optimizer = usual_data_free(options.recipe).optimizer
+    return dataclasses.replace(usual, recipe=None, optimizer=optimizer)
 
 
 def _usual(options: ResolvedTraining) -> TrainOptions:
@@ -252,7 +253,7 @@ def _usual(options: ResolvedTraining) -> TrainOptions:
     given = options.train_dir, options.recipe
     first = usual_training(*given)
     usual = usual_training(*given, options.method, options.optimizer, options.kd_ratio)
-    return dataclasses.replace(usual, method=first.method, optimizer=first.optimizer)
+    return dataclasses.replace(usual, recipe=None, method=first.method, optimizer=first.optimizer)
 
 
 def _command(name: str, options: SharedOptions, usual: SharedOptions) -> str:
