@@ -133,7 +133,8 @@ def parse(arguments: list[str]) -> CompareCommand:
     file = _of_a_comparison(config_file(first.config)) if first.config else None
     recipe, optimizer = (said_of(name, first, file) for name in ("recipe", "optimizer"))
     usual = usual_training(said_of("train_dir", first, file) or (), recipe, optimizer=optimizer)
-    default = CompareCommand(**values_of(usual) | {"out": CompareCommand.out})
+    own = {"out": CompareCommand.out} | ({} if recipe else {"kd_weight": None})  # each method's
+    default = CompareCommand(**values_of(usual) | own)
     return laid_over(CompareCommand, arguments, file, default, "python -m mkdext.compare")
 
 

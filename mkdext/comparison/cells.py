@@ -152,6 +152,8 @@ class Comparison:
         refused: dict[str, Any] = {"recipe": None}  # which holds for one method
         if method == REFERENCE:
             refused |= {"imitation": 0.0, "imitation_end": None}
+        if self.base.recipe and method != self.base.method:
+            refused["kd_weight"] = None
         if method == REFERENCE or method_class(method).privileged:
             refused |= dict.fromkeys(MIXED_IN, 0.0)
         options = dataclasses.replace(

@@ -194,9 +194,9 @@ def origin(options: Resolved, steps: int, history: Sequence[Any] = ()) -> dict[s
     Example:
         >>> from pathlib import Path
         >>> from mkdext.training import TrainOptions
-        >>> options = TrainOptions(train_dir=(Path("DIV2K"),), lr=2e-4, method="vanilla")
+        >>> options = TrainOptions(train_dir=(Path("DIV2K"),), recipe="plain", method="vanilla")
         >>> origin(options.resolved(), steps=500)["command"]
-        'python -m mkdext.train --method vanilla --lr 0.0002 --train-dir DIV2K'
+        'python -m mkdext.train --recipe plain --train-dir DIV2K'
     """
     made_by = {"steps": steps, **({HISTORY: [*history]} if history else {})}
     student: dict[str, Any] = {"student": absolute(options.student)}
