@@ -54,7 +54,7 @@ class CompareCommand(TrainOptions):
     """Trainings at once; default: one for each core of the processor, or one on a GPU."""
     method_options: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # type: ignore[assignment]
     """Options of one method alone: its name, then the options, as in --method-options mkd
-    kd-weight=3e-3 meta.every=4; may be repeated for each method."""
+    kd-weight=1e-2 meta.every=4; may be repeated for each method."""
     config: Path | None = None
     """YAML file of options, such as the config.yaml of a run; flags override it. A network that it
     names by file.py:factory is code that is run: read files that come from others first."""
@@ -133,8 +133,7 @@ def parse(arguments: list[str]) -> CompareCommand:
     file = _of_a_comparison(config_file(first.config)) if first.config else None
     recipe, optimizer = (said_of(name, first, file) for name in ("recipe", "optimizer"))
     usual = usual_training(said_of("train_dir", first, file) or (), recipe, optimizer=optimizer)
-    own = {"out": CompareCommand.out} | ({} if recipe else {"kd_weight": None})  # each method's
-    default = CompareCommand(**values_of(usual) | own)
+    default = CompareCommand(**values_of(usual) | {"out": CompareCommand.out})
     return laid_over(CompareCommand, arguments, file, default, "python -m mkdext.compare")
 
 

@@ -17,8 +17,9 @@ class TrainCommand(TrainingFlags, TrainOptions):
     """Distil a super-resolution network.
 
     Without --train-dir this is a training of minutes on the photographs that come with
-    scikit-image, from the built-in teacher, with short defaults. With --train-dir the defaults are
-    the paper's.
+    scikit-image, from the built-in teacher, with short defaults. With --train-dir steps and
+    batches are the paper's. The recipe is the best that is known (docs/results/recipe.md), unless
+    --recipe names another.
     """
 
     def options(self) -> TrainOptions:
@@ -47,7 +48,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, BUILTIN_DEMO.out)
-    names = "recipe", "method", "optimizer", "kd_ratio"
+    names = "recipe", "method", "optimizer"
     said = (said_of(name, first, file) for name in names)
     usual = usual_training(said_of("train_dir", first, file) or (), *said)
     return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")

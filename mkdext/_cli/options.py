@@ -27,7 +27,6 @@ class FirstFlags:
     recipe: str | None = None
     method: str | None = None
     optimizer: str | None = None
-    kd_ratio: float | None = None
 
 
 def first_flags(arguments: Sequence[str]) -> FirstFlags:
@@ -77,7 +76,11 @@ def config_file(path: Path) -> OptionsFile:
 def said_of(name: str, first: FirstFlags, file: OptionsFile | None) -> Any:
     """What the flags say of an option, or else the file; None: nothing."""
     flag = getattr(first, name)
-    return file.values.get(name) if flag is None and file else flag
+    if flag is not None or file is None:
+        return flag
+    value = file.values.get(name)
+    # What else stands there is refused later, with its line.
+    return value if isinstance(value, str) or name == "train_dir" else None
 
 
 def laid_over(

@@ -150,10 +150,12 @@ class Comparison:
     def _options(self, student: str, method: str, seed: int) -> ResolvedTraining:
         where = Path(as_folder(student)) / as_folder(method) / f"seed-{seed}"
         refused: dict[str, Any] = {"recipe": None}  # which holds for one method
-        if method == REFERENCE:
+        if method == REFERENCE or method_class(method).privileged:
             refused |= {"imitation": 0.0, "imitation_end": None}
         if self.base.recipe and method != self.base.method:
-            refused["kd_weight"] = None
+            # What the recipe sets for its own method alone.
+            meta = dataclasses.replace(self.base.meta, kappa=None)
+            refused |= {"kd_maps": "whitened", "meta": meta}
         if method == REFERENCE or method_class(method).privileged:
             refused |= dict.fromkeys(MIXED_IN, 0.0)
         options = dataclasses.replace(

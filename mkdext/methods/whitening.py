@@ -110,6 +110,7 @@ class Whitened(DistillationMethod):
         """Let the running means take a batch into account."""
         for scale, maps, hints in zip(self._scales, student, teacher, strict=True):
             scale.observe(maps, hints)
+        self.method.observe(*self._whitened(student, teacher))
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The method's loss of whitened maps."""

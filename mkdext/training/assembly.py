@@ -214,6 +214,7 @@ class Growth:
             old, new = (next(iter(by_scale.values())).distillation for by_scale in (before, steps))
             if old and new:
                 _carry_method(old.method, new.method)
+                new.balance.load_state_dict(old.balance.state_dict())
         return steps
 
 

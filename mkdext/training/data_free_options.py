@@ -205,6 +205,17 @@ class DataFreeOptions(SharedOptions):
                 "least one of each"
             )
 
+    @classmethod
+    def by_recipe(cls, recipe: DataFreeRecipe | None = None, **options: Any) -> DataFreeOptions:
+        """Options of a recipe, as the command makes them.
+
+        Args:
+            recipe: Which one; none: the best, of which `options` may change any.
+            options: All that it leaves open.
+        """
+        usual = usual_data_free(recipe, options.get("optimizer"))
+        return dataclasses.replace(usual, **options)
+
     @property
     def recipes(self) -> Recipes:
         """Those of such trainings."""
@@ -297,7 +308,8 @@ def usual_data_free(
     if recipe is None and optimizer is not None:
         values["optimizer"] = optimizer
     rates: dict[str, Mapping[str, Any]] = {
-        "muon": recipes.MUON_RATES,
+        # Each stage of a student that grows warms up anew.
+        "muon": {name: rate for name, rate in recipes.MUON_RATES.items() if name != "warmup"},
         "sgd": {"lr": 0.1, "lr_min": 1e-4},
     }
     values |= rates.get(values["optimizer"], {})

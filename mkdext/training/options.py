@@ -140,8 +140,8 @@ class SharedOptions:
     """Steps over which the learning rate first rises to its value."""
 
     kd_weight: float | None = None
-    """Weight of the distillation loss beside the reconstruction loss; default: as published with
-    the method, and 0.01 for mkd."""
+    """Weight of the distillation loss beside the reconstruction loss; default: 0 for response with
+    --imitation 1, which is the same loss, else as published with the method, and 0.01 for mkd."""
     kd_ratio: float | None = None
     """Instead of a weight: how many times the gradient of the reconstruction loss that of the
     distillation loss shall be; the weight follows both."""
@@ -326,6 +326,22 @@ class TrainOptions(SharedOptions):
                 f"of `batch_size` {self.batch_size}, they take {taken}"
             )
 
+    @classmethod
+    def by_recipe(cls, recipe: TrainingRecipe | None = None, **options: Any) -> TrainOptions:
+        """Options of a recipe, as the command makes them.
+
+        Args:
+            recipe: Which one; none: the best, of which `options` may change any.
+            options: All that it leaves open.
+
+        Example:
+            >>> TrainOptions.by_recipe(train_dir=(Path("photographs"),), seed=1).optimizer
+            'muon'
+        """
+        given = options.get("method"), options.get("optimizer")
+        usual = usual_training(options.get("train_dir", ()), recipe, *given)
+        return dataclasses.replace(usual, **options)
+
     @property
     def recipes(self) -> Recipes:
         """Those of such trainings."""
@@ -438,6 +454,8 @@ def values_of_method(options: SharedOptions) -> dict[str, Any]:
     that ratio, of gradients that are brought to one size.
     """
     weight, published = _of_method(options.method)
+    if _is_imitation_alone(options):
+        weight = 0.0
     if options.kd_ratio is not None:
         weight = options.kd_ratio
     open_ = {n: v for n, v in published._asdict().items() if getattr(options.meta, n) is None}
@@ -454,7 +472,8 @@ def unused_of_method(options: ResolvedShared) -> dict[str, Any]:
     """
     weight, published = _of_method("vanilla")
     meta = values_of(options.meta)
-    given = options.kd_weight if options.kd_ratio is None else None
+    is_open = not options.kd_weight and _is_imitation_alone(options)
+    given = None if is_open or options.kd_ratio is not None else options.kd_weight
     if options.method != "vanilla":
         return {"kd_weight": given, "meta": MetaOptions(**meta)}
     unused = {name: None for name, value in published._asdict().items() if meta[name] == value}
@@ -469,6 +488,16 @@ def _usually_kept(options: SharedOptions, kd_weight: float) -> Literal["maps", "
     if options.method == "vanilla" or method_class(options.method).compares == "pictures":
         return "pictures"
     return "maps" if options.privileged or kd_weight or options.hint_share else "pictures"
+
+
+def _is_imitation_alone(options: SharedOptions) -> bool:
+    """Whether the loss of the method would be that of the pictures once more."""
+    return (
+        options.method == "response"
+        and isinstance(options, TrainOptions)
+        and options.imitation == 1
+        and options.imitation_end in (None, 1)
+    )
 
 
 def _of_method(name: str) -> tuple[float, MetaDefaults]:
@@ -528,7 +557,6 @@ def usual_training(
     recipe: TrainingRecipe | None = None,
     method: str | None = None,
     optimizer: str | None = None,
-    kd_ratio: float | None = None,
 ) -> TrainOptions:
     """The options that hold where none are given: lengths of the MKD paper, or short ones.
 
@@ -537,7 +565,6 @@ def usual_training(
         recipe: As in the options; none: the best one, with what follows in its place.
         method: As in the options, if it is given.
         optimizer: Likewise.
-        kd_ratio: Likewise.
 
     Raises:
         ValueError: There is no such recipe.
@@ -552,8 +579,6 @@ def usual_training(
     if recipe is None:
         given = {"method": method, "optimizer": optimizer}
         values |= {name: value for name, value in given.items() if value is not None}
-        if values["method"] != "response" or kd_ratio is not None:
-            del values["kd_weight"]
         if not _has_teacher_of_pictures(values["method"]):
             values["imitation"] = 0.0
     if values["optimizer"] == "muon":

@@ -252,7 +252,7 @@ def _usual(options: ResolvedTraining) -> TrainOptions:
     """What holds beside the flags that are needed for a training."""
     given = options.train_dir, options.recipe
     first = usual_training(*given)
-    usual = usual_training(*given, options.method, options.optimizer, options.kd_ratio)
+    usual = usual_training(*given, options.method, options.optimizer)
     return dataclasses.replace(usual, recipe=None, method=first.method, optimizer=first.optimizer)
 
 

@@ -11,18 +11,26 @@ Recipes = Mapping[str, Mapping[str, Any]]
 """By name, the options that make a recipe, those of a group as `group.name`."""
 
 BEST = "best"
+_AND_NO_MORE: dict[str, Any] = {
+    "imitation_end": None,
+    "zoom_in_share": 0.0,
+    "zoom_out_share": 0.0,
+    "made_share": 0.0,
+    "hint_share": 0.0,
+    "kd_ratio": None,
+    "student_init": "random",
+}
 TRAINING: Recipes = {
-    # The teacher's picture takes the place of the truth; beside it the loss of the method would be
-    # the same once more.
-    BEST: {"method": "response", "kd_weight": 0.0, "imitation": 1.0, "optimizer": "muon"},
+    BEST: {"method": "response", "imitation": 1.0, "optimizer": "muon"} | _AND_NO_MORE,
     "mkd-paper": {
         "method": "mkd",
         "imitation": 0.0,
         "optimizer": "adam",
         "kd_maps": "raw",
         "meta.kappa": 0.0,
-    },
-    "plain": {"method": "vanilla", "imitation": 0.0, "optimizer": "adam"},
+    }
+    | _AND_NO_MORE,
+    "plain": {"method": "vanilla", "imitation": 0.0, "optimizer": "adam"} | _AND_NO_MORE,
 }
 """`best` is what measures best (docs/results/recipe.md); the others are what it is measured
 against: the MKD paper's method, and training without a teacher."""
@@ -42,7 +50,7 @@ def recipe_of(options: Any) -> str | None:
     """
     known: Recipes = options.recipes
     for name, values in known.items():
-        if all(_option(options, key) == value for key, value in values.items()):
+        if all(_fits(options, n, v) for n, v in values.items()):
             return name
     return None
 
@@ -65,11 +73,17 @@ def check_recipe(options: Any) -> None:
     """
     for name, value in options.recipes.get(options.recipe or "", {}).items():
         given = _option(options, name)
-        if given != value:
+        if not _fits(options, name, value):
             raise ValueError(
                 f"`recipe` {options.recipe} sets `{name}` {value}, got {given}; leave one of them "
-                "out"
+                "out (from Python, by_recipe of the options makes them)"
             )
+
+
+def _fits(options: Any, name: str, value: Any) -> bool:
+    given = _option(options, name)
+    # Resolved, a share that stays is the same at the end.
+    return given == value or (name == "imitation_end" and given == options.imitation)
 
 
 def _option(options: Any, name: str) -> Any:

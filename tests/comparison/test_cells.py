@@ -18,7 +18,7 @@ def test_nobody_is_imitated_without_a_teacher():
     base = dataclasses.replace(BASE, teacher_cache=None, imitation_end=0.25, made_share=0.25)
     options = cells("vanilla", "pisr", "mkd", base=base)
     shown = {name: (o.imitation, o.imitation_end, o.made_share) for name, o in options.items()}
-    assert shown == {"vanilla": (0.0, 0.0, 0.0), "pisr": (0.5, 0.25, 0.0), "mkd": (0.5, 0.25, 0.25)}
+    assert shown == {"vanilla": (0.0, 0.0, 0.0), "pisr": (0.0, 0.0, 0.0), "mkd": (0.5, 0.25, 0.25)}
 
 
 def test_points_are_not_named_to_a_method_that_compares_pictures():

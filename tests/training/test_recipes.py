@@ -3,12 +3,13 @@
 import dataclasses
 
 import pytest
+import yaml
 
 from mkdext.datafree import parse as parse_datafree
 from mkdext.train import parse
-from mkdext.training import TrainOptions
+from mkdext.training import DataFreeOptions, TrainOptions
 from mkdext.training.options import usual_training
-from mkdext.training.options_file import origin
+from mkdext.training.options_file import config_of, origin
 from mkdext.training.recipes import DATA_FREE, TRAINING, recipe_of
 
 FOLDER = ["--train-dir", "DIV2K"]
@@ -41,7 +42,7 @@ def test_the_best_one_is_the_default():
         (["--method", "pisr"], {"imitation": 0.0}),
         (["--optimizer", "adam"], {"lr": 1e-4, "lr_min": 5e-6, "warmup": 0, "imitation": 1.0}),
         (["--kd-ratio", "0.5"], {"kd_weight": None, "kd_ratio": 0.5, "method": "response"}),
-        (["--imitation", "0.5"], {"imitation": 0.5, "kd_weight": 0.0}),
+        (["--imitation", "0.5"], {"imitation": 0.5, "kd_weight": None}),
     ],
 )
 def test_flags_change_the_default_and_what_goes_with_them(flags, changed):
@@ -57,6 +58,7 @@ def test_flags_change_the_default_and_what_goes_with_them(flags, changed):
         (["--recipe", "best", "--optimizer", "adam"], "sets --optimizer muon, got adam"),
         (["--recipe", "mkd-paper", "--meta.kappa", "1"], "sets --meta.kappa 0.0, got 1.0"),
         (["--recipe", "bets"], "best"),
+        (["--recipe", "best", "--imitation-end", "0"], "sets --imitation-end None, got 0.0"),
     ],
 )
 def test_flags_that_contradict_a_recipe_are_refused(flags, message, capsys, tmp_path):
@@ -79,9 +81,29 @@ def test_the_command_of_a_training_leads_to_it_again(flags):
 
 def test_options_without_a_teacher_are_the_plain_recipe():
     assert recipe_of(TrainOptions(method="vanilla")) == "plain"
-    plain = usual_training((), "plain")
-    assert plain == dataclasses.replace(
-        usual_training((), method="vanilla", optimizer="adam"),
-        recipe="plain",
-        kd_weight=plain.kd_weight,
-    )
+
+
+def test_a_recipe_from_python():
+    assert TrainOptions.by_recipe(seed=3) == dataclasses.replace(usual_training(()), seed=3)
+    assert TrainOptions.by_recipe("plain", seed=3).recipe == "plain"
+    assert TrainOptions.by_recipe(method="vanilla").imitation == 0
+    assert DataFreeOptions.by_recipe("plain", seed=3).optimizer == "adam"
+    with pytest.raises(ValueError, match="by_recipe"):
+        TrainOptions(recipe="plain")
+
+
+@pytest.mark.parametrize(
+    ("flags", "weight"),
+    [([], 0.0), (["--imitation", "0"], 1.0), (["--method", "fitnet"], 100 / 255)],
+)
+def test_the_method_has_no_loss_of_its_own_where_it_would_be_the_same_again(flags, weight):
+    resolved = parse([*FOLDER, *flags]).options().resolved()
+    assert resolved.kd_weight == pytest.approx(weight)
+    assert resolved.given().resolved() == resolved
+
+
+def test_the_configuration_of_the_default_serves_for_another_method(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config_of(parse(FOLDER).options().resolved())))
+    options = parse(["--config", str(file), "--method", "fitnet"]).options().resolved()
+    assert options.kd_weight == pytest.approx(100 / 255)
