@@ -197,10 +197,11 @@ class Comparison:
 
     @property
     def _keeps(self) -> Literal["maps", "pictures"]:
-        """What all caches keep, so that all methods are trained on the same patches."""
-        taught = [method for method in self.methods if method != REFERENCE]
-        of_maps = any(method_class(method).compares != "pictures" for method in taught)
-        return self.base.teacher_cache_keeps or ("maps" if of_maps else "pictures")
+        """What all caches keep, those of methods that are added later too.
+
+        So all methods are trained on the same patches.
+        """
+        return self.base.teacher_cache_keeps or "maps"
 
     def convolutions(self) -> Convolutions:
         """Which convolutions all trainings in the folder take: as `kept_convolutions`."""

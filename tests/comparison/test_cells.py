@@ -46,7 +46,7 @@ def test_maps_that_differ_have_caches_that_differ():
 
 def test_all_methods_are_trained_on_the_same_patches():
     for methods, keeps in (
-        (("vanilla", "response"), "pictures"),
+        (("vanilla", "response"), "maps"),
         (("vanilla", "response", "at"), "maps"),
     ):
         options = cells(*methods).values()
