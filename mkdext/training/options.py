@@ -536,7 +536,7 @@ def positive(options: object, *names: str, prefix: str = "") -> None:
 
 
 BUILTIN_DEMO = TrainOptions(
-    iterations=2000,
+    iterations=1500,
     batch_size=8,
     patch_size=24,
     lr=1e-3,

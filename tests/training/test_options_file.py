@@ -28,7 +28,7 @@ def load(tmp_path):
 def test_what_a_file_does_not_say_is_as_it_was(load):
     options = load("lr: 2.0e-4\nmeta: {steps: 2}\n", BUILTIN_DEMO)
     assert (options.lr, options.meta.steps) == (2e-4, 2)
-    assert (options.iterations, options.meta.every) == (2000, BUILTIN_DEMO.meta.every)
+    assert (options.iterations, options.meta.every) == (1500, BUILTIN_DEMO.meta.every)
     assert type(options) is TrainOptions and type(options.meta) is MetaOptions
 
 
