@@ -151,13 +151,11 @@ class Comparison:
         where = Path(as_folder(student)) / as_folder(method) / f"seed-{seed}"
         refused: dict[str, Any] = {"recipe": None}  # which holds for one method
         if method == REFERENCE or method_class(method).privileged:
-            refused |= {"imitation": 0.0, "imitation_end": None}
+            refused |= {"imitation": 0.0, "imitation_end": None} | dict.fromkeys(MIXED_IN, 0.0)
         if self.base.recipe and method != self.base.method:
             # What the recipe sets for its own method alone.
             meta = dataclasses.replace(self.base.meta, kappa=None)
             refused |= {"kd_maps": "whitened", "meta": meta}
-        if method == REFERENCE or method_class(method).privileged:
-            refused |= dict.fromkeys(MIXED_IN, 0.0)
         options = dataclasses.replace(
             self.base,
             **refused,

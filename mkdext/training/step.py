@@ -214,6 +214,8 @@ class TrainingStep:
         """What the method tells of itself on a batch; nothing where there is none."""
         if self.distillation is None:
             return {}
+        if type(self.distillation.method).statistics is DistillationMethod.statistics:
+            return {}  # It tells nothing, and the teacher need not run for it.
         with torch.no_grad(), evaluation_mode(self.student):
             features = features_at(self.student, self.distillation.points, batch.low)
         maps = self.taught(batch, with_maps=True).maps or []
