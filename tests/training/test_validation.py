@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from mkdext.training.run.live import _flat
@@ -39,6 +40,20 @@ def test_a_picture_that_is_not_finite_is_refused_and_named(value):
         picture(network, BLACK[0] + 1)
     with pytest.raises(NonFiniteError, match=r"^b: the enlarged"):
         measure(lambda lr: torch.full((1, 3, 24, 24), value), [PAIRS[0]], 2, ["b"])
+
+
+def test_curves_of_a_distillation_show_gradients_and_details(tmp_path):
+    plain = [{"step": step, "reconstruction": 0.1} for step in (1, 2)]
+    distilled = [
+        {"gradient_ratio": 0.5, "gradient_cosine": 0.1, "meta_cosine": -0.1, "detail_maps": 0.4} | r
+        for r in plain
+    ]
+    heights = []
+    for index, records in enumerate((plain, distilled)):
+        save_curves(tmp_path / f"{index}.png", records, {})
+        with Image.open(tmp_path / f"{index}.png") as image:
+            heights.append(image.height)
+    assert heights[1] == 2 * heights[0]
 
 
 def test_curves_tables_and_events_hold_what_is_infinite_as_far_as_they_can(tmp_path):

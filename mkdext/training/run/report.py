@@ -40,6 +40,8 @@ _TIMES = 5  # rows of made images in the summary
 _SIDE = 128  # of a cutting of a photograph, in high-resolution pixels
 _LOSSES = ("reconstruction", "distillation", "consistency", "adversarial", "contrastive")
 _DIVERSITY = ("image_diversity", "image_contrast", "embedding_diversity")
+_GRADIENTS = ("gradient_ratio", "meta_gradient", "meta_distillation_gradient")
+_AGREEMENT = ("gradient_cosine", "meta_cosine", "detail_maps", "detail_knowledge")
 
 
 def finished(run: Run[Any], terminal: Terminal) -> Summary | None:
@@ -250,30 +252,42 @@ def save_curves(
 ) -> None:
     """Draw the losses and the validation scores of a run over its steps, as a PNG.
 
+    Below them, where features were distilled, how long the gradients of both losses are, how far
+    they agree, and what share of details the teacher's maps and the knowledge have.
+
     Args:
         path: File to write.
         records: The run's metrics.
         validation: Final scores by set and way; all but the student's become horizontal lines.
     """
-    with figure_file(path, (10, 4)) as figure:
-        losses, scores = figure.subplots(1, 2)
-        for name, step in (
-            ("privileged_reconstruction", "privileged_step"),
-            ("reconstruction", "step"),
-            ("distillation", "step"),
-            ("meta_objective", "step"),
-        ):
-            points = [(r[step], r[name]) for r in records if name in r]
-            if points:
-                losses.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+    distils = any(name in r for r in records for name in (*_GRADIENTS, *_AGREEMENT))
+    with figure_file(path, (10, 8 if distils else 4)) as figure:
+        panels = figure.subplots(2 if distils else 1, 2, squeeze=False)
+        losses, scores = panels[0]
+        _draw_lines(losses, records, ("privileged_reconstruction",), "privileged_step")
+        _draw_lines(losses, records, ("reconstruction", "distillation", "meta_objective"))
         losses.set(title="losses", xlabel="step", yscale="log")
-        if losses.lines:
-            losses.legend()
         for index, (name, ways) in enumerate(validation.items()):
             draw_scores(scores, records, name, ways, f"C{index}", f"student, {label(name)}")
         scores.set(title="PSNR-Y (dB)", xlabel="step")
-        if scores.lines:
-            scores.legend()
+        if distils:
+            gradients, agreement = panels[1]
+            _draw_lines(gradients, records, _GRADIENTS)
+            gradients.set(title="gradients", xlabel="step", yscale="log")
+            _draw_lines(agreement, records, _AGREEMENT)
+            agreement.set(title="cosines of gradients, shares of details", xlabel="step")
+        for axes in panels.flat:
+            if axes.lines:
+                axes.legend()
+
+
+def _draw_lines(
+    axes: Axes, records: Sequence[Record], names: Sequence[str], step: str = "step"
+) -> None:
+    for name in names:
+        points = [(r[step], r[name]) for r in records if name in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
 
 
 def draw_scores(
