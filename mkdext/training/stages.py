@@ -273,17 +273,20 @@ def schedules_of_part(options: Resolved, first: int, end: int, distils: bool) ->
     if isinstance(options, ResolvedTraining):
         shares = options.imitation, options.imitation_end
 
-    def schedule(first: int, end: int, **weights: Any) -> Schedule:
+    def schedule(
+        first: int, end: int, imitation: tuple[float, float] = shares, **weights: Any
+    ) -> Schedule:
         rates = options.lr, options.lr_min, options.warmup
-        return Schedule(first, end, *rates, imitation=shares, **weights)
+        return Schedule(first, end, *rates, imitation=imitation, **weights)
 
     if not distils:
         return [schedule(first, end)]
     hints = round(options.hint_share * (end - first))
     if hints:
         last_hint = first + hints
+        at_first = shares[0], shares[0]
         return [
-            schedule(first, last_hint, reconstruction=0.0, distillation=1.0, fades=False),
+            schedule(first, last_hint, at_first, reconstruction=0.0, distillation=1.0, fades=False),
             schedule(last_hint, end),
         ]
     return [schedule(first, end, distillation=options.kd_weight, fades=options.kd_fade)]

@@ -57,6 +57,14 @@ def test_hints_come_first_each_stage_with_its_own_cosine():
     assert last.lr < 0.01
 
 
+def test_the_share_of_the_teachers_picture_changes_after_the_hints_alone():
+    options = TrainOptions(
+        hint_share=0.5, imitation=0.8, imitation_end=0.0, iterations=80
+    ).resolved()
+    shares = [phase(step, options).imitation for step in (0, 39, 40, 60)]
+    assert shares == pytest.approx([0.8, 0.8, 0.8, 0.4])
+
+
 def test_a_part_of_a_growing_student_has_schedules_of_its_own():
     options = TrainOptions(kd_weight=1.0, lr=1.0, lr_min=0.0)
     (schedule,) = schedules_of_part(options, 30, 40, distils=True)
