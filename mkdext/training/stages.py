@@ -20,6 +20,7 @@ from mkdext.training.options import ResolvedTraining
 from mkdext.training.schedule import Schedule
 from mkdext.training.step import (
     Batch,
+    LifelessError,
     NonFiniteError,
     TrainingFailed,
     TrainingStep,
@@ -250,7 +251,7 @@ class StudentStage(Stage):
                 f"Lower `generator.lr` (now {made.generator.lr:g}), raise `weights.contrastive` "
                 f"(now {made.weights.contrastive:g}), or take `source` procedural"
             )
-        if not isinstance(error, NonFiniteError):
+        if not isinstance(error, NonFiniteError | LifelessError):
             return ""
         rates = f"`lr` (now {options.lr:g})"
         if made and made.trains_generator:

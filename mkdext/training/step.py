@@ -424,6 +424,10 @@ class NonFiniteError(TrainingFailed):
     """A loss, a gradient or a picture is NaN or infinite."""
 
 
+class LifelessError(TrainingFailed):
+    """The student has no gradient left."""
+
+
 def require_finite(values: dict[str, Tensor]) -> None:
     """Raise `NonFiniteError` naming the first value that is NaN or infinite.
 

@@ -39,8 +39,10 @@ from mkdext.training.run.report import (
 from mkdext.training.setup import open_photographs, prepare
 from mkdext.training.sources import Source, ValidationSet, held_out_sets, validation_sets
 from mkdext.training.stages import Stage
-from mkdext.training.step import Batch, NonFiniteError, TrainingFailed
+from mkdext.training.step import Batch, LifelessError, NonFiniteError, TrainingFailed
 from mkdext.training.validation import measure, names_of
+
+_STILL = 20  # steps without a gradient, after which a student will have none
 
 Callback = Callable[[int, Mapping[str, float], nn.Module], bool | None]
 """Sees the number of steps done, the last known values by name, and the student after each of its
@@ -200,6 +202,7 @@ class Trainer:
         self.memory = PeakMemory(device)
         self.memory.start()
         self.readings = Readings(done.values, self._check)
+        self.still = 0  # steps in a row without a gradient
         self.begin = time.monotonic() - done.seconds
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -304,6 +307,13 @@ class Trainer:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise NonFiniteError(f"{name.replace('_', ' ')} is {value}")
+        still = values.get("student_gradient") == 0 < values["reconstruction"]
+        self.still = self.still + 1 if still else 0
+        if self.still == _STILL:
+            raise LifelessError(
+                f"the student learns no more: for {_STILL} steps its gradient has been 0, as where "
+                "all its ReLUs are shut"
+            )
         self.source.check(values)
 
     def _record(self, values: Mapping[str, Any]) -> None:

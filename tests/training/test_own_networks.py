@@ -18,7 +18,7 @@ from mkdext.models import builtin_teacher, create_model
 from mkdext.train import main, parse
 from mkdext.training import NonFiniteError, TrainOptions, distill
 from mkdext.training.setup import prepare
-from mkdext.training.step import TrainingStep
+from mkdext.training.step import LifelessError, TrainingStep
 from mkdext.training.teacher import Teacher
 
 QUIET = Console(quiet=True)
@@ -206,6 +206,28 @@ def options(photographs: Path, tmp_path: Path, flags) -> TrainOptions:
     return dataclasses.replace(
         parsed, iterations=3, validate_every=2, student_points=("0", "2"), train_dir=()
     )
+
+
+class Dying(nn.Module):
+    """Brightens nearest-neighbour enlargement by a number that a ReLU soon shuts off."""
+
+    def __init__(self):
+        super().__init__()
+        self.brightness = nn.Parameter(torch.ones(1))
+
+    def forward(self, low: Tensor) -> Tensor:
+        enlarged = nn.functional.interpolate(low, scale_factor=4)
+        return enlarged + torch.relu(self.brightness)
+
+
+def test_a_student_that_has_no_gradient_left_is_not_trained_on(options):
+    options = dataclasses.replace(
+        options, method="response", student_points=(), iterations=40, lr=1.0, validate_every=40
+    )
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    told = r"the student learns no more: for 20 steps .* ReLUs.*Lower `lr` \(now 1\)"
+    with pytest.raises(LifelessError, match=told):
+        distill(Dying(), builtin_teacher(), [image], options, QUIET)
 
 
 @pytest.mark.parametrize("kind", ["folders", "arrays"])
