@@ -47,7 +47,8 @@ def main() -> None:
         "meta-gradient alone, kappa 0": ("mkd", 0.0, arguments.steps),
     }
     console = Console()
-    console.print(machine(torch.device("cpu")))
+    header = machine(torch.device("cpu"))
+    console.print(header)
     rows = []
     for way, (method, kappa, steps) in ways.items():
         step, batches = opened(arguments, method, kappa)
@@ -73,7 +74,7 @@ def main() -> None:
     )
     show(console, rows, arguments)
     if arguments.json:
-        write_json(arguments.json, {"rows": rows})
+        write_json(arguments.json, header, rows)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
         "--lengths",
         type=float,
         nargs="+",
-        default=[1e-3, 3e-3, 1e-2],
+        default=[1e-5, 3e-5, 1e-4],
         help="of a step, as shares of the norm of the student's weights",
     )
     parser.add_argument("--inner", type=int, nargs="+", default=[1, 2, 3], help="steps T (1 2 3)")

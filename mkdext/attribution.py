@@ -34,7 +34,6 @@ from mkdext.data import (
     read_image,
 )
 from mkdext.inference import EnlargementError, Network, load_network, load_networks
-from mkdext.inference.contact_sheet import strongest_window
 from mkdext.metrics import (
     Window,
     attribution_map,
@@ -42,6 +41,7 @@ from mkdext.metrics import (
     luma,
     path_attribution,
     psnr_y,
+    strongest_window,
     to_uint8,
 )
 from mkdext.metrics.attribution import SIDE_MIN, STEPS, detail

@@ -19,7 +19,7 @@ ROOT = Path(mkdext.__file__).parent
 LAYERS = (
     {"_system"},
     {"ops"},
-    {"models", "methods", "synthesis", "data", "metrics"},
+    {"models", "methods", "synthesis", "data", "metrics", "page"},
     {"meta", "training"},
     {"comparison", "inference", "exporting"},
     {"_cli"},

@@ -15,8 +15,8 @@ from mkdext._system.terminal import Terminal
 from mkdext._system.terminal import track as shown_track
 from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import Result
-from mkdext.inference.contact_sheet import ContactSheet, strongest_window
-from mkdext.metrics import Window, psnr_y
+from mkdext.inference.contact_sheet import ContactSheet
+from mkdext.metrics import Window, psnr_y, strongest_window
 from mkdext.models import load_weights, read_weights, resolve_student
 from mkdext.models.handling import unwrapped
 from mkdext.training import TrainOptions

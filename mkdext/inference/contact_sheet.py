@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from torch.nn import functional
 
 from mkdext._system.figures import figure_file, label
-from mkdext.metrics import Window
-
-SIDE = 96
-"""Width and height of a cutting in high-resolution pixels."""
+from mkdext.metrics import Window, strongest_window
 
 MOST_ROWS = 40
 """Photographs of a sheet."""
@@ -60,13 +56,11 @@ class ContactSheet:
         if window is None:
             first, _ = next(iter(pictures.values()))
             window, _ = strongest_window((first.float() - high.float()).square().mean(dim=0))
-        left, top, size = window
-        cut = (slice(None), slice(top, top + size), slice(left, left + size))
-        cells: list[tuple[Tensor, str] | None] = [(high[cut].clone(), label(name, _LONGEST))]
+        cells: list[tuple[Tensor, str] | None] = [(window.of(high).clone(), label(name, _LONGEST))]
         for column in self._columns[1:]:
             if column in pictures:
                 picture, psnr = pictures[column]
-                cells.append((picture[cut].clone(), f"{psnr:.2f} dB"))
+                cells.append((window.of(picture).clone(), f"{psnr:.2f} dB"))
             else:
                 cells.append(None)
         self._rows.append(cells)
@@ -85,28 +79,3 @@ class ContactSheet:
                         axis.set_xlabel(text, fontsize=6)
             for axis, column in zip(grid[0], self._columns, strict=True):
                 axis.set_title(label(column, _LONGEST), fontsize=7)
-
-
-def strongest_window(
-    values: Tensor, size: int = SIDE, stride: int | None = None
-) -> tuple[Window, float]:
-    """The square with the largest mean.
-
-    Args:
-        values: `[H, W]`, float.
-        size: Width and height of the square; where there is less, as much as there is.
-        stride: Pixels from one square to the next; default: a quarter of its width.
-
-    Returns:
-        The square, and its mean.
-
-    Example:
-        >>> import torch
-        >>> strongest_window(torch.ones(192, 192).tril(-96))[0]
-        Window(left=0, top=96, size=96)
-    """
-    size = min(size, *values.shape)
-    stride = stride or max(size // 4, 1)
-    means = functional.avg_pool2d(values[None], size, stride)[0]
-    row, column = divmod(int(means.argmax()), means.shape[1])
-    return Window(column * stride, row * stride, size), float(means.max())

@@ -1,7 +1,6 @@
 """How near a super-resolved image is to the true one, and what it was made from."""
 
 from mkdext.metrics.attribution import (
-    Window,
     attribution_map,
     blur_path,
     diffusion_index,
@@ -19,6 +18,7 @@ from mkdext.metrics.image_quality import (
     ssim_y_uniform,
     to_uint8,
 )
+from mkdext.metrics.windows import Window, strongest_window
 
 __all__ = [
     "Window",
@@ -34,6 +34,7 @@ __all__ = [
     "psnr_y",
     "ssim_y",
     "ssim_y_uniform",
+    "strongest_window",
     "to_uint8",
     "window_detail",
 ]

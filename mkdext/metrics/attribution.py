@@ -9,11 +9,12 @@ blurred one to the input itself, which differ in nothing but their details. The 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from mkdext.metrics.windows import Window
 
 STEPS = 50
 """Images on the path."""
@@ -22,14 +23,6 @@ SIDE_MIN = 5
 
 _SIGMA = 1.2  # pixels, of the most blurred image
 _KERNEL_SIZE = 9  # pixels
-
-
-class Window(NamedTuple):
-    """A square part of a picture, in its pixels."""
-
-    left: int
-    top: int
-    size: int
 
 
 def blur_path(

@@ -70,8 +70,8 @@ class RunDirectory:
     A run holds `config.yaml`, `metrics.jsonl`, `checkpoints/` (`student.safetensors`: the
     weights; `state.pt`: all that an exact resume needs; `privileged_teacher.safetensors` and
     `privileged_teacher.pt`: the same of a teacher that is trained in the run), `samples/`,
-    `summary.json` and `summary.png`. `config.yaml` keeps the history of options that were changed
-    meanwhile.
+    `summary.json`, `summary.png` and `report.html`. `config.yaml` keeps the history of options that
+    were changed meanwhile.
     """
 
     root: Path
@@ -129,6 +129,11 @@ class RunDirectory:
         """The learning curves at the end."""
         return self.root / "summary.png"
 
+    @property
+    def page(self) -> Path:
+        """Pictures, tables and curves at the end, for a browser."""
+        return self.root / "report.html"
+
     def options(self) -> dict[str, Any]:
         """The options in `config.yaml`, as plain values.
 
@@ -163,7 +168,7 @@ class RunDirectory:
         What a finished training has left is kept under names that end with the step.
         """
         if self.summary.exists():
-            for path in (self.student, self.picture):
+            for path in (self.student, self.picture, self.page):
                 if path.exists():
                     shutil.copyfile(path, _of_step(path, step))
             self.summary.replace(_of_step(self.summary, step))

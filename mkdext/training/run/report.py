@@ -14,13 +14,12 @@ from matplotlib.axes import Axes
 from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mkdext._system.figures import figure_file, label
 from mkdext._system.files import write_json
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.data.strips import save_sheet, save_strip
-from mkdext.metrics import exact_note, to_uint8
+from mkdext.metrics import exact_note, strongest_window, to_uint8
 from mkdext.models.convolutions import convolutions_on
 from mkdext.models.handling import count_parameters, evaluation_mode
 from mkdext.training.assembly import Training
@@ -28,6 +27,7 @@ from mkdext.training.recipes import recipe_of
 from mkdext.training.run.directory import HISTORY, RunDirectory
 from mkdext.training.run.going_on import Run, rates_in_words
 from mkdext.training.run.live import reading_bar
+from mkdext.training.run.page import AGREEMENT, DIVERSITY, GRADIENTS, LOSSES, save_page
 from mkdext.training.sources import ValidationSet, validation_sets
 from mkdext.training.stages import PrivilegedStage, Stage, StudentStage, schedules_of_part
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
@@ -38,10 +38,6 @@ Record = Mapping[str, Any]
 _SAMPLES = 8  # made images of a sheet
 _TIMES = 5  # rows of made images in the summary
 _SIDE = 128  # of a cutting of a photograph, in high-resolution pixels
-_LOSSES = ("reconstruction", "distillation", "consistency", "adversarial", "contrastive")
-_DIVERSITY = ("image_diversity", "image_contrast", "embedding_diversity")
-_GRADIENTS = ("gradient_ratio", "meta_gradient", "meta_distillation_gradient")
-_AGREEMENT = ("gradient_cosine", "meta_cosine", "detail_maps", "detail_knowledge")
 
 
 def finished(run: Run[Any], terminal: Terminal) -> Summary | None:
@@ -131,6 +127,7 @@ def conclude(
     else:
         save_curves(run.picture, run.records(), validation)
     write_json(run.summary, summary)
+    save_page(training, stage, run, sets, summary, terminal)
     _show(run, summary, training.made is not None, terminal)
     return summary
 
@@ -187,6 +184,7 @@ def _show(run: RunDirectory, summary: Summary, is_made: bool, terminal: Terminal
         curves = "made images over time, learning curves, the student at work"
         samples = "made images: low resolution, student and teacher below each other"
     files = {
+        run.page: "pictures to compare, curves and this table, for a browser",
         run.student: "the student's weights",
         run.summary: "the numbers above",
         run.picture: curves,
@@ -260,7 +258,7 @@ def save_curves(
         records: The run's metrics.
         validation: Final scores by set and way; all but the student's become horizontal lines.
     """
-    distils = any(name in r for r in records for name in (*_GRADIENTS, *_AGREEMENT))
+    distils = any(name in r for r in records for name in (*GRADIENTS, *AGREEMENT))
     with figure_file(path, (10, 8 if distils else 4)) as figure:
         panels = figure.subplots(2 if distils else 1, 2, squeeze=False)
         losses, scores = panels[0]
@@ -272,9 +270,9 @@ def save_curves(
         scores.set(title="PSNR-Y (dB)", xlabel="step")
         if distils:
             gradients, agreement = panels[1]
-            _draw_lines(gradients, records, _GRADIENTS)
+            _draw_lines(gradients, records, GRADIENTS)
             gradients.set(title="gradients", xlabel="step", yscale="log")
-            _draw_lines(agreement, records, _AGREEMENT)
+            _draw_lines(agreement, records, AGREEMENT)
             agreement.set(title="cosines of gradients, shares of details", xlabel="step")
         for axes in panels.flat:
             if axes.lines:
@@ -383,7 +381,7 @@ def _draw_psnr(axes: Axes, records: Sequence[Record], summary: Mapping[str, Any]
 
 
 def _draw_losses(losses: Axes, diversity: Axes, records: Sequence[Record]) -> None:
-    for axes, names in ((losses, _LOSSES), (diversity, _DIVERSITY)):
+    for axes, names in ((losses, LOSSES), (diversity, DIVERSITY)):
         for name in names:
             points = [(r["step"], abs(r[name])) for r in records if name in r]
             if points:
@@ -399,12 +397,5 @@ def _draw_losses(losses: Axes, diversity: Axes, records: Sequence[Record]) -> No
 def _cut(pictures: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.uint8]]:
     """The square where the first picture differs most from the last."""
     first, *_, last = pictures.values()
-    side = min(_SIDE, *last.shape[1:])
-    error = (first.float() - last.float()).square().mean(dim=0)
-    means = functional.avg_pool2d(error[None, None], side, stride=max(side // 4, 1))[0, 0]
-    row, column = divmod(int(means.argmax()), means.shape[1])
-    top, left = (index * max(side // 4, 1) for index in (row, column))
-    return {
-        name: p[:, top : top + side, left : left + side].permute(1, 2, 0).numpy()
-        for name, p in pictures.items()
-    }
+    window, _ = strongest_window((first.float() - last.float()).square().mean(dim=0), _SIDE)
+    return {name: window.of(p).permute(1, 2, 0).numpy() for name, p in pictures.items()}
