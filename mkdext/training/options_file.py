@@ -19,6 +19,7 @@ from mkdext._system.reading import read_yaml
 from mkdext.data import BUILTIN_NAME
 from mkdext.training.data_free_options import (
     DataFreeOptions,
+    Options,
     Resolved,
     ResolvedDataFree,
     usual_data_free,
@@ -256,11 +257,25 @@ def _usual(options: ResolvedTraining) -> TrainOptions:
     return dataclasses.replace(usual, recipe=None, method=first.method, optimizer=first.optimizer)
 
 
-def _command(name: str, options: SharedOptions, usual: SharedOptions) -> str:
+def _command(name: str, options: Options, usual: Options) -> str:
     """What trains with options, but for `out`, where `usual` holds if nothing is given."""
     values, base = (dict(flat(dataclasses.asdict(each))) for each in (options, usual))
     changed = {n: value for n, value in values.items() if value != base[n] and n != "out"}
-    return shlex.join(["python", "-m", f"mkdext.{name}", *as_flags(changed, options)])
+    needed = {
+        n: value
+        for n, value in changed.items()
+        if base[n] is not None or _with_none(options, n).resolved() != options.resolved()
+    }
+    return shlex.join(["python", "-m", f"mkdext.{name}", *as_flags(needed, options)])
+
+
+def _with_none(options: Options, name: str) -> Options:
+    """Options in which one is open."""
+    group, _, inner = name.rpartition(".")
+    open_: dict[str, Any] = {inner: None}
+    if group:
+        open_ = {group: dataclasses.replace(getattr(options, group), **open_)}
+    return dataclasses.replace(options, **open_)
 
 
 def _flag(name: str, value: Any, options: SharedOptions) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Recipes: presets of options that go together."""
 
 import dataclasses
+import shlex
 
 import pytest
 import yaml
@@ -77,6 +78,13 @@ def test_the_command_of_a_training_leads_to_it_again(flags):
     _, _, _, *again = origin(options, steps=1)["command"].split()
     out = ["--out", str(options.out)]
     assert parse([*again, *out]).options().resolved() == options
+
+
+def test_the_command_of_a_training_names_no_more_than_it_was_given():
+    given = ["--train-dir", "photographs", "--seed", "3"]
+    for flags in (given, [*given, "--method", "mkd", "--kd-ratio", "0.3"]):
+        told = origin(parse(flags).options().resolved(), 1)["command"]
+        assert sorted(shlex.split(told)[3:]) == sorted(flags)
 
 
 def test_options_without_a_teacher_are_the_plain_recipe():
