@@ -19,6 +19,7 @@ from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.metrics import Window, psnr_y, strongest_window
 from mkdext.models import load_weights, read_weights, resolve_student
 from mkdext.models.handling import unwrapped
+from mkdext.page import Gallery
 from mkdext.training import TrainOptions
 from mkdext.training.run.live import reading_bar
 from mkdext.training.sources import validation_sets
@@ -35,12 +36,15 @@ class _Differing(NamedTuple):
     """Between the methods, in the window."""
     window: Window
     name: str
+    low: Tensor
     high: Tensor
     pictures: dict[str, tuple[Tensor, float]]
     """uint8 `[3, H, W]` and PSNR-Y in dB of the whole, by way of enlarging."""
 
 
-def save_crops(out: Path, results: Sequence[Result], console: Terminal) -> list[Path]:
+def save_crops(
+    out: Path, results: Sequence[Result], console: Terminal, gallery: Gallery
+) -> list[Path]:
     """Write a sheet of crops for each student of several methods and each set.
 
     A crop is the window of a photograph where the methods' pictures have the largest variance; the
@@ -51,6 +55,7 @@ def save_crops(out: Path, results: Sequence[Result], console: Terminal) -> list[
         out: The folder of the comparison.
         results: Its finished trainings.
         console: Where progress is shown.
+        gallery: Where these photographs are added, in low resolution, of each way and as they are.
 
     Returns:
         The files.
@@ -84,6 +89,16 @@ def save_crops(out: Path, results: Sequence[Result], console: Terminal) -> list[
             sheet = ContactSheet(["HR", "bicubic", *networks])
             for photograph in most:
                 sheet.add(photograph.name, photograph.high, photograph.pictures, photograph.window)
+                ways = photograph.pictures
+                gallery.add(
+                    f"{student}, {name}, {photograph.name}",
+                    {
+                        "low resolution": photograph.low,
+                        **{way: sr for way, (sr, _) in ways.items()},
+                        "photograph": photograph.high,
+                    },
+                    {way: f"{psnr:.2f} dB" for way, (_, psnr) in ways.items()},
+                )
             files.append(out / fitting(f"crops_{as_folder(student)}_{name}", ".png"))
             sheet.save(files[-1])
     return files
@@ -117,4 +132,4 @@ def _differing(
         of_methods = torch.stack([made[method] for method in networks]).float()
         window, variance = strongest_window(of_methods.var(dim=0, correction=0).mean(dim=0))
         scored = {way: (sr, psnr_y(sr, high, scale)) for way, sr in made.items()}
-        yield _Differing(variance, window, names[index], high, scored)
+        yield _Differing(variance, window, names[index], low, high, scored)

@@ -23,6 +23,7 @@ from mkdext.comparison.figures import COST, CURVES, save_cost, save_curves
 from mkdext.comparison.published import SOURCE, Published, published
 from mkdext.comparison.results import CONFIDENCE, Difference, Result, Row, read_results, rows
 from mkdext.comparison.sizes import Size, size_of
+from mkdext.page import Curves, Gallery, Page, Sheet, write_page
 
 _NOTE = (
     "PSNR-Y (dB) and SSIM-Y at the end: mean ± standard deviation over the seeds. Gains over "
@@ -39,7 +40,7 @@ _PAPER_NOTE = (
 
 
 def write_report(out: Path, console: Terminal | None) -> None:
-    """Write `comparison.md`, `comparison.csv` and `comparison.json` of all finished trainings.
+    """Write `comparison.md`, `.csv` and `.json`, and `report.html`, of all finished trainings.
 
     Where none is finished, nothing is written.
 
@@ -68,10 +69,14 @@ def write_report(out: Path, console: Terminal | None) -> None:
     console.print(_NOTE)
     save_curves(out / CURVES, results)
     save_cost(out / COST, table, sizes, results[0].scale)
-    pictures = [out / CURVES, out / COST, *save_crops(out, results, console)]
+    methods = list(dict.fromkeys(result.method for result in results))
+    gallery = Gallery(methods[0], methods[-1])
+    pictures = [out / CURVES, out / COST, *save_crops(out, results, console, gallery)]
     write_text(out / "comparison.md", _markdown(results, table, sizes, pictures))
+    write_page(out / "report.html", _page(results, table, sizes, gallery))
     console.say(f"written to {out}:")
     for name, what in (
+        ("report.html", "tables, curves and pictures to compare, for a browser"),
         ("comparison.md", "this table, beside the paper's numbers"),
         ("comparison.csv", "a line for each training and set"),
         ("comparison.json", "all of it"),
@@ -223,6 +228,44 @@ def _markdown(
         parts += [_markdown_table(paper) for paper in papers if paper]
     parts += map(_picture, pictures)
     return "\n".join(parts)
+
+
+def _page(
+    results: Sequence[Result], table: Sequence[Row], sizes: Mapping[str, Size], gallery: Gallery
+) -> Page:
+    first = results[0]
+    return Page(
+        title=f"Comparison of {len({r.method for r in results})} methods, x{first.scale}",
+        facts={
+            "students": ", ".join(f"{name} ({size.parameters:,})" for name, size in sizes.items()),
+            "steps": f"{first.iterations:,}",
+            "trainings": str(len(results)),
+            "version": f"mkdext {__version__}",
+        },
+        tables=[
+            Sheet(text.title, text.header, [[cell.text for cell in line] for line in text.rows])
+            for text in (_student_table(name, results, table) for name in sizes)
+        ],
+        curves=[
+            Curves(f"PSNR-Y on {data}, {name}", _means(name, data, results), unit=" dB")
+            for name in sizes
+            for data in first.validation
+        ],
+        gallery=gallery,
+    )
+
+
+def _means(
+    student: str, data: str, results: Sequence[Result]
+) -> dict[str, list[tuple[int, float]]]:
+    """PSNR-Y over the steps by method, the mean of its seeds."""
+    lines = {}
+    for method in dict.fromkeys(r.method for r in results if r.student == student):
+        own = [r for r in results if (r.student, r.method) == (student, method)]
+        curves = [result.curve.get(data, {}) for result in own]
+        steps = sorted(set.intersection(*map(set, curves)))
+        lines[method] = [(s, statistics.fmean(curve[s] for curve in curves)) for s in steps]
+    return lines
 
 
 def _save_csv(path: Path, results: Sequence[Result]) -> None:

@@ -30,6 +30,7 @@ from mkdext.comparison import crops
 from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import read_results
 from mkdext.models import create_model
+from mkdext.page import Gallery
 from mkdext.training import TrainOptions
 from mkdext.training.run.directory import RunDirectory
 from mkdext.training.sources import validation_sets
@@ -172,13 +173,28 @@ def test_crops_are_of_the_photographs_where_methods_differ_most(comparison, tmp_
     monkeypatch.setattr(crops.ContactSheet, "add", lambda sheet, name, *_: shown.append(name))
     monkeypatch.setattr(crops.ContactSheet, "save", lambda sheet, path: None)
     results = read_results(comparison)
-    crops.save_crops(tmp_path, results, Console(quiet=True))
+    gallery = Gallery("vanilla", "fitnet")
+    crops.save_crops(tmp_path, results, Console(quiet=True), gallery)
     networks = {result.method: crops._network(result) for result in results if result.seed == 0}
     options = TrainOptions(val_dir=results[0].val_dir)
     (measured,) = validation_sets(options, lambda title: iter).values()
     found = list(crops._differing(measured.pairs, networks, 4))
     assert len(found) == 2 and found[0].variance != found[1].variance
     assert shown == [max(found, key=lambda photograph: photograph.variance).name]
+    (scene,) = gallery.scenes()
+    assert scene["name"] == f"rcan-a, photographs, {shown[0]}"
+    names = [picture["name"] for picture in scene["pictures"]]
+    assert names == ["low resolution", "bicubic", "vanilla", "fitnet", "photograph"]
+
+
+def test_the_page_holds_the_table_curves_and_pictures(comparison):
+    text = (comparison / "report.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.S)[1])
+    (table,) = data["tables"]
+    assert [row[0] for row in table["rows"]] == ["bicubic", "teacher", "vanilla", "fitnet"]
+    (curves,) = data["curves"]
+    assert [line["name"] for line in curves["lines"]] == ["vanilla", "fitnet"]
+    assert len(data["scenes"]) == 2
 
 
 def test_a_finished_comparison_only_writes_its_report_again(comparison, flags, trained, tmp_path):
