@@ -49,6 +49,8 @@ class Page:
     tables: Sequence[Sheet] = ()
     curves: Sequence[Curves] = ()
     gallery: Gallery | None = None
+    refresh: int | None = None
+    """Seconds after which a browser looks whether there is a newer one; none: it is the last."""
 
 
 def write_page(path: Path, page: Page) -> None:
@@ -76,6 +78,7 @@ def write_page(path: Path, page: Page) -> None:
     }
     parts = {
         "title": html.escape(page.title),
+        "refresh": f'<meta http-equiv="refresh" content="{page.refresh}">' if page.refresh else "",
         "style": _asset("page.css"),
         "script": _asset("page.js"),
         # Nothing in it ends the element that it stands in.

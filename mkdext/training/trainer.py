@@ -28,6 +28,7 @@ from mkdext.training.options_file import config_of, origin
 from mkdext.training.run.directory import RunDirectory, TrainingStopped, flat
 from mkdext.training.run.going_on import Done, Run, checked_run
 from mkdext.training.run.live import Readings, TrainingProgress, reading_bar, tensorboard
+from mkdext.training.run.page import save_page_of_now
 from mkdext.training.run.report import (
     Summary,
     conclude,
@@ -345,6 +346,8 @@ class Trainer:
         self.terminal.say(f"step {step}: {scores_in_words(scores)}")
         save_samples(self.training, networks, self.directory, self.sets, step)
         self._record({"step": step, "validation": scores})
+        if step < self.total:
+            save_page_of_now(self.training, self.stage, self.directory, self.sets)
         # Whole pictures take more than a step does.
         self.memory.start()
 

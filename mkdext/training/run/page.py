@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +13,12 @@ from torch import Tensor
 from mkdext import __version__
 from mkdext._system.terminal import Terminal, track
 from mkdext.metrics import psnr_y, strongest_window
-from mkdext.models.handling import evaluation_mode
+from mkdext.models.handling import count_parameters, evaluation_mode
 from mkdext.page import Curves, Gallery, Page, Sheet, write_page
 from mkdext.page.gallery import SIDE
 from mkdext.training.assembly import Training
 from mkdext.training.options_file import origin
+from mkdext.training.recipes import recipe_of
 from mkdext.training.run.directory import RunDirectory
 from mkdext.training.sources import ValidationSet
 from mkdext.training.stages import Stage
@@ -28,6 +31,7 @@ AGREEMENT = ("gradient_cosine", "meta_cosine", "detail_maps", "detail_knowledge"
 """Names of what is logged and drawn together."""
 
 _MOST = 12  # scenes that are looked at, over all sets
+_REFRESH = 20  # seconds
 
 Record = Mapping[str, Any]
 
@@ -50,47 +54,84 @@ def save_page(
         summary: What `summary.json` holds.
         terminal: Where progress is shown.
     """
-    gallery = Gallery("bicubic", "student")
     each = max(_MOST // max(len(sets), 1), 1)
     chosen = [
         (name, data, index)
         for name, data in sets.items()
         for index in _evenly(len(data.pairs), each)
     ]
-    with evaluation_mode(stage.network):
-        for name, data, index in track(chosen, "pictures of the report", terminal):
-            ways: dict[str, Upscaler] = {"student": stage.networks[data.scale]}
-            if data.scale in training.teachers and not training.options.privileged:
-                ways["teacher"] = training.teachers[data.scale]
-            _add(gallery, name, data, index, ways)
-    write_page(run.page, page_of(training, run.records(), summary, gallery))
+    gallery = _gallery(training, stage, track(chosen, "pictures of the report", terminal))
+    done = {
+        "steps": f"{summary['iterations']:,}",
+        "seconds": f"{summary['seconds']:.0f}",
+    }
+    page = _page(training, stage, done, run.records(), summary["validation"])
+    write_page(run.page, dataclasses.replace(page, gallery=gallery))
 
 
-def page_of(
-    training: Training, records: Sequence[Record], summary: Mapping[str, Any], gallery: Gallery
+def save_page_of_now(
+    training: Training, stage: Stage, run: RunDirectory, sets: Mapping[str, ValidationSet]
+) -> None:
+    """Write `report.html` after a validation of a training that goes on, with one photograph.
+
+    A browser that shows it looks for the next one by itself.
+
+    Args:
+        training: What is trained.
+        stage: The student's present one.
+        run: Where to write.
+        sets: What the student is measured on.
+    """
+    records = run.records()
+    scores = next(r for r in reversed(records) if "validation" in r)
+    steps = f"{scores['step']:,} of {training.options.iterations:,}"
+    validation = {name: {"student": score} for name, score in scores["validation"].items()}
+    name, data = next(iter(sets.items()))
+    gallery = _gallery(training, stage, [(name, data, 0)])
+    page = _page(training, stage, {"steps": steps}, records, validation)
+    write_page(run.page, dataclasses.replace(page, gallery=gallery, refresh=_REFRESH))
+
+
+def _page(
+    training: Training,
+    stage: Stage,
+    done: Mapping[str, str],
+    records: Sequence[Record],
+    validation: Mapping[str, Mapping[str, Any]],
 ) -> Page:
-    """What the page of a training holds."""
+    """What the page of a training holds, but for pictures."""
     options = training.options
     scales = " ".join(f"x{scale}" for scale in options.scales)
     facts = {
-        "recipe": summary["recipe"] or "none",
+        "recipe": recipe_of(options) or "none",
         "method": options.method,
         "student": options.student,
-        "parameters": f"{summary['parameters']:,}",
-        "steps": f"{summary['iterations']:,}",
+        "parameters": f"{count_parameters(stage.network):,}",
+        **done,
         "batch": f"{options.batch_size} of {options.patch_size}x{options.patch_size}",
-        "seconds": f"{summary['seconds']:.0f}",
         "seed": str(options.seed),
         "versions": f"mkdext {__version__}, torch {torch.__version__}",
     }
     return Page(
         title=f"{options.student} {scales}, {options.method}",
         facts=facts,
-        command=origin(options, summary["iterations"])["command"],
-        tables=[_scores(summary["validation"])],
-        curves=_curves(records, summary["validation"]),
-        gallery=gallery,
+        command=origin(options, options.iterations)["command"],
+        tables=[_scores(validation)],
+        curves=_curves(records, validation),
     )
+
+
+def _gallery(
+    training: Training, stage: Stage, chosen: Iterable[tuple[str, ValidationSet, int]]
+) -> Gallery:
+    gallery = Gallery("bicubic", "student")
+    with evaluation_mode(stage.network):
+        for name, data, index in chosen:
+            ways: dict[str, Upscaler] = {"student": stage.networks[data.scale]}
+            if data.scale in training.teachers and not training.options.privileged:
+                ways["teacher"] = training.teachers[data.scale]
+            _add(gallery, name, data, index, ways)
+    return gallery
 
 
 def _evenly(count: int, most: int) -> Iterator[int]:
@@ -129,7 +170,7 @@ def _scores(validation: Mapping[str, Mapping[str, Any]]) -> Sheet:
                 text
                 for way in ways
                 for text in (
-                    (f"{scores[way]['psnr_y']:.2f} dB", f"{scores[way]['ssim_y']:.4f}")
+                    (_decibels(scores[way]["psnr_y"]), f"{scores[way]['ssim_y']:.4f}")
                     if way in scores
                     else ("", "")
                 )
@@ -138,6 +179,11 @@ def _scores(validation: Mapping[str, Mapping[str, Any]]) -> Sheet:
         for name, scores in validation.items()
     ]
     return Sheet("PSNR-Y and SSIM-Y at the end", header, rows)
+
+
+def _decibels(psnr: float | None) -> str:
+    """A score; that of photographs that are all met exactly is not finite, and none in JSON."""
+    return f"{math.inf if psnr is None else psnr:.2f} dB"
 
 
 def _curves(records: Sequence[Record], validation: Mapping[str, Mapping[str, Any]]) -> list[Curves]:
