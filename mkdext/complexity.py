@@ -10,24 +10,28 @@ import torch
 
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
-from mkdext._system.plugins import error_in_words, is_reference
+from mkdext._system.plugins import error_in_words
 from mkdext._system.terminal import text_table
-from mkdext.models import MODEL_NAMES, adapt, create_model, make_own
+from mkdext.models import MODEL_NAMES, create_model, is_from_elsewhere, make_from_elsewhere
 from mkdext.models.complexity import Complexity, complexity
+from mkdext.models.fusing import fused
+from mkdext.models.user.spandrel import SMALL
 
 _NOTES = (
     "Papers: counted by thop 0.0.31, as in the tables of super-resolution papers. Parameters are "
     "those of the convolutions that run and of the fixed colour shifts; FLOPs are the "
     "multiplications of these convolutions, one addition of a bias for each output, and the "
-    "additions of global pooling. Activations, attention and other matrix products count nothing. "
+    "additions of global pooling. Activations, attention and other matrix products count nothing. Branches that a "
+    "network has for its training are folded. "
     "MACs: multiplications, each with its addition, of all convolutions and matrix products that "
     "run. Parameters: all that are trained."
 )
 
 
 def _count(name: str, scale: int, size: int) -> Complexity:
-    if is_reference(name):
-        model = adapt(make_own(name, "network"), scale, f"network {name}")
+    if is_from_elsewhere(name):
+        # What a training has beside is folded, as it is for use.
+        model = fused(make_from_elsewhere(name, scale, "network"), f"network {name}")
         try:
             return complexity(model, size)
         except (Exception, SystemExit) as error:  # Whatever a user's network may raise.
@@ -57,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"networks to count: {', '.join(MODEL_NAMES)} (default: all of them), or your "
-        "own, package.module:factory or file.py:factory",
+        help=f"networks to count: {', '.join(MODEL_NAMES)} (default: all of them); "
+        f"{', '.join(SMALL)} or spandrel:CLASS, of the package spandrel; or your own, "
+        "package.module:factory or file.py:factory",
     )
     parser.add_argument("--scale", type=int, default=4, help="enlargement factor (default: 4)")
     parser.add_argument(

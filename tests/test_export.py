@@ -77,7 +77,7 @@ def network(model: nn.Module, scale: int = 2) -> Network:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     name = type(model).__name__
     if not isinstance(model, SuperResolver):
-        model = AdaptedNetwork(model, scale, channels=3, enlarged=False).eval()
+        model = AdaptedNetwork(model, scale, Interface()).eval()
     return Network(name, model, model.scale, torch.device("cpu"))
 
 
@@ -220,7 +220,7 @@ def test_weights_beyond_what_a_file_holds_are_refused_before_the_work(tmp_path: 
             super().__init__()
             self.weight = nn.Parameter(torch.empty(600_000_000, device="meta"))
 
-    huge = Network("Huge", AdaptedNetwork(Huge(), 2, 3, False), 2, torch.device("cpu"))
+    huge = Network("Huge", AdaptedNetwork(Huge(), 2, Interface()), 2, torch.device("cpu"))
     with pytest.raises(Failed, match=r"take 2\.4 GB, and an ONNX file .* less than 2 GB"):
         write_onnx(huge, tmp_path / "model.onnx", GRAPH)
 

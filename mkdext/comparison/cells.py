@@ -167,7 +167,12 @@ class Comparison:
         if options.privileged:
             # It trains a teacher of its own and refuses to be given the others'.
             options = dataclasses.replace(
-                options, teacher=None, teacher_options=(), teacher_weights=None, teacher_points=()
+                options,
+                teacher=None,
+                teacher_options=(),
+                teacher_weights=None,
+                teacher_range=None,
+                teacher_points=(),
             )
         if method != REFERENCE and method_class(method).compares == "pictures":
             options = dataclasses.replace(options, student_points=(), teacher_points=())

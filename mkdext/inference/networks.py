@@ -15,15 +15,18 @@ from mkdext._system.errors import is_out_of_memory
 from mkdext._system.plugins import error_in_words, is_reference
 from mkdext.inference.tiling import GLOBAL_OVERLAP, Costs, forward_costs, reach
 from mkdext.models import (
-    SRNetwork,
     SuperResolver,
     builtin_teacher,
     load_model,
     load_own,
+    load_recognised,
     read_metadata,
 )
 from mkdext.models.builtin import BUILTIN_SCALE
+from mkdext.models.fusing import fused
 from mkdext.models.handling import count_parameters, layout, placed, unwrapped
+from mkdext.models.user.colours import with_found_colours
+from mkdext.models.user.spandrel import is_of_spandrel, load_named
 
 
 class EnlargementError(ValueError):
@@ -42,6 +45,8 @@ class Network:
     """Enlargement factor."""
     device: torch.device
     """Where it computes."""
+    remark: str | None = None
+    """What was found out about it and is to be told."""
 
     @property
     def architecture(self) -> str:
@@ -121,11 +126,13 @@ def load_network(
     """Load what `weights`, `scale`, `model` and `device` mean.
 
     Args:
-        weights: A file that `load_model` understands, or any state dict of the network that `name`
+        weights: A file that `load_recognised` understands, or any state dict of the network that `name`
             makes; none: the built-in network, which is for x4, or what the user's factory gives.
-        scale: Enlargement factor that the network must have; default: that of its weights.
+        scale: Enlargement factor that the network must have; default: that of its weights, or of
+            a user's network the one found by running it.
         name: Network that the weights must be of, one of `MODEL_NAMES`, or a user's,
-            `package.module:factory` or `file.py:factory`; none: any of this package.
+            `package.module:factory` or `file.py:factory`, or one of spandrel's; none: whatever
+            network the weights are of.
         device: "cpu", "cuda" or "cuda:N".
         size: Height and width of the only pictures that a user's network must take; default: any.
 
@@ -137,16 +144,15 @@ def load_network(
         >>> load_network(None)(torch.rand(1, 3, 8, 8)).shape
         torch.Size([1, 3, 32, 32])
     """
-    place = checked_device(device)
-    if name is not None and is_reference(name):
-        scale = scale or _scale_of(weights, name)
-        model: SuperResolver = load_own(name, weights, scale, "`model`", size)
-    else:
-        model = _of_this_package(weights, scale, name)
-        scale = model.scale
-    placed(model.eval().requires_grad_(False), place)
+    place, remark = checked_device(device), None
+    model = _loaded(weights, scale, name, size)
+    if name is not None and is_reference(name) and not _is_of_ours(weights):
+        model, remark = with_found_colours(model, "`model`")
+    what = f"`model` {name}" if name else f"weights file {weights}"
+    model = fused(model.eval(), what)
+    placed(model.requires_grad_(False), place)
     title = weights.stem if weights else name.rpartition(":")[2] if name else "built-in"
-    return Network(title, model, scale, place)
+    return Network(title, model, model.scale, place, remark)
 
 
 def load_networks(
@@ -190,7 +196,11 @@ def load_networks(
     return networks
 
 
-def _of_this_package(weights: Path | None, scale: int | None, name: str | None) -> SRNetwork:
+def _loaded(
+    weights: Path | None, scale: int | None, name: str | None, size: tuple[int, int] | None
+) -> SuperResolver:
+    if name is not None and is_reference(name) and not is_of_spandrel(name):
+        return load_own(name, weights, scale, "`model`", size)
     if weights is None:
         if name is not None:
             raise ValueError(f"`model` {name} needs `weights` FILE")
@@ -199,20 +209,17 @@ def _of_this_package(weights: Path | None, scale: int | None, name: str | None) 
                 f"the built-in network is for scale {BUILTIN_SCALE} only, got `scale` {scale}; "
                 f"give `weights` FILE of a network for scale {scale}"
             )
-        model = builtin_teacher()
-    else:
-        try:
-            model = load_model(weights, scale, name)
-        except ValueError as error:
-            if scale is None and str(error).endswith("say for which one"):
-                raise ValueError(f"{error}, by `scale`") from None
-            raise
-    assert isinstance(model, SRNetwork)  # The only ones that can be loaded without a factory.
-    return model
+        return builtin_teacher()
+    if name is not None and is_of_spandrel(name):
+        return load_named(name, weights, scale, "`model`")
+    try:
+        return load_model(weights, scale, name) if name else load_recognised(weights, scale)
+    except ValueError as error:
+        if scale is None and str(error).endswith("say for which one"):
+            raise ValueError(f"{error}, by `scale`") from None
+        raise
 
 
-def _scale_of(weights: Path | None, name: str) -> int:
-    metadata = read_metadata(weights) if weights else None
-    if metadata is None or metadata.scale is None:
-        raise ValueError(f"`model` {name} needs `scale`, because no weights file gives it")
-    return metadata.scale
+def _is_of_ours(weights: Path | None) -> bool:
+    """Whether weights were trained here, for the usual colours."""
+    return weights is not None and read_metadata(weights) is not None

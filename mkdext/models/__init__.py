@@ -27,7 +27,13 @@ from mkdext.models.imdn import IMDN, IMDNConfig
 from mkdext.models.rcan import RCAN, RCANConfig
 from mkdext.models.rdn import RDN, RDNConfig
 from mkdext.models.registry import create_model, model_names, register
-from mkdext.models.resolve import resolve_student, resolve_teacher
+from mkdext.models.resolve import (
+    is_from_elsewhere,
+    load_recognised,
+    make_from_elsewhere,
+    resolve_student,
+    resolve_teacher,
+)
 from mkdext.models.san import SAN, SANConfig
 from mkdext.models.scales import at_scales
 from mkdext.models.user.adapted import AdaptedNetwork, adapt
@@ -88,10 +94,13 @@ __all__ = [
     "forward_with_features",
     "freeze",
     "hand_down",
+    "is_from_elsewhere",
     "load_model",
     "load_own",
+    "load_recognised",
     "load_weights",
     "load_weights_file",
+    "make_from_elsewhere",
     "make_own",
     "model_names",
     "read_metadata",

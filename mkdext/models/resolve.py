@@ -13,12 +13,79 @@ from mkdext._system.plugins import is_reference
 from mkdext.models.blocks import SuperResolver
 from mkdext.models.builtin import builtin_teacher
 from mkdext.models.registry import create_model, model_names
+from mkdext.models.user import spandrel
 from mkdext.models.user.adapted import adapt
 from mkdext.models.user.factory import load_own, make_own
-from mkdext.models.weights.files import load_model
+from mkdext.models.weights.files import UnknownArchitecture, load_model, read_metadata
 
 BUILTIN = "builtin"
-_OWN = "or your own, package.module:factory or file.py:factory"
+_OWN = (
+    f"{', '.join(spandrel.SMALL)} or spandrel:CLASS (of the package spandrel), or your own, "
+    "package.module:factory or file.py:factory"
+)
+
+
+def is_from_elsewhere(name: str) -> bool:
+    """Whether `name` is that of a network of the user's or of spandrel's, and not of this package.
+
+    Example:
+        >>> [is_from_elsewhere(name) for name in ("net.py:make", "span-s", "rcan-a")]
+        [True, True, False]
+    """
+    return is_reference(name) or spandrel.is_of_spandrel(name)
+
+
+def make_from_elsewhere(
+    name: str, scale: int, flag: str, options: Mapping[str, Any] | None = None
+) -> SuperResolver:
+    """A network of the user's or of spandrel's, as its factory makes it.
+
+    Args:
+        name: `package.module:factory`, `file.py:factory`, `spandrel:CLASS`, or one of `SMALL`.
+        scale: Enlargement factor.
+        flag: The option that `name` was given to, for error messages.
+        options: Arguments of the factory by name.
+
+    Raises:
+        ValueError: There is none, or it is not usable.
+    """
+    if spandrel.is_of_spandrel(name):
+        return spandrel.make(name, scale, flag, options)
+    return adapt(make_own(name, flag, options), scale, f"{flag} {name}")
+
+
+def load_recognised(weights: str | Path, scale: int | None = None) -> SuperResolver:
+    """The network that a file holds the weights of: of this package, or else one of spandrel's.
+
+    Args:
+        weights: A file that `read_weights` can read.
+        scale: Scale that the network must have; none: that of the file.
+
+    Raises:
+        ValueError: As `load_model`; what it refuses is refused by spandrel too, or that is not
+            installed.
+    """
+    name = spandrel.recorded_name(weights)
+    if name is not None:
+        return spandrel.load_named(name, weights, scale, "`model`")
+    try:
+        return load_model(weights, scale)
+    except ValueError as error:
+        own = error
+    is_unknown = isinstance(own, UnknownArchitecture)
+    metadata = read_metadata(weights)
+    if metadata is not None and metadata.factory is not None:
+        raise own
+    if not spandrel.is_installed():
+        more = f"; for the networks that the package spandrel knows: {spandrel.INSTALL}"
+        raise UnknownArchitecture(f"{own}{more}") if is_unknown else own
+    try:
+        found = spandrel.load(weights, scale)
+    except ValueError as error:
+        raise (error if is_unknown else own) from None
+    if found is None:
+        raise own
+    return found
 
 
 def resolve_student(
@@ -27,8 +94,9 @@ def resolve_student(
     """The student that `student` means, with new weights.
 
     Args:
-        student: One of `MODEL_NAMES`, or a network of the user: `package.module:factory` or
-            `file.py:factory`, as `make_own` takes it.
+        student: One of `MODEL_NAMES`; a network of the user, `package.module:factory` or
+            `file.py:factory`, as `make_own` takes it; or one of spandrel, `spandrel:CLASS` or the
+            name of a small one.
         scale: Enlargement factor.
         options: Arguments of the user's factory by name.
 
@@ -43,9 +111,8 @@ def resolve_student(
         >>> resolve_student("rcan-a", scale=2).scale
         2
     """
-    if is_reference(student):
-        network = make_own(student, "`student`", options)
-        return adapt(network, scale, f"`student` {student}")
+    if is_from_elsewhere(student):
+        return make_from_elsewhere(student, scale, "`student`", options)
     if student not in model_names():
         raise _unknown("`student`", student, model_names())
     _refuse_options("student", student, options)
@@ -62,8 +129,8 @@ def resolve_teacher(
 
     Args:
         teacher: "builtin"; one of `MODEL_NAMES`, that the weights must be of; a network of the
-            user, as `resolve_student` takes it; none: whatever network the weights are of, the
-            built-in one without weights.
+            user or of spandrel, as `resolve_student` takes it; none: whatever network the weights
+            are of, the built-in one without weights.
         weights: A file that `read_weights` can read. The user's factory may load its own instead.
         scale: Scale that the teacher must have.
         options: Arguments of the user's factory by name.
@@ -82,6 +149,11 @@ def resolve_teacher(
         4
     """
     model: SuperResolver
+    if teacher is not None and spandrel.is_of_spandrel(teacher):
+        if weights is None:
+            raise _without_weights(teacher)
+        model = spandrel.load_named(teacher, weights, scale, "`teacher`", options)
+        return model.requires_grad_(False)
     if teacher is not None and is_reference(teacher):
         with torch.random.fork_rng(devices=[]):
             model = load_own(teacher, weights, scale, "`teacher`", options=options)
@@ -96,15 +168,19 @@ def resolve_teacher(
             "leave one of them out"
         )
     if weights is not None:
-        model = load_model(weights, scale, teacher)
+        model = load_model(weights, scale, teacher) if teacher else load_recognised(weights, scale)
     elif teacher in (None, BUILTIN):
         model = builtin_teacher(scale)
     else:
-        raise ValueError(
-            f"`teacher` {teacher} needs `teacher_weights` FILE, because a network with random "
-            "weights teaches nothing; leave both out for the built-in teacher"
-        )
+        raise _without_weights(teacher)
     return model.eval().requires_grad_(False)
+
+
+def _without_weights(teacher: str | None) -> ValueError:
+    return ValueError(
+        f"`teacher` {teacher} needs `teacher_weights` FILE, because a network with random "
+        "weights teaches nothing; leave both out for the built-in teacher"
+    )
 
 
 def _refuse_options(role: str, name: str, options: Mapping[str, Any] | None) -> None:

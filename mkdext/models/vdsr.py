@@ -18,6 +18,7 @@ from mkdext.models.blocks import SRNetwork, check_sizes, conv3x3
 from mkdext.models.channels import Channels
 from mkdext.models.registry import register
 from mkdext.models.user.adapted import AdaptedNetwork
+from mkdext.models.user.interface import Interface
 from mkdext.models.weights.shapes import count_numbers, is_conv, out_channels
 
 _WHITE, _BLACK = 235, 16  # levels of Y
@@ -153,7 +154,8 @@ class VDSR(SRNetwork):
 
     def for_export(self) -> nn.Module:
         """`luma` between bicubic and colours that are convolutions."""
-        return AdaptedNetwork(self.luma, self.scale, channels=1, enlarged=True).for_export()
+        of_luma = Interface(channels=1, enlarged=True)
+        return AdaptedNetwork(self.luma, self.scale, of_luma).for_export()
 
     @classmethod
     def infer(cls, weights: Mapping[str, Tensor]) -> tuple[VDSRConfig, None] | None:

@@ -21,7 +21,7 @@ from mkdext.training.assembly import Networks
 from mkdext.training.options import TrainOptions
 from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.report import Summary, finished
-from mkdext.training.setup import prepare
+from mkdext.training.setup import coloured_teacher, prepare
 from mkdext.training.teacher_cache import digest_of
 from mkdext.training.trainer import Callback, carry_out
 
@@ -134,9 +134,12 @@ def distill(
         pairs = None if folders else ImagesInMemory(images, options.scale, smallest)  # type: ignore[arg-type]
         stock = stock_if(run.convolutions() == "stock")
         with stock, evaluation_mode(teacher), modes_kept(student):
+            adapted = adapt(teacher, options.scale, "distill: teacher")
+            coloured, remark = coloured_teacher(adapted, options)
             networks = Networks(
                 adapt(student, options.scale, "distill: student"),
-                {options.scale: adapt(teacher, options.scale, "distill: teacher")},
+                {options.scale: coloured},
+                [remark] if remark else [],
             )
             # Not before: what is lazy makes its convolutions when it runs first.
             with accelerate(student), accelerate(teacher):

@@ -17,6 +17,7 @@ from mkdext._system.near_names import did_you_mean
 from mkdext.methods import MKDOptions, known_method, method_class, method_names
 from mkdext.methods.base import MetaDefaults
 from mkdext.metrics.losses import require_known_loss
+from mkdext.models.user.interface import ColoursName
 from mkdext.training import recipes
 from mkdext.training.recipes import Recipes, TrainingRecipe, check_recipe
 
@@ -82,10 +83,11 @@ class SharedOptions:
 
     student: str = "rcan-a"
     """Network to train: rcan-a, rcan-b, rcan-c, rcan-t, edsr-s, edsr-t, rdn-s, rdn-t, san-s, san-t,
-    han-s, han-t, imdn-s, imdn-t, vdsr or vdsr-half; or your own, package.module:factory or
+    han-s, han-t, imdn-s, imdn-t, vdsr or vdsr-half; span-s, compact-s, plksr-s, safmn-s, mosr-s,
+    swinir-s or spandrel:CLASS, of the package spandrel; or your own, package.module:factory or
     file.py:factory, a function or class that gives a torch.nn.Module. It takes RGB or Y images in
-    [0, 1] of any size. Whether it enlarges them, or sharpens images that are already enlarged, is
-    detected by running it once."""
+    [0, 1]. Whether it enlarges them, or sharpens images that are already enlarged, and which sizes
+    it takes, is detected by running it."""
     student_options: tuple[str, ...] = ()
     """Arguments of your student's factory, as name=value; values are read as YAML, such as 64, 0.5,
     true, relu or [6, 6]."""
@@ -102,12 +104,17 @@ class SharedOptions:
     teacher: str | None = None
     """Network to learn from: 'builtin' (comes with the package, x4); the name of the network that
     the teacher's weights must fit, as for --student; or your own, named like a student; default:
-    the network that the weights belong to."""
+    the network that the weights belong to, one of this package or of the package spandrel."""
     teacher_options: tuple[str, ...] = ()
     """Arguments of your teacher's factory, in the form of --student-options."""
     teacher_weights: Path | None = None
     """Weights of the teacher (.safetensors or .pt); default: the built-in teacher's, or those that
     your factory loads."""
+    teacher_range: ColoursName | None = None
+    """Colours that your teacher takes and gives: 1 or 255, which is white; '-1..1'; '1-bgr' and
+    '255-bgr', blue before green and red; '1-mean' and '255-mean', less the mean of DIV2K; or
+    '1-to-255', which gives others than it takes. Default: those with which it enlarges photographs
+    best."""
     allow_weak_teacher: bool = False
     """Accept a teacher that enlarges photographs worse than bicubic does."""
     student_points: tuple[str, ...] = ()

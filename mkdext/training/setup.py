@@ -21,10 +21,13 @@ from mkdext.models import (
     begin_with,
     freeze,
     hand_down,
+    read_metadata,
     resolve_student,
     resolve_teacher,
 )
 from mkdext.models.handling import evaluation_mode, layout, set_training_mode, unwrapped
+from mkdext.models.user.colours import FoundColours, in_colours, with_found_colours
+from mkdext.models.user.spandrel import is_of_spandrel
 from mkdext.models.user.trial import check_has_parameters, check_passes_gradient, check_trains
 from mkdext.models.weights.strict_loading import listing
 from mkdext.training.assembly import Networks, Training, assemble, seeded
@@ -52,6 +55,7 @@ _NO_TEACHER = {
     "teacher": "made of an encoder and the student's network",
     "teacher_options": "made of an encoder and the student's network",
     "teacher_weights": "made of an encoder and the student's network",
+    "teacher_range": "which takes the colours of photographs",
     "teacher_points": "whose points are the student's",
 }
 
@@ -110,6 +114,8 @@ def make_networks(options: Resolved) -> Networks:
     if not options.privileged and (has_teacher or hands_down):
         of_teacher = named_options(options.teacher_options, "`teacher_options`")
         teacher = resolve_teacher(options.teacher, options.teacher_weights, scale, of_teacher)
+        teacher, remark = coloured_teacher(teacher, options)
+        remarks += [remark] if remark else []
         if hands_down:
             hand_down(teacher, student)
             remarks.append("the student begins with parts and channels of its teacher")
@@ -122,10 +128,28 @@ def make_networks(options: Resolved) -> Networks:
     return Networks(student, teachers, remarks)
 
 
+def coloured_teacher(teacher: SuperResolver, options: Resolved) -> FoundColours:
+    """A teacher, taken for one of the colours that the options name, or that suit it best.
+
+    Raises:
+        ValueError: It cannot be one of these colours.
+    """
+    if options.teacher_range is not None:
+        return FoundColours(in_colours(teacher, options.teacher_range, "`teacher_range`"), None)
+    named = options.teacher
+    # Those of spandrel are known, and what is trained here takes the usual ones.
+    if named is None or is_of_spandrel(named):
+        return FoundColours(teacher, None)
+    weights = options.teacher_weights
+    if weights is not None and read_metadata(weights) is not None:
+        return FoundColours(teacher, None)
+    return with_found_colours(teacher, "teacher")
+
+
 def _refuse_teacher_options(options: Resolved) -> None:
     for name, reason in _NO_TEACHER.items():
         value = getattr(options, name)
-        if value:
+        if value not in (None, ()):
             given = " ".join(value) if isinstance(value, tuple) else value
             raise ValueError(
                 f"`{name}`: `method` {options.method} trains a teacher of its own, {reason}; leave "

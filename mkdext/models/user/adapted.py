@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,9 +17,11 @@ from mkdext.metrics import luma_picture
 from mkdext.models.blocks import SRNetwork, SuperResolver
 from mkdext.models.handling import evaluation_mode
 from mkdext.models.user.exported import ExportedAdapted
+from mkdext.models.user.interface import Colours, Interface, Sizes, picture_in
 
 # Neither square nor even: what is measured are whole photographs.
 PROBE = (17, 19)
+_MULTIPLES = 1, 2, 4, 8, 16, 32, 64  # of pixels, that a network may take only
 _WHITE, _BLACK = 235, 16  # levels of Y
 
 
@@ -30,25 +34,24 @@ class AdaptedNetwork(SuperResolver):
     because code that was written for it may not run in another.
     """
 
-    def __init__(self, network: nn.Module, scale: int, channels: int, enlarged: bool) -> None:
-        """Take a network of `channels` (1: Y, 3: RGB) that wants its input `enlarged` or not."""
+    def __init__(self, network: nn.Module, scale: int, interface: Interface) -> None:
+        """Take a network, and what it takes and gives."""
         super().__init__()
         self.network = network
         self.scale = scale
-        self.channels = channels
-        self.changes_luma_alone = channels == 1
-        self.enlarged = enlarged
+        self.interface = interface
+        self.changes_luma_alone = interface.channels == 1
         self.training = network.training
 
     def forward(self, low: Tensor) -> Tensor:
         """Super-resolve `low`."""
-        # A copy, because code of others may work in place on what it is given.
-        low = low.clone(memory_format=torch.contiguous_format)
-        if self.channels == 3:
-            sr: Tensor = self.network(imresize(low, self.scale) if self.enlarged else low)
-            return sr
+        run, network = self.interface.run, self.network
+        if self.interface.channels == 3:
+            taken = imresize(low, self.scale) if self.interface.enlarged else low
+            return run(network, taken, self.scale)
         large = imresize(low, self.scale)
-        change = self.network(luma_picture(large if self.enlarged else low)) - luma_picture(large)
+        luma = luma_picture(large if self.interface.enlarged else low)
+        change = run(network, luma, self.scale) - luma_picture(large)
         # In YCbCr a change of Y alone is the same change of red, green and blue.
         colours: Tensor = large + change * (255 / (_WHITE - _BLACK))
         return colours
@@ -60,15 +63,20 @@ class AdaptedNetwork(SuperResolver):
 
     def at_scale(self, scale: int) -> AdaptedNetwork | None:
         """The same network at another scale, if it sharpens what was enlarged before."""
-        if not self.enlarged:
+        if not self.interface.enlarged:
             return None
-        return AdaptedNetwork(self.network, scale, self.channels, enlarged=True)
+        return AdaptedNetwork(self.network, scale, self.interface)
+
+    def with_colours(self, colours: Colours) -> AdaptedNetwork:
+        """The same network, taken for one of other colours."""
+        interface = dataclasses.replace(self.interface, colours=colours)
+        return AdaptedNetwork(self.network, self.scale, interface)
 
     def for_export(self) -> nn.Module:
         """The user's network, between convolutions for bicubic and colours if needed."""
-        if self.channels == 3 and not self.enlarged:
+        if self.interface == Interface():
             return self.network
-        return ExportedAdapted(self.network, self.scale, self.channels, self.enlarged)
+        return ExportedAdapted(self.network, self.scale, self.interface)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take weights of the network itself, without this around it, as well."""
@@ -85,9 +93,12 @@ def adapt(
 ) -> SuperResolver:
     """Find out, by running it on a small image, what a network takes, and give it that.
 
+    A network that fails on the image may take multiples of 2, 4, ... 64 pixels only: then images
+    are padded, and its result is cut. Of several results the first picture is taken.
+
     Args:
         network: A network of RGB or of Y images, that enlarges them `scale` times or sharpens
-            images enlarged before, of any size, in [0, 1].
+            images enlarged before, in [0, 1].
         scale: Enlargement factor.
         what: Names the network in error messages.
         size: Height and width of the only images that it must take; default: any.
@@ -108,28 +119,91 @@ def adapt(
     """
     _check_has_numbers(network, what)
     probe = size or PROBE
-    large = tuple(side * scale for side in probe)
     given: dict[int, Tensor | type | str] = {}
-    for channels in (3, 1):
-        result = given[channels] = _run(network, channels, probe)
-        for enlarged, sides in ((False, large), (True, probe)):
-            if isinstance(result, Tensor) and result.shape == (1, channels, *sides):
-                _check_numbers(result, [1, channels, *probe], what)
+    for channels, sizes, sides in _trials(probe):
+        result = _run(network, channels, sides)
+        picture = picture_in(result, channels)
+        if sizes == Sizes():
+            given[channels] = picture if isinstance(picture, Tensor | str) else type(result)
+        if not isinstance(picture, Tensor):
+            continue
+        for enlarged, factor in ((False, scale), (True, 1)):
+            if picture.shape == (1, channels, *(side * factor for side in sides)):
+                _check_numbers(picture, [1, channels, *sides], what)
                 if isinstance(network, SRNetwork):
                     return network
-                return AdaptedNetwork(network, scale, channels, enlarged)
+                several = picture is not result
+                interface = Interface(channels, enlarged, sizes=sizes, first_of_several=several)
+                return AdaptedNetwork(network, scale, interface)
+    raise ValueError(_misfit(network, scale, what, probe, given, any_size=size is None))
+
+
+def adapt_as(network: nn.Module, scale: int, what: str, interface: Interface) -> AdaptedNetwork:
+    """A network of which is known what it takes and gives.
+
+    Raises:
+        ValueError: It fails, or gives another size, integers, or numbers that are not finite.
+    """
+    _check_has_numbers(network, what)
+    adapted = AdaptedNetwork(network, scale, interface)
+    result, image = _run(adapted, 3, PROBE), [1, 3, *PROBE]
+    if isinstance(result, str):
+        raise ValueError(f"{what} fails on an image {image}: {result}")
+    if not isinstance(result, Tensor) or result.shape != (1, 3, *(side * scale for side in PROBE)):
+        got = list(result.shape) if isinstance(result, Tensor) else result.__name__
+        raise ValueError(f"{what} does not enlarge an image {image} x{scale}, but gives {got}")
+    _check_numbers(result, image, what)
+    return adapted
+
+
+def found_scale(network: nn.Module) -> int | None:
+    """How many times a network enlarges, found by running it; none: not at all, or it fails.
+
+    Example:
+        >>> found_scale(nn.PixelShuffle(1)), found_scale(nn.Upsample(scale_factor=3))
+        (None, 3)
+    """
+    if isinstance(network, SuperResolver):
+        return network.scale
+    for channels, _, sides in _trials(PROBE):
+        picture = picture_in(_run(network, channels, sides), channels)
+        if isinstance(picture, Tensor) and picture.ndim == 4 and picture.shape[1] == channels:
+            factor = picture.shape[2] // sides[0]
+            if factor > 1 and picture.shape[2:] == tuple(side * factor for side in sides):
+                return factor
+    return None
+
+
+def _trials(probe: tuple[int, int]) -> Iterator[tuple[int, Sizes, tuple[int, int]]]:
+    """What a network may take: channels, sizes, and height and width of an image of these."""
+    for multiple in _MULTIPLES:
+        sizes = Sizes(multiple)
+        sides = sizes.fitting(*probe)
+        if multiple == 1 or sides != probe:
+            yield from ((channels, sizes, sides) for channels in (3, 1))
+
+
+def _misfit(
+    network: nn.Module,
+    scale: int,
+    what: str,
+    probe: tuple[int, int],
+    given: Mapping[int, Tensor | type | str],
+    any_size: bool,
+) -> str:
+    """Why a network cannot be used, from what it gave for images of 3 channels and of one."""
     # What it makes of an image that it does not fail on tells more.
     channels = 1 if isinstance(given[3], str) and not isinstance(given[1], str) else 3
     image, result = [1, channels, *probe], given[channels]
     if isinstance(result, str):
-        rule = "" if size else ", it must take any size"
-        raise ValueError(
-            f"{what} fails on an image {image}{rule}: {result}{_of_other_numbers(network)}"
-        )
+        rule = ", it must take any size, or multiples of 2, 4, ... 64" if any_size else ""
+        return f"{what} fails on an image {image}{rule}: {result}{_of_other_numbers(network)}"
     got = list(result.shape) if isinstance(result, Tensor) else result.__name__
-    raise ValueError(
+    large, found = [side * scale for side in probe], found_scale(network)
+    hint = f"; it enlarges {found} times: `scale` {found}" if found not in (None, scale) else ""
+    return (
         f"{what} must turn an image {image} into {[1, channels, *large]}, or into its own size if "
-        f"it sharpens enlarged images, at scale {scale}; got {got}"
+        f"it sharpens enlarged images, at scale {scale}; got {got}{hint}"
     )
 
 
@@ -164,15 +238,15 @@ def _check_numbers(result: Tensor, image: list[int], what: str) -> None:
         )
 
 
-def _run(network: nn.Module, channels: int, size: tuple[int, int]) -> Tensor | type | str:
-    """The result, the type of one that is no tensor, or the error in words."""
+def _run(network: nn.Module, channels: int, size: tuple[int, int]) -> Any:
+    """The result, or the error in words."""
     like = next(network.parameters(), torch.empty(0))
     try:
         with evaluation_mode(network), torch.no_grad():
             result = network(probe_image(1, channels, like.device, size))
     except (Exception, SystemExit) as error:  # Whatever code of others may raise.
         return error_in_words(error)
-    return result if isinstance(result, Tensor) else type(result)
+    return result
 
 
 def probe_image(

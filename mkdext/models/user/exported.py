@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext.data import imresize
+from mkdext.models.user.interface import Interface
 
 _BICUBIC_REACH = 2
 
@@ -19,11 +20,11 @@ class ExportedAdapted(nn.Module):
     kernels: Tensor
     to_y: Tensor
 
-    def __init__(self, network: nn.Module, scale: int, channels: int, enlarged: bool) -> None:
+    def __init__(self, network: nn.Module, scale: int, interface: Interface) -> None:
         """Take what an `AdaptedNetwork` holds, and copy the network."""
         super().__init__()
         self.network = copy.deepcopy(network)
-        self.scale, self.channels, self.enlarged = scale, channels, enlarged
+        self.scale, self.interface = scale, interface
         # What an impulse in the middle becomes tells what each output pixel takes from it.
         size = 4 * _BICUBIC_REACH + 1
         impulse = torch.zeros(1, 1, size, size, dtype=torch.float64)
@@ -36,17 +37,20 @@ class ExportedAdapted(nn.Module):
 
     def forward(self, low: Tensor) -> Tensor:
         """Map `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`."""
-        planes = _mirrored(_mirrored(low, 2), 3).transpose(0, 1)
-        enlarged = functional.pixel_shuffle(
-            functional.conv2d(planes, self.kernels), self.scale
-        ).transpose(0, 1)
-        source = enlarged if self.enlarged else low
-        if self.channels == 3:
-            sr: Tensor = self.network(source)
-            return sr
-        change = self.network(self._y(source)) - self._y(enlarged)
+        of_colours, takes_enlarged = self.interface.channels == 3, self.interface.enlarged
+        if of_colours:
+            source = self._enlarged(low) if takes_enlarged else low
+            return self.interface.run(self.network, source, self.scale)
+        enlarged = self._enlarged(low)
+        source = self._y(enlarged if takes_enlarged else low)
+        change = self.interface.run(self.network, source, self.scale) - self._y(enlarged)
         colours: Tensor = enlarged + change * (255 / 219)
         return colours
+
+    def _enlarged(self, low: Tensor) -> Tensor:
+        planes = _mirrored(_mirrored(low, 2), 3).transpose(0, 1)
+        shuffled = functional.pixel_shuffle(functional.conv2d(planes, self.kernels), self.scale)
+        return shuffled.transpose(0, 1)
 
     def _y(self, image: Tensor) -> Tensor:
         return functional.conv2d(image, self.to_y) + 16 / 255

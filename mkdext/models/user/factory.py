@@ -11,8 +11,9 @@ from torch import nn
 
 from mkdext._system.plugins import check_options, error_in_words, loaded, named_options
 from mkdext.models.blocks import SuperResolver
-from mkdext.models.user.adapted import adapt
+from mkdext.models.user.adapted import adapt, found_scale
 from mkdext.models.weights.files import load_weights_file, read_metadata
+from mkdext.models.weights.metadata import WeightsMetadata
 
 
 def make_own(name: str, flag: str, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -55,7 +56,7 @@ def make_own(name: str, flag: str, options: Mapping[str, Any] | None = None) -> 
 def load_own(
     name: str,
     weights: str | Path | None,
-    scale: int,
+    scale: int | None,
     flag: str,
     size: tuple[int, int] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -65,7 +66,7 @@ def load_own(
     Args:
         name: `package.module:factory` or `file.py:factory`.
         weights: A file that `read_weights` can read; default: those that the factory gives it.
-        scale: Enlargement factor.
+        scale: Enlargement factor; none: that of the weights, or the one found by running it.
         flag: The option that `name` was given to, for error messages.
         size: Height and width of the only pictures that it must take; default: any.
         options: Arguments of the factory by name; none: those that the file says a factory of the
@@ -76,7 +77,7 @@ def load_own(
 
     Raises:
         ValueError: There is no such factory, the weights do not fit what it makes, or that is not
-            usable at this scale.
+            usable at this scale, or no scale is known.
 
     Example:
         >>> import torch
@@ -84,22 +85,40 @@ def load_own(
         >>> sharpen_nothing(torch.ones(1, 3, 4, 5)).shape
         torch.Size([1, 3, 8, 10])
     """
-    network = make_own(name, flag, options or _recorded(name, weights))
+    what, metadata = f"{flag} {name}", read_metadata(weights) if weights is not None else None
+    network = make_own(name, flag, options or recorded_options(name, weights))
     if weights is not None:
         try:
             load_weights_file(network, weights)
         except ValueError:
-            # Some networks make what is to be loaded when they run first, as `adapt` has them.
-            adapt(network, scale, f"{flag} {name}", size)
+            # Some networks make what is to be loaded when they run first, as here.
+            _adapted(network, scale, metadata, what, size)
             load_weights_file(network, weights)
-    return adapt(network, scale, f"{flag} {name}", size)
+    return _adapted(network, scale, metadata, what, size)
 
 
-def _recorded(name: str, weights: str | Path | None) -> dict[str, Any]:
+def _adapted(
+    network: nn.Module,
+    scale: int | None,
+    metadata: WeightsMetadata | None,
+    what: str,
+    size: tuple[int, int] | None,
+) -> SuperResolver:
+    scale = scale or (metadata.scale if metadata else None) or found_scale(network)
+    if scale is None:
+        raise ValueError(
+            f"{what} needs `scale`, because no weights file gives it, and it does not enlarge "
+            "pictures 2 times or more by itself"
+        )
+    return adapt(network, scale, what, size)
+
+
+def recorded_options(name: str, weights: str | Path | None) -> dict[str, Any]:
     """The options that a factory was given where the weights were trained."""
     metadata = read_metadata(weights) if weights is not None else None
-    if metadata is None or metadata.factory is None:
+    made_by = metadata.origin.get("student") if metadata else None
+    if metadata is None or metadata.architecture is not None or not isinstance(made_by, str):
         return {}
-    if metadata.factory.rpartition(":")[2] != name.rpartition(":")[2]:
+    if made_by.rpartition(":")[2] != name.rpartition(":")[2]:
         return {}
     return named_options(metadata.factory_options, f"weights file {weights}: its student_options")

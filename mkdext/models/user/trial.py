@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -138,7 +139,11 @@ def check_passes_gradient(network: nn.Module, whose: str, trained: str) -> None:
     """
     # In an AdaptedNetwork a gradient passes beside the user's network, too.
     inner = unwrapped(network)
-    channels = network.channels if isinstance(network, AdaptedNetwork) else 3
+    channels, run = 3, inner.__call__
+    if isinstance(network, AdaptedNetwork):
+        interface, scale = network.interface, network.scale
+        channels = interface.channels
+        run = functools.partial(interface.run, inner, scale=scale)
     like = next(inner.parameters(), torch.empty(0))
     image = probe_image(1, channels, like.device).requires_grad_()
     reason = "no gradient arrives"
@@ -147,7 +152,7 @@ def check_passes_gradient(network: nn.Module, whose: str, trained: str) -> None:
             for tensor in inner.parameters():
                 tensor.add_(0.01)  # Weights that are zero at first would let nothing pass.
         try:
-            sr = inner(image)
+            sr = run(image)
             (gradient,) = torch.autograd.grad(sr.square().mean(), image, allow_unused=True)
         except (Exception, SystemExit) as error:
             gradient, reason = None, error_in_words(error)

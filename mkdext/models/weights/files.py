@@ -104,8 +104,12 @@ def load_model(path: str | Path, scale: int | None = None, name: str | None = No
         if model.config != found.config:
             raise ValueError(f"the weights are of {found.config}, {name} is {model.config}")
     except ValueError as error:
-        raise ValueError(f"weights file {path}: {error}") from None
+        raise type(error)(f"weights file {path}: {error}") from None
     return model
+
+
+class UnknownArchitecture(ValueError):
+    """Weights are of no network of this package."""
 
 
 def _recognised(
@@ -131,9 +135,9 @@ def _recognised(
     return next((state, known) for state, known in found if state is chosen)
 
 
-def _unknown(states: Sequence[StateDict]) -> ValueError:
+def _unknown(states: Sequence[StateDict]) -> UnknownArchitecture:
     names = [name for state in states for name in state.weights]
-    return ValueError(
+    return UnknownArchitecture(
         f"the weights are of no architecture that mkdext knows{nearest_network(names)}; "
         f"{_contents(states)}; name what makes the network: `model` FILE.py:FACTORY (in a "
         "training: `teacher`)"

@@ -235,14 +235,15 @@ def test_a_published_vdsr_sharpens_the_enlarged_luma_as_ours_does() -> None:
     network = LumaVDSR(ours.config)
     network.load_state_dict(ours.luma.state_dict())
     adapted = adapt(network, 3, "teacher")
-    assert isinstance(adapted, AdaptedNetwork) and adapted.enlarged and adapted.channels == 1
+    assert isinstance(adapted, AdaptedNetwork) and adapted.interface.enlarged
+    assert adapted.interface.channels == 1
     lr = torch.rand(2, 3, 7, 6)
     torch.testing.assert_close(adapted(lr), ours(lr), rtol=1e-5, atol=1e-6)
 
 
 def test_a_luma_network_that_enlarges_keeps_the_colours_of_the_enlarged_image() -> None:
     adapted = adapt(Doubling(), 2, "student")
-    assert isinstance(adapted, AdaptedNetwork) and not adapted.enlarged
+    assert isinstance(adapted, AdaptedNetwork) and not adapted.interface.enlarged
     flat = torch.tensor([0.2, 0.5, 0.7]).view(1, 3, 1, 1).expand(1, 3, 5, 4)
     torch.testing.assert_close(
         adapted(flat), flat.repeat_interleave(2, 2).repeat_interleave(2, 3), rtol=1e-5, atol=1e-6
@@ -255,7 +256,8 @@ def test_a_luma_network_that_enlarges_keeps_the_colours_of_the_enlarged_image() 
 
 def test_a_colour_network_of_enlarged_images_is_given_them() -> None:
     adapted = adapt(nn.Conv2d(3, 3, 1), 4, "student")
-    assert isinstance(adapted, AdaptedNetwork) and adapted.enlarged and adapted.channels == 3
+    assert isinstance(adapted, AdaptedNetwork) and adapted.interface.enlarged
+    assert adapted.interface.channels == 3
     assert adapted(torch.rand(1, 3, 5, 6)).shape == (1, 3, 20, 24)
 
 
