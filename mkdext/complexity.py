@@ -21,10 +21,10 @@ _NOTES = (
     "Papers: counted by thop 0.0.31, as in the tables of super-resolution papers. Parameters are "
     "those of the convolutions that run and of the fixed colour shifts; FLOPs are the "
     "multiplications of these convolutions, one addition of a bias for each output, and the "
-    "additions of global pooling. Activations, attention and other matrix products count nothing. Branches that a "
-    "network has for its training are folded. "
+    "additions of global pooling. Activations, attention and other matrix products count nothing. "
     "MACs: multiplications, each with its addition, of all convolutions and matrix products that "
-    "run. Parameters: all that are trained."
+    "run. Parameters: all that are trained. Branches that a network has for its training alone are "
+    "folded before."
 )
 
 

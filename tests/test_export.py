@@ -45,6 +45,7 @@ from mkdext.models import (
     accelerate,
     save_model,
 )
+from mkdext.models.user.interface import Interface
 from mkdext.models.weights.metadata import METADATA_KEY
 
 pytestmark = pytest.mark.slow  # PyTorch's exporter alone takes seconds to import

@@ -126,8 +126,9 @@ def load_network(
     """Load what `weights`, `scale`, `model` and `device` mean.
 
     Args:
-        weights: A file that `load_recognised` understands, or any state dict of the network that `name`
-            makes; none: the built-in network, which is for x4, or what the user's factory gives.
+        weights: A file that `load_recognised` understands, or any state dict of the network that
+            `name` makes; none: the built-in network, which is for x4, or what the user's factory
+            gives.
         scale: Enlargement factor that the network must have; default: that of its weights, or of
             a user's network the one found by running it.
         name: Network that the weights must be of, one of `MODEL_NAMES`, or a user's,

@@ -16,6 +16,8 @@ from torch.nn import functional
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.plugins import error_in_words
 from mkdext.models.handling import evaluation_mode, unwrapped
+from mkdext.models.maps import map_in, size_inside
+from mkdext.models.proposed_points import proposed_points
 from mkdext.models.stand_ins import call_with
 
 WHOLE = ""
@@ -45,6 +47,8 @@ def forward_with_features(
 ) -> tuple[Tensor, list[Tensor]]:
     """Run a network and keep the outputs of some of its sub-modules.
 
+    Of an output of several tensors the first is kept; tokens `[B, h*w, C]` become a map.
+
     The feature maps are copies: an in-place operation that follows a point in the network changes
     neither their values nor their gradients. Everything is as often differentiable as the network.
 
@@ -71,7 +75,8 @@ def forward_with_features(
         >>> [list(feature.shape) for feature in features]
         [[1, 16, 8, 8], [1, 16, 8, 8]]
     """
-    taps = [_Tap(name, shown_name(model, name)) for name in points]
+    size = size_inside(model, low)
+    taps = [_Tap(name, shown_name(model, name), size) for name in points]
     with contextlib.ExitStack() as hooks:
         for tap in taps:
             hooks.enter_context(_submodule(model, tap.name).register_forward_hook(tap))
@@ -101,11 +106,14 @@ def features_at(model: nn.Module, points: Sequence[str], low: Tensor) -> list[Te
         torch.Size([1, 16, 8, 8])
     """
     features: dict[str, Tensor] = {}
+    size = size_inside(model, low)
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             # The copy is what a later in-place operation cannot reach, in the operators' layout.
-            features[name] = output.clone(memory_format=torch.contiguous_format)
+            feature = map_in(output, size)
+            assert feature is not None, f"{name!r} is no point that `check_points` accepts"
+            features[name] = feature.clone(memory_format=torch.contiguous_format)
             if len(features) == len(points):
                 raise _LastPointPassed
 
@@ -221,26 +229,21 @@ def resized(maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Te
 
 
 def default_points(model: nn.Module, count: int = 4) -> list[str]:
-    """Names of the `count` sub-modules that `model` itself declares as distillation points.
+    """Names of `count` sub-modules that are good distillation points.
 
-    A network declares them by a method `distillation_points(count)`, as the built-in ones do.
+    A network declares them by a method `distillation_points(count)`, as the built-in ones do; for
+    one that does not they are found by running it, fewer where it has not as many.
 
     Raises:
-        ValueError: The network declares none, or not as many.
+        ValueError: The network declares not as many, or none can be found.
 
     Example:
         >>> from mkdext.models import create_model
         >>> default_points(create_model("rcan-b", scale=4), count=2)
         ['body.1', 'body.3']
     """
-    network = unwrapped(model)
-    declare = getattr(network, "distillation_points", None)
-    if declare is None:
-        raise ValueError(
-            f"network {type(network).__name__} declares no distillation points; name {count} of "
-            f"its sub-modules, for example {', '.join(_module_names(network)[:count])}"
-        )
-    return _names_in(model, declare(count))
+    declare = getattr(unwrapped(model), "distillation_points", None)
+    return _names_in(model, declare(count) if declare else proposed_points(model, count))
 
 
 def shown_name(model: nn.Module, name: str) -> str:
@@ -251,14 +254,16 @@ def shown_name(model: nn.Module, name: str) -> str:
 class _Tap:
     """Forward hook that keeps a copy of the output of the sub-module called `name`."""
 
-    def __init__(self, name: str, shown: str) -> None:
+    def __init__(self, name: str, shown: str, image_size: tuple[int, int]) -> None:
         self.name = name
         self._shown = shown
+        self._image_size = image_size
         self._outputs: list[Any] = []
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        feature = map_in(output, self._image_size)
         # The copy is what a later in-place operation cannot reach.
-        self._outputs.append(output.clone() if isinstance(output, Tensor) else output)
+        self._outputs.append(output if feature is None else feature.clone())
 
     def feature(self) -> Tensor:
         if len(self._outputs) != 1:
@@ -270,8 +275,8 @@ class _Tap:
         if not isinstance(output, Tensor) or output.ndim != 4:
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise PointError(
-                f"distillation point {self._shown!r} must give a tensor [B, C, H, W], got {got}; "
-                "name another sub-module"
+                f"distillation point {self._shown!r} must give a tensor [B, C, H, W], or tokens "
+                f"[B, H*W, C], got {got}; name another sub-module"
             )
         return output
 

@@ -348,11 +348,13 @@ def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> 
         except ValueError as error:
             raise ValueError(f"{flag}: {error}") from None
     count = max(map(len, chosen.values())) or _POINTS
-    for flag, network in (("`student_points`", student), ("`teacher_points`", teacher)):
-        try:
-            chosen[flag] = chosen[flag] or default_points(network, count)
-        except ValueError as error:
-            raise ValueError(f"{flag}: {error}") from None
+    are_named = any(chosen.values())
+    networks = {"`student_points`": student, "`teacher_points`": teacher}
+    for flag, network in networks.items():
+        chosen[flag] = chosen[flag] or _default_points(network, count, flag)
+    fewest = min(map(len, chosen.values()))
+    if not are_named and fewest < count:
+        chosen = {flag: _default_points(n, fewest, flag) for flag, n in networks.items()}
     points, teacher_points = chosen.values()
     if len(points) != len(teacher_points):
         raise ValueError(
@@ -361,6 +363,13 @@ def choose_points(options: Resolved, student: nn.Module, teacher: nn.Module) -> 
             f"({', '.join(teacher_points)})"
         )
     return points, teacher_points
+
+
+def _default_points(network: nn.Module, count: int, flag: str) -> list[str]:
+    try:
+        return default_points(network, count)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
 
 
 def _points_of_parts(student: SRNetwork, whole: SRNetwork, points: Points) -> Points | None:

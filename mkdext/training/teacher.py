@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mkdext._system.plugins import error_in_words
 from mkdext.models import WHOLE, features_at, forward_with_features, resized
 from mkdext.models.handling import copy_with_tensors
+from mkdext.models.maps import map_in, size_inside
 
 
 class Taught(NamedTuple):
@@ -140,13 +141,16 @@ class _Tapped(nn.Module):
         for name in points:
             self.network.get_submodule(name).register_forward_hook(self._tap(name))
 
-    def _tap(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            self.maps[name] = output.clone(memory_format=torch.contiguous_format)
+    def _tap(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            feature = map_in(output, self.size)
+            assert feature is not None, f"{name!r} is no point that `check_points` accepts"
+            self.maps[name] = feature.clone(memory_format=torch.contiguous_format)
 
         return hook
 
     def forward(self, low: Tensor) -> list[Tensor]:
+        self.size = size_inside(self.network, low)
         self.network(low)
         maps, self.maps = self.maps, {}
         return [maps[name] for name in self.points]

@@ -134,7 +134,7 @@ def adapt(
                     return network
                 several = picture is not result
                 interface = Interface(channels, enlarged, sizes=sizes, first_of_several=several)
-                return AdaptedNetwork(network, scale, interface)
+                return _for_batches(AdaptedNetwork(network, scale, interface), probe)
     raise ValueError(_misfit(network, scale, what, probe, given, any_size=size is None))
 
 
@@ -153,7 +153,15 @@ def adapt_as(network: nn.Module, scale: int, what: str, interface: Interface) ->
         got = list(result.shape) if isinstance(result, Tensor) else result.__name__
         raise ValueError(f"{what} does not enlarge an image {image} x{scale}, but gives {got}")
     _check_numbers(result, image, what)
-    return adapted
+    return _for_batches(adapted, PROBE)
+
+
+def _for_batches(adapted: AdaptedNetwork, probe: tuple[int, int]) -> AdaptedNetwork:
+    """The network, given images one by one if it fails on two at once."""
+    if not isinstance(_run(adapted, 3, probe, samples=2), str):
+        return adapted
+    interface = dataclasses.replace(adapted.interface, one_by_one=True)
+    return AdaptedNetwork(adapted.network, adapted.scale, interface)
 
 
 def found_scale(network: nn.Module) -> int | None:
@@ -238,12 +246,12 @@ def _check_numbers(result: Tensor, image: list[int], what: str) -> None:
         )
 
 
-def _run(network: nn.Module, channels: int, size: tuple[int, int]) -> Any:
+def _run(network: nn.Module, channels: int, size: tuple[int, int], samples: int = 1) -> Any:
     """The result, or the error in words."""
     like = next(network.parameters(), torch.empty(0))
     try:
         with evaluation_mode(network), torch.no_grad():
-            result = network(probe_image(1, channels, like.device, size))
+            result = network(probe_image(samples, channels, like.device, size))
     except (Exception, SystemExit) as error:  # Whatever code of others may raise.
         return error_in_words(error)
     return result

@@ -133,6 +133,8 @@ class Interface:
     sizes: Sizes = Sizes()
     first_of_several: bool = False
     """Whether its picture is the first of several results."""
+    one_by_one: bool = False
+    """Whether it fails on several images at once."""
     call: Call | None = None
     """How it is called, if by more than its image."""
 
@@ -144,6 +146,8 @@ class Interface:
             image: `[B, channels, h, w]` in [0, 1], which stays as it is.
             scale: Enlargement factor.
         """
+        if self.one_by_one and len(image) > 1:
+            return torch.cat([self.run(network, each, scale) for each in torch.split(image, 1)])
         height, width = image.shape[2:]
         given = self.sizes.padded(self.colours.to_network(image))
         # Code of others may work in place on what it is given, and know no other layout.

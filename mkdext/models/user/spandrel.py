@@ -81,6 +81,27 @@ def make(
         ValueError: spandrel is not installed or has no such class, the options do not go with it,
             or it makes no network that enlarges colours `scale` times.
     """
+    what = f"{flag} {name}"
+    network = instance(name, scale, flag, options)
+    try:
+        # What it asks of its images only the description tells that spandrel makes of weights.
+        described = _described(network.state_dict())
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{what} cannot be made: {error_in_words(error)}") from error
+    if described:
+        _check_enlarges(described, scale, what)
+    _without_unused(network)
+    return adapt_as(network, scale, what, _interface(described) if described else Interface())
+
+
+def instance(
+    name: str, scale: int, flag: str, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The same network as spandrel has it.
+
+    Raises:
+        ValueError: As `make`, where it can be told without running it.
+    """
     what, small = f"{flag} {name}", SMALL.get(name)
     made_by = _class(small.architecture if small else name.removeprefix(PREFIX), what)
     takes = inspect.signature(made_by).parameters
@@ -89,14 +110,10 @@ def make(
     given |= {**(small.options if small else {}), **(options or {})}
     check_options(made_by, given, what)
     try:
-        network = made_by(**given)
-        # What it asks of its images only the description tells that spandrel makes of weights.
-        described = _described(network.state_dict())
+        network: nn.Module = made_by(**given)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{what} cannot be made: {error_in_words(error)}") from error
-    _without_unused(network)
-    interface = _interface(described) if described else Interface()
-    return adapt_as(network, scale, what, interface)
+    return network
 
 
 def load(path: str | Path, scale: int | None) -> AdaptedNetwork | None:
