@@ -194,7 +194,11 @@ def find_networks(command: AttributionCommand) -> list[Network]:
     """
     files = [file for group in command.weights for file in group]
     networks = load_networks(
-        files, command.scale, command.model, command.device, reserved=(_BICUBIC, _BUILTIN)
+        files,
+        command.scale,
+        [command.model] if command.model else [],
+        command.device,
+        reserved=(_BICUBIC, _BUILTIN),
     )
     if (files or command.model) and networks[0].scale == BUILTIN_SCALE:
         networks.insert(0, load_network(None, device=command.device))

@@ -81,11 +81,12 @@ class EvaluateCommand:
     reported by its name."""
     weights: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
     """Weights of the networks to compare; default: the built-in network, which is for x4."""
-    model: str | None = None
-    """Network that the weights must be of, or your own network, as package.module:factory or
-    file.py:factory; default: the network that the weights are of."""
+    model: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Networks that the weights must be of, one for all of --weights or one for each; or your own,
+    as package.module:factory or file.py:factory, which may bring their weights. Default: the
+    networks that the weights are of."""
     scale: int | None = None
-    """Enlargement factor; default: the weights'."""
+    """Enlargement factor; default: the weights', or the one found by running your network."""
     lr_dir: tuple[Path, ...] = ()
     """Folders of low-resolution photographs, one for each folder of --data, or the same; 0001.png
     belongs to 0001.png, 0001x4.png or 0001_x4.png, and 1_HR.png to 1_LR.png too. Default: a store's
@@ -189,11 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         networks = load_networks(
             [file for group in command.weights for file in group],
             command.scale,
-            command.model,
+            [name for group in command.model for name in group],
             command.device,
             reserved=(BICUBIC,),
         )
         for network in networks:
+            if network.remark:
+                console.say(network.remark)
             accelerate(network.model)
         scale = networks[0].scale
         photographs = photographs_of(command, scale)

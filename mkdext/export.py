@@ -51,7 +51,7 @@ class ExportCommand:
     """Network that the weights must be of, or your own network, as package.module:factory or
     file.py:factory; default: the network that the weights are of."""
     scale: int | None = None
-    """Enlargement factor; default: the weights'."""
+    """Enlargement factor; default: the weights', or the one found by running your network."""
     size: tuple[int, int] | None = None
     """Height and width of the pictures that the file is for, in low resolution; default: any. Some
     networks can be exported or run for one size only."""
@@ -176,6 +176,8 @@ def _in_words(command: ExportCommand, made: dict[str, Any], failures: dict[str, 
         f"photograph of {made['width']}x{made['height']} pixels ONNX Runtime differs from PyTorch "
         f"by at most {made['difference']:.2g} of 255 levels"
     )
+    if made["remark"]:
+        text += f"; {made['remark']}"
     for exporter, reason in failures.items():
         text += f"; exported by {made['exporter']}, because {exporter} failed: {reason}"
     return text

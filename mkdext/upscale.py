@@ -67,7 +67,7 @@ class UpscaleCommand:
     """Network that the weights must be of, or your own network, as package.module:factory or
     file.py:factory; default: the network that the weights are of."""
     scale: int | None = None
-    """Enlargement factor; default: the weights'."""
+    """Enlargement factor; default: the weights', or the one found by running your network."""
     out: Path = Path("upscaled")
     """Folder for the results, which have the names of the pictures and the suffix .png."""
     existing: Literal["refuse", "skip", "overwrite"] = "refuse"
@@ -184,6 +184,8 @@ def upscale(
         WorkFailed: No more results can be written.
     """
     network = load_network(command.weights, command.scale, command.model, command.device)
+    if network.remark:
+        console.say(network.remark)
     accelerate(network.model)
     overlap = network.overlap if command.overlap is None else command.overlap
     advice = f"lower --memory (now {command.memory:g} GB) for smaller tiles"

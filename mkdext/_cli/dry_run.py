@@ -7,6 +7,8 @@ from torch import nn
 
 from mkdext._system.terminal import Terminal, text_table
 from mkdext.data import find_photographs
+from mkdext.models import WHOLE, check_points
+from mkdext.models.features import shown_name
 from mkdext.models.handling import count_parameters
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers
@@ -17,7 +19,7 @@ from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.live import reading_bar
 from mkdext.training.setup import prepare
 from mkdext.training.sources import validation_sets
-from mkdext.training.stages import PrivilegedStage
+from mkdext.training.stages import PrivilegedStage, PrivilegedTeacher
 from mkdext.training.teacher import Teacher
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
 
@@ -45,6 +47,7 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     _show_sizes(training, terminal)
     for remark in training.networks.remarks:
         terminal.say(remark)
+    _show_points(training, terminal)
     terminal.say(f"convolutions: {convolutions}")
     memory = "not known, for your own code cannot be run without numbers"
     if training.memory:
@@ -62,6 +65,31 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     if run.changes:
         terminal.say(f"from here on: {changes_in_words(run.changes)}")
     terminal.say(f"would write to {resolved.out}")
+
+
+def _show_points(training: Training, terminal: Terminal) -> None:
+    """Where feature maps are compared, with the shapes of these for one image."""
+    step = training.student_stages[-1].step
+    distillation, teacher = step.distillation, step.teacher
+    if distillation is None or teacher is None or distillation.points == [WHOLE]:
+        return
+    scale = training.options.scales[0]
+    side = training.options.sizes[scale]
+    for whose, network, points, size in (
+        ("student", step.student, distillation.points, side),
+        (
+            teacher.name.replace("_", " "),
+            teacher.network,
+            teacher.points,
+            side * scale if isinstance(teacher, PrivilegedTeacher) else side,
+        ),
+    ):
+        maps = check_points(network, points, size)
+        shown = (
+            f"{shown_name(network, name)} [{', '.join(map(str, shape))}]"
+            for name, shape in zip(points, maps, strict=True)
+        )
+        terminal.say(f"points of the {whose}: {', '.join(shown)}")
 
 
 def _kept(options: ResolvedTraining, teacher: Teacher) -> str:

@@ -55,7 +55,7 @@ def attempt(
 
     Returns:
         `architecture`, `scale`, `exporter`, `height` and `width` of the picture that was compared,
-        `difference` in levels of 255.
+        `difference` in levels of 255, `remark` of the network.
 
     Raises:
         ValueError: The network, the photograph or a package cannot be used.
@@ -86,6 +86,7 @@ def attempt(
             "height": height,
             "width": width,
             "difference": difference,
+            "remark": network.remark,
         }
 
 

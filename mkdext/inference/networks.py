@@ -159,42 +159,60 @@ def load_network(
 def load_networks(
     files: Sequence[Path],
     scale: int | None = None,
-    name: str | None = None,
+    names: Sequence[str] = (),
     device: str = "cpu",
     reserved: Collection[str] = (),
 ) -> list[Network]:
     """Networks to compare: all for one scale, with different names.
 
     Args:
-        files: Weights; default: the built-in network.
+        files: Weights; default: those that the factories give, or the built-in network.
         scale: As for `load_network`.
-        name: As for `load_network`.
+        names: What the weights must be of, as for `load_network`: one for each file, or one for
+            all; without files the users' networks themselves.
         device: As for `load_network`.
         reserved: Names that stand for something else.
 
     Raises:
-        ValueError: One cannot be used, is given twice, or they are for different scales.
+        ValueError: One cannot be used, is given twice, or they are for different scales; or there
+            are not as many names as files.
 
     Example:
         >>> [network.name for network in load_networks([])]
         ['built-in']
     """
-    if not files:
-        return [load_network(None, scale, name, device)]
+    if not files and not names:
+        return [load_network(None, scale, None, device)]
     networks: list[Network] = []
-    for file in files:
+    for file, name in _pairs(files, names):
         network = load_network(file, scale, name, device)
         taken = {*reserved, *(other.name for other in networks)}
         # Every run calls its weights student.safetensors.
         if network.name in taken:
-            network = dataclasses.replace(network, name=str(file.with_suffix("")))
+            longer = str(file.with_suffix("")) if file else str(name)
+            network = dataclasses.replace(network, name=longer)
         if network.name in taken:
-            raise ValueError(f"`weights` {file} is given twice")
+            given = f"`weights` {file}" if file else f"`model` {name}"
+            raise ValueError(f"{given} is given twice")
         networks.append(network)
     scales = {network.scale for network in networks}
     if len(scales) > 1:
         raise ValueError(f"networks must be for one scale, got {sorted(scales)}; give `scale`")
     return networks
+
+
+def _pairs(files: Sequence[Path], names: Sequence[str]) -> list[tuple[Path | None, str | None]]:
+    """Weights with what they are of."""
+    if not files:
+        return [(None, name) for name in names]
+    if len(names) < 2:
+        return [(file, names[0] if names else None) for file in files]
+    if len(names) != len(files):
+        raise ValueError(
+            f"`model` must be named once for all `weights`, or once for each of the {len(files)}, "
+            f"got {len(names)}: {', '.join(names)}"
+        )
+    return list(zip(files, names, strict=True))
 
 
 def _loaded(

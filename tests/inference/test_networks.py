@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mkdext.inference import Network, load_network
+from mkdext.inference import Network, load_network, load_networks
 from mkdext.models import (
     EDSR,
     EDSRConfig,
@@ -74,14 +74,53 @@ def test_a_network_that_does_not_fit_is_refused(
         load_network(weights, scale, name.format(own=own))
 
 
-def test_a_users_network_needs_a_scale(own_network: tuple[str, Path], tmp_path: Path) -> None:
+def test_the_scale_of_a_users_network_is_found_unless_it_sharpens(
+    own_network: tuple[str, Path], tmp_path: Path
+) -> None:
     name, weights = own_network
     torch.save(load_file(weights), tmp_path / "plain.pt")
     for file in (None, tmp_path / "plain.pt"):
-        with pytest.raises(ValueError, match=r"ESPCN needs `scale`, because no weights file gives"):
-            load_network(file, None, name)
+        assert load_network(file, None, name).scale == 4
+    with pytest.raises(ValueError, match=r"Identity needs `scale`, because no weights file gives"):
+        load_network(None, None, "torch.nn:Identity")
     with pytest.raises(ValueError, match=r"none\.pt does not exist"):
         load_network(tmp_path / "none.pt", None, name)
+
+
+def test_each_file_can_have_a_network_of_its_own(own_network: tuple[str, Path], tmp_path) -> None:
+    name, weights = own_network
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(weights.read_bytes())
+    assert [n.name for n in load_networks([weights, copy], None, [name])] == ["espcn", "copy"]
+    assert [n.name for n in load_networks([weights, copy], None, [name, name])] == ["espcn", "copy"]
+    by_themselves = load_networks([], 2, ["torch.nn:Identity"])
+    assert [network.name for network in by_themselves] == ["Identity"]
+    with pytest.raises(ValueError, match=r"once for each of the 2, got 3: "):
+        load_networks([weights, copy], None, [name] * 3)
+    with pytest.raises(ValueError, match=r"`model` torch\.nn:Identity is given twice"):
+        load_networks([], 2, ["torch.nn:Identity"] * 3)
+
+
+LEVELS = """
+from torch import nn
+from mkdext.models import builtin_teacher
+
+class Levels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = builtin_teacher()
+
+    def forward(self, x):
+        return self.net(x / 255) * 255
+"""
+
+
+def test_the_range_of_a_users_network_is_found_and_told(tmp_path: Path) -> None:
+    (tmp_path / "levels.py").write_text(LEVELS)
+    network = load_network(None, None, f"{tmp_path / 'levels.py'}:Levels")
+    assert str(network.remark).startswith("`model` Levels takes colours from 0 to 255 (29.")
+    low = torch.rand(1, 3, 9, 8)
+    torch.testing.assert_close(network(low), load_network(None)(low), rtol=1e-4, atol=1e-4)
 
 
 def test_a_networks_own_scale_and_weights_of_its_names_do_not_mislead(tmp_path: Path) -> None:

@@ -63,8 +63,6 @@ def with_found_colours(network: SuperResolver, whose: str) -> FoundColours:
     crops = informative(photographs, network.scale)
     least = psnr_of(lambda low: imresize(low, network.scale), crops, network.scale)
     usual = _reached(network, crops)
-    if usual >= least + _CLEARLY:
-        return FoundColours(network, None)
     names = [name for name in COLOURS if _can_be(name, network)]
     reached = {name: _reached(network.with_colours(COLOURS[name]), crops) for name in names}
     best = max(reached, key=reached.__getitem__)

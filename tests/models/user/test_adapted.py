@@ -53,7 +53,7 @@ def four_colours():
     return nn.Conv2d(4, 4, 3, padding=1)
 
 def windows():
-    return nn.Sequential(nn.PixelUnshuffle(8), nn.Conv2d(192, 192, 1), nn.PixelShuffle(16))
+    return nn.Sequential(nn.PixelUnshuffle(48), nn.PixelShuffle(96))
 
 made = Tiny()
 """
@@ -115,7 +115,7 @@ def test_a_factory_of_a_module_is_found_by_its_dotted_name(nets: Path, monkeypat
         ("no_such_package.nets:Tiny", r"cannot be imported: ModuleNotFoundError: No module named"),
         ("{nets}:wrong_scale", r"into \[1, 3, 34, 38\], .*at scale 2; got \[1, 3, 51, 57\]"),
         ("{nets}:four_colours", r"fails on an image \[1, 3, 17, 19\].*expected input.* 4 channels"),
-        ("{nets}:windows", r"must take any size: RuntimeError"),
+        ("{nets}:windows", r"must take any size, or multiples .*: RuntimeError"),
         ("nets.py", r"is unknown, there are .*file\.py:factory; name its factory"),
     ],
 )
@@ -315,8 +315,8 @@ def test_the_evaluation_mode_ends_also_after_an_error() -> None:
 
 
 def test_a_network_for_one_size_is_run_on_that() -> None:
-    windows = nn.Sequential(nn.Unflatten(3, (-1, 8)), nn.Flatten(3))
-    adapted = adapt(windows, 2, "`model` windows", size=(5, 16))
-    assert adapted(torch.rand(1, 3, 5, 16)).shape == (1, 3, 10, 32)
+    windows = nn.Sequential(nn.Unflatten(3, (-1, 10)), nn.Flatten(3))
+    adapted = adapt(windows, 2, "`model` windows", size=(5, 20))
+    assert adapted(torch.rand(1, 3, 5, 20)).shape == (1, 3, 10, 40)
     with pytest.raises(ValueError, match=r"^`model` windows fails on an image \[1, 3, 5, 3\]: "):
         adapt(windows, 3, "`model` windows", size=(5, 3))
