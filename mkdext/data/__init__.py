@@ -5,6 +5,13 @@ from __future__ import annotations
 from mkdext.data.builtin import BUILTIN_NAME, builtin_photographs
 from mkdext.data.contents import Contents, read_contents
 from mkdext.data.decoding import BadImageError, Decoded, Levels, decode, profile_fits, read_header
+from mkdext.data.degradation import (
+    BICUBIC,
+    Degradation,
+    degradation_of,
+    is_degradation_file,
+    require_degradation,
+)
 from mkdext.data.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
 from mkdext.data.fitting import fitted
 from mkdext.data.folders import IMAGE_SUFFIXES, find_images, match_low_resolution
@@ -12,11 +19,13 @@ from mkdext.data.images import BadImage, bad_images_message, check_images, read_
 from mkdext.data.imresize import imresize
 from mkdext.data.in_memory import Image, ImagesInMemory
 from mkdext.data.known_sets import KNOWN_SETS, KnownSet, compare_with_known
-from mkdext.data.patches import ImagePairs, PatchSampler, make_pair
+from mkdext.data.pairs import GivenPair, ImagePairs, LowImages, Photograph, make_pair
+from mkdext.data.patches import PatchSampler
 from mkdext.data.prepare import Prepared, prepare_store
 from mkdext.data.store import StoredPair, find_photographs, is_store, read_store
 
 __all__ = [
+    "BICUBIC",
     "BUILTIN_NAME",
     "IMAGE_SUFFIXES",
     "KNOWN_SETS",
@@ -24,14 +33,18 @@ __all__ = [
     "BadImageError",
     "Contents",
     "Decoded",
+    "Degradation",
     "Duplicate",
     "Fingerprint",
+    "GivenPair",
     "Image",
     "ImagePairs",
     "ImagesInMemory",
     "KnownSet",
     "Levels",
+    "LowImages",
     "PatchSampler",
+    "Photograph",
     "Prepared",
     "StoredPair",
     "bad_images_message",
@@ -39,12 +52,14 @@ __all__ = [
     "check_images",
     "compare_with_known",
     "decode",
+    "degradation_of",
     "find_duplicates",
     "find_images",
     "find_photographs",
     "fingerprint",
     "fitted",
     "imresize",
+    "is_degradation_file",
     "is_store",
     "make_pair",
     "match_low_resolution",
@@ -54,4 +69,5 @@ __all__ = [
     "read_header",
     "read_image",
     "read_store",
+    "require_degradation",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
-from mkdext.data.decoding import BadImageError
+from mkdext.data.decoding import BadImageError, Levels
 
 _MOST_CUT = 12  # pixels: data sets are cut to multiples of 12, to fit scales of 2, 3 and 4
 
@@ -13,6 +14,21 @@ def whole_cells(high: Tensor, scale: int) -> Tensor:
     """Cut `[3, H, W]` at the right and the bottom to multiples of `scale`."""
     height, width = (size // scale * scale for size in high.shape[1:])
     return high[:, :height, :width]
+
+
+def mirrored(levels: Levels, side: int) -> Levels:
+    """Continue `[3, H, W]` by its mirror image at the right and the bottom up to a size.
+
+    The pixels at the border come twice, so that both versions of a photograph stay aligned.
+
+    Example:
+        >>> mirrored(np.arange(6, dtype=np.uint8).reshape(1, 2, 3), 4)[0].tolist()
+        [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [0, 1, 2, 2]]
+    """
+    missing = [max(side - length, 0) for length in levels.shape[1:]]
+    if not any(missing):
+        return levels
+    return np.pad(levels, ((0, 0), (0, missing[0]), (0, missing[1])), "symmetric")
 
 
 def fitted(low: Tensor, high: Tensor, scale: int, crop: bool = False) -> tuple[Tensor, Tensor]:
@@ -46,7 +62,7 @@ def fitted(low: Tensor, high: Tensor, scale: int, crop: bool = False) -> tuple[T
             hint = "; `crop` cuts both to what they share" if is_near else ""
             raise BadImageError(
                 f"must be {needed[1]}x{needed[0]} pixels in low resolution, has "
-                f"{given[1]}x{given[0]}{hint}"
+                f"{given[1]}x{given[0]}, for a photograph of {high.shape[2]}x{high.shape[1]}{hint}"
             )
     height, width = (min(pair) for pair in zip(given, needed, strict=True))
     return low[:, :height, :width], high[:, : height * scale, : width * scale]

@@ -25,6 +25,8 @@ class BadImage:
 
     path: Path
     reason: str
+    is_small: bool = False
+    """Whether it is too small and nothing else."""
 
     def __str__(self) -> str:
         """One line for a report."""
@@ -70,7 +72,7 @@ def check_images(
     paths: Sequence[Path],
     minimum_side: int = 1,
     progress: Progress = iter,
-    use: Callable[[Path, Tensor], None] | None = None,
+    use: Callable[[Path, Tensor], object] | None = None,
 ) -> tuple[list[Path], list[BadImage]]:
     """Decode every file once, in parallel, to know before any work which ones cannot be used.
 
@@ -78,7 +80,8 @@ def check_images(
         paths: The files.
         minimum_side: Smallest width and height, in pixels, that is large enough.
         progress: Wraps the iteration over the files, to show how far it has come.
-        use: Called with each usable file and its pixels, by several threads at a time.
+        use: Called with each usable file and its pixels, by several threads at a time; where it
+            raises a `BadImageError`, the file is not usable.
 
     Returns:
         The usable files and the others, each in the order given.
@@ -89,26 +92,26 @@ def check_images(
         missing.png: cannot be read (No such file or directory)
     """
 
-    def reason_against(path: Path) -> str | None:
+    def against(path: Path) -> BadImage | None:
         try:
             image = read_image(path)
+            height, width = image.shape[-2:]
+            if reason := too_small(height, width, minimum_side):
+                return BadImage(path, reason, is_small=True)
+            if use is not None:
+                use(path, image)
         except BadImageError as error:
-            return str(error)
-        height, width = image.shape[-2:]
-        if reason := too_small(height, width, minimum_side):
-            return reason
-        if use is not None:
-            use(path, image)
+            return BadImage(path, str(error))
         return None
 
     with ThreadPoolExecutor() as pool:
         try:
-            reasons = pool.map(reason_against, paths)
-            found = [(path, next(reasons)) for path in progress(paths)]
+            results = pool.map(against, paths)
+            found = [(path, next(results)) for path in progress(paths)]
         finally:
             pool.shutdown(cancel_futures=True)
-    good = [path for path, reason in found if reason is None]
-    return good, [BadImage(path, reason) for path, reason in found if reason is not None]
+    good = [path for path, bad in found if bad is None]
+    return good, [bad for _, bad in found if bad is not None]
 
 
 def too_small(height: int, width: int, minimum_side: int) -> str | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mkdext.data.patches import ImagePairs
+from mkdext.data.pairs import ImagePairs
 
 Image = Tensor | npt.NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ from mkdext.data.decoding import BadImageError
 from mkdext.data.fitting import fitted
 from mkdext.data.folders import find_high_resolution, match_low_resolution
 from mkdext.data.images import BadImage, bad_images_message, read_image
-from mkdext.data.patches import make_pair
+from mkdext.data.pairs import make_pair
 from mkdext.data.store import (
     INDEX,
     PIXELS,

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from mkdext.data.imresize import imresize
-from mkdext.data.patches import ImagePairs, Pair
+from mkdext.data.pairs import ImagePairs, Pair
 
 Direction = Literal["in", "out"]
 
@@ -42,13 +42,16 @@ class Zoomed:
         """All of photograph `index`, uint8 `[3, h, w]`."""
         return self._of(self.pairs[index])
 
-    def patch(self, index: int, size: int, place: tuple[float, float]) -> tuple[Tensor]:
+    def patch(
+        self, index: int, size: int, place: tuple[float, float], key: int = 0
+    ) -> tuple[Tensor]:
         """A square part of it.
 
         Args:
             index: Which photograph.
             size: Width and height.
             place: Row and column, 0 for the first possible one to just under 1 for the last.
+            key: As for `ImagePairs`.
 
         Returns:
             uint8 `[3, size, size]`.
@@ -60,7 +63,7 @@ class Zoomed:
         needed = size * self._reduction
         if self.direction == "in":
             needed = math.ceil(needed / self.scale)
-        return (self._of(self.pairs.patch(index, needed, place))[:, :size, :size],)
+        return (self._of(self.pairs.patch(index, needed, place, key))[:, :size, :size],)
 
     def _of(self, pair: Pair) -> Tensor:
         low, high = pair

@@ -13,7 +13,7 @@ from mkdext._system.errors import is_out_of_memory
 from mkdext._system.memory import LiveBytes, available_bytes
 from mkdext._system.plugins import error_in_words, is_reference
 from mkdext._system.saved_state import SavedState, serialized
-from mkdext.data.patches import Pair
+from mkdext.data.pairs import Pair
 from mkdext.models import SRNetwork, SuperResolver, check_comes_back
 from mkdext.models.handling import copy_with_tensors, evaluation_mode, unwrapped
 from mkdext.training.assembly import Networks, Training, assemble

@@ -166,14 +166,14 @@ class PicturedPairs:
         return len(self.pairs)
 
     def patch(
-        self, index: int, size: int, place: tuple[float, float]
+        self, index: int, size: int, place: tuple[float, float], key: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same part of all three: as `ImagePairs.patch`, then `[3, scale*size, scale*size]`.
 
         Raises:
             ValueError: The teacher saw another photograph.
         """
-        low, high = self.pairs.patch(index, size, place)
+        low, high = self.pairs.patch(index, size, place, key)
         seen, shown = self.pictures.patch(index, size, place)
         if not torch.equal(seen, low):
             path = self.pairs.paths[index]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mkdext.data import BadImageError, ImagePairs, PatchSampler, find_images, imresize, make_pair
 from mkdext.data import images as images_module
-from mkdext.data import patches as patches_module
+from mkdext.data import pairs as pairs_module
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def decoded(monkeypatch):
         return read_image(path)
 
     monkeypatch.setattr(images_module, "read_image", read)
-    monkeypatch.setattr(patches_module, "read_image", read)
+    monkeypatch.setattr(pairs_module, "read_image", read)
     return names
 
 

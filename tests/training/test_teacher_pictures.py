@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused_and_left_as_it_is(tmp_path, pairs):
 def test_a_photograph_that_the_teacher_never_saw_is_noticed(tmp_path, pairs):
     kept = make(tmp_path).of(pool_of(pairs))
     low, high = pairs[0]
-    pairs._cache[pairs.paths[0]] = (low // 2, high)
+    pairs._cache[pairs.paths[0]] = ((low // 2).numpy(), high.numpy())
     with pytest.raises(ValueError, match=r"sharp\.png has changed since the teacher enlarged it"):
         PicturedPairs(pairs, kept).patch(0, 8, (0.5, 0.5))
 
