@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from mkdext._cli.options import config_file, first_flags, laid_over, said_of
+from mkdext._cli.options import config_file, first_flags, following, laid_over, usual_of
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import WorkFailed
@@ -19,7 +19,7 @@ from mkdext._system.reading import parse_yaml
 from mkdext.comparison import Comparison, run_cells, write_report
 from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
-from mkdext.training.options import usual_training, values_of
+from mkdext.training.options import values_of
 from mkdext.training.options_file import OptionsFile
 
 _MOST_SEEDS = 1000
@@ -131,8 +131,8 @@ def parse(arguments: list[str]) -> CompareCommand:
     """
     first = first_flags(arguments)
     file = _of_a_comparison(config_file(first.config)) if first.config else None
-    recipe, optimizer = (said_of(name, first, file) for name in ("recipe", "optimizer"))
-    usual = usual_training(said_of("train_dir", first, file) or (), recipe, optimizer=optimizer)
+    names = "recipe", "optimizer"
+    usual, file = usual_of(first, file, names), following(first, file, names)
     default = CompareCommand(**values_of(usual) | {"out": CompareCommand.out})
     return laid_over(CompareCommand, arguments, file, default, "python -m mkdext.compare")
 

@@ -32,16 +32,24 @@ from mkdext._system.files import (
 from mkdext._system.memory import available_bytes
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.data import (
+    BICUBIC as MATLAB,
+)
+from mkdext.data import (
     BadImage,
     BadImageError,
+    Degradation,
     StoredPair,
     bad_images_message,
+    degradation_of,
     find_photographs,
     fitted,
     imresize,
     match_low_resolution,
     read_image,
+    require_degradation,
+    require_made,
 )
+from mkdext.data.degradation import drawn_for
 from mkdext.inference import (
     Network,
     PeakMemory,
@@ -55,6 +63,7 @@ from mkdext.inference.failures import noted
 from mkdext.metrics import exact_note, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 from mkdext.models import accelerate
 from mkdext.models.convolutions import stock_if
+from mkdext.training.options import DegradationName
 
 Protocol = Literal["8bit", "float"]
 
@@ -91,6 +100,10 @@ class EvaluateCommand:
     """Folders of low-resolution photographs, one for each folder of --data, or the same; 0001.png
     belongs to 0001.png, 0001x4.png or 0001_x4.png, and 1_HR.png to 1_LR.png too. Default: a store's
     own, or made by bicubic."""
+    degradation: DegradationName = "bicubic"
+    """What makes low-resolution versions that are not given: 'bicubic' is MATLAB's; 'bilinear',
+    'area' and 'lanczos' are other kernels; 'realesrgan' draws blur, size, noise and JPEG at random,
+    from a fixed seed and the photograph's name; a YAML file has its parameters."""
     protocol: Protocol | None = None
     """'8bit' rounds low-resolution photographs and results to 8-bit levels, as files hold them; MKD
     and most papers measure so. 'float' rounds nothing, like VDSR and data-free contrastive
@@ -119,6 +132,18 @@ class EvaluateCommand:
                 f"--lr-dir must name one folder for each of the {len(self.data)} of --data, "
                 f"got {len(self.lr_dir)}"
             )
+        require_degradation(self.degradation)
+        is_usual = self.degradation == BICUBIC
+        if self.lr_dir and not is_usual:
+            raise ValueError(
+                f"--degradation {self.degradation}: --lr-dir has low-resolution versions; leave "
+                "one of them out"
+            )
+        if self.protocol == "float" and not is_usual:
+            raise ValueError(
+                f"--protocol must be 8bit with --degradation {self.degradation}, which makes 8-bit "
+                "levels, got float"
+            )
         if self.border is not None and self.border < 0:
             raise ValueError(f"--border must be at least 0, got {self.border}")
 
@@ -134,6 +159,8 @@ class Photograph(NamedTuple):
     """File of the low-resolution version; none: that of a store, or to be made."""
     crop: bool = False
     """Whether both may be cut to what they share where their sizes do not fit."""
+    degradation: Degradation = MATLAB
+    """What makes a low-resolution version that is not given."""
 
     @property
     def path(self) -> Path:
@@ -204,6 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in (*(command.out / name for name in ("scores.csv", "scores.json")), *sheets):
             check_replaceable(path)
         protocol = command.protocol or default_protocol(networks[0])
+        if command.degradation != BICUBIC:
+            protocol = "8bit"
         border = scale if command.border is None else command.border
         usable, failed = check_photographs(track(photographs, "reading", console), scale, border)
         scores: list[Score] = []
@@ -239,14 +268,20 @@ def photographs_of(command: EvaluateCommand, scale: int) -> list[Photograph]:
             another scale, two have the same name, or a low-resolution photograph is missing.
     """
     photographs: list[Photograph] = []
+    degradation = degradation_of(command.degradation)
     folders = itertools.zip_longest(command.data, command.lr_dir)
     for folder, low_folder in folders:
         found = find_photographs(folder, scale, low_folder, "--lr-dir")
         check_apart(command.out, folder)
         name = folder.resolve().name
+        if degradation is not MATLAB:
+            require_made(found, folder, degradation.name)
+            name = f"{name} ({degradation.label})"
         if any(photograph.set == name for photograph in photographs):
-            raise ValueError(f"--data has two folders called {name!r}; rename one of them")
-        group = [Photograph(name, high, None, command.crop) for high in found]
+            raise ValueError(
+                f"--data has two folders called {folder.resolve().name!r}; rename one of them"
+            )
+        group = [Photograph(name, high, None, command.crop, degradation) for high in found]
         if low_folder is not None:
             names = [photograph.path.relative_to(folder) for photograph in group]
             versions = match_low_resolution(names, folder, low_folder, scale)
@@ -300,7 +335,8 @@ def read_pair(photograph: Photograph, scale: int, protocol: Protocol) -> tuple[T
     if low is not None:
         return low / 255, high
     if protocol == "8bit":
-        return imresize(high, 1 / scale) / 255, high
+        levels = photograph.degradation.low(high.numpy(), scale, drawn_for(photograph.path.name))
+        return torch.from_numpy(levels) / 255, high
     return imresize(high.double() / 255, 1 / scale).float(), high
 
 
@@ -511,6 +547,7 @@ def save_scores(
         "scale": scale,
         "protocol": protocol,
         "border": scale if command.border is None else command.border,
+        "degradation": command.degradation,
         "networks": {network.name: network.parameters for network in networks},
         "photographs": Counter(photograph.set for photograph in photographs),
         "validation": {

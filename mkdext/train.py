@@ -6,10 +6,9 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from mkdext._cli.options import file_of, first_flags, laid_over, said_of
+from mkdext._cli.options import file_of, first_flags, following, laid_over, usual_of
 from mkdext._cli.training import TrainingCommand, TrainingFlags, options_in
 from mkdext.training import BUILTIN_DEMO, TrainOptions
-from mkdext.training.options import usual_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +48,12 @@ def parse(arguments: list[str]) -> TrainCommand:
     first = first_flags(arguments)
     file = file_of(first, BUILTIN_DEMO.out)
     names = "recipe", "method", "optimizer"
-    said = (said_of(name, first, file) for name in names)
-    usual = usual_training(said_of("train_dir", first, file) or (), *said)
+    usual, file = usual_of(first, file, names), following(first, file, names)
     return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")
 
 
 def _try_your_own(options: TrainOptions) -> str:
-    if options.train_dir:
+    if options.train_dir or options.train_low_dir:
         return ""
     return (
         "\nTry it on your own photographs:\n"

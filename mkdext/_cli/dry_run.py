@@ -6,7 +6,6 @@ import yaml
 from torch import nn
 
 from mkdext._system.terminal import Terminal, text_table
-from mkdext.data import find_photographs
 from mkdext.models import WHOLE, check_points
 from mkdext.models.features import shown_name
 from mkdext.models.handling import count_parameters
@@ -14,11 +13,11 @@ from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers
 from mkdext.training.data_free_options import Options, Resolved
 from mkdext.training.options import ResolvedTraining
+from mkdext.training.photographs import find_to_train, validation_sets
 from mkdext.training.run.directory import changes_in_words
 from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.live import reading_bar
 from mkdext.training.setup import prepare
-from mkdext.training.sources import validation_sets
 from mkdext.training.stages import PrivilegedStage, PrivilegedTeacher
 from mkdext.training.teacher import Teacher
 from mkdext.training.teacher_cache import row_bytes, stored_shapes
@@ -39,8 +38,8 @@ def show_plan(options: Options, terminal: Terminal, resume: bool = False) -> Non
     run.require_files()
     resolved: Resolved = run.options
     convolutions = run.convolutions()
-    for folder in getattr(resolved, "train_dir", ()):
-        find_photographs(folder, resolved.scales[0])
+    if isinstance(resolved, ResolvedTraining):
+        find_to_train(resolved)
     sets = validation_sets(resolved, reading_bar(terminal))
     training = prepare(resolved)
     terminal.say(yaml.safe_dump(run.config, sort_keys=False).rstrip())

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from mkdext._cli.flags import parse_draft
 from mkdext._system.drafts import made
-from mkdext.training.options import SharedOptions
+from mkdext.training.options import SharedOptions, TrainOptions, usual_training
 from mkdext.training.options_file import OptionsFile
-from mkdext.training.run.directory import RunDirectory
+from mkdext.training.run.directory import RunDirectory, flat
 
 _Command = TypeVar("_Command", bound=SharedOptions)
 
@@ -24,6 +24,7 @@ class FirstFlags:
     resume: bool = False
     out: Path | None = None
     train_dir: tuple[Path, ...] | None = None
+    train_low_dir: tuple[Path, ...] | None = None
     recipe: str | None = None
     method: str | None = None
     optimizer: str | None = None
@@ -34,12 +35,13 @@ def first_flags(arguments: Sequence[str]) -> FirstFlags:
 
     Raises:
         SystemExit: One is malformed.
-        ValueError: --train-dir names no folder.
+        ValueError: --train-dir or --train-low-dir names no folder.
     """
     draft, _ = parse_draft(FirstFlags, arguments, return_unknown_args=True, add_help=False)
     first: FirstFlags = made(draft)
-    if first.train_dir == ():
-        raise ValueError("--train-dir must name at least one folder")
+    for name in ("train_dir", "train_low_dir"):
+        if getattr(first, name) == ():
+            raise ValueError(f"`{name}` must name at least one folder")
     return first
 
 
@@ -80,7 +82,50 @@ def said_of(name: str, first: FirstFlags, file: OptionsFile | None) -> Any:
         return flag
     value = file.values.get(name)
     # What else stands there is refused later, with its line.
-    return value if isinstance(value, str) or name == "train_dir" else None
+    return value if isinstance(value, str) or name.endswith("_dir") else None
+
+
+def usual_of(first: FirstFlags, file: OptionsFile | None, names: Sequence[str]) -> TrainOptions:
+    """The options of a training on photographs that hold where flags and file say nothing.
+
+    Args:
+        first: The flags.
+        file: What --config or --resume means; none: nothing.
+        names: Of `usual_training`'s options, those that are looked at.
+
+    Raises:
+        ValueError: There is no such recipe.
+    """
+    folders = said_of("train_dir", first, file) or said_of("train_low_dir", first, file) or ()
+    return usual_training(folders, **{name: said_of(name, first, file) for name in names})
+
+
+def following(
+    first: FirstFlags, file: OptionsFile | None, names: Sequence[str]
+) -> OptionsFile | None:
+    """A file without what its recipe, method or optimizer decided where flags name another.
+
+    The `config.yaml` of a run holds all options, given or not: the learning rate of its optimizer
+    shall not hold for another one. What differs from what they decide was given, and stays.
+
+    Args:
+        first: The flags.
+        file: The file.
+        names: As for `usual_of`.
+
+    Raises:
+        ValueError: There is no such recipe.
+    """
+    if file is None:
+        return None
+    # Not of other folders: the lengths of a file hold for these too.
+    flags = dataclasses.replace(first, train_dir=None, train_low_dir=None)
+    there, now = (_flat(usual_of(each, file, names)) for each in (FirstFlags(), flags))
+    return file.without({name: value for name, value in there.items() if value != now[name]})
+
+
+def _flat(options: TrainOptions) -> dict[str, Any]:
+    return dict(flat(dataclasses.asdict(options)))
 
 
 def laid_over(

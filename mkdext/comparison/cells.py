@@ -21,11 +21,11 @@ from mkdext.models.convolutions import Convolutions
 from mkdext.training.checks import check_teachers
 from mkdext.training.options import MIXED_IN, ResolvedTraining, TrainOptions, known_methods
 from mkdext.training.options_file import OptionsFile, config_of
+from mkdext.training.photographs import held_out_pictures, training_photographs, validation_sets
 from mkdext.training.run.directory import RunDirectory
 from mkdext.training.run.going_on import kept_convolutions, require_same_options
 from mkdext.training.run.live import reading_bar
 from mkdext.training.setup import prepare
-from mkdext.training.sources import training_photographs, validation_sets
 
 REFERENCE = "vanilla"
 """The training without a teacher, that all others are compared with."""
@@ -33,6 +33,7 @@ REFERENCE = "vanilla"
 _OF_A_CELL = ("student", "method", "seed")
 _EQUAL_FOR_ALL = (
     *("out", "student_options", "scale", "train_dir", "val_dir", "bad_images"),
+    *("train_low_dir", "crop", "degradation", "small_images"),
     *("iterations", "batch_size", "patch_size", "device", "stock_convolutions"),
     # What a cache keeps decides which patches there are.
     *("teacher_cache", "teacher_cache_keeps", "teacher_cache_crops"),
@@ -264,6 +265,8 @@ class Comparison:
                 "`patch_size`"
             )
         training_photographs(self.base, reading_bar(console))
+        if self.base.low_only and not self.base.val_dir:
+            held_out_pictures(self.base, reading_bar(console))
         return cells
 
     @contextlib.contextmanager

@@ -17,12 +17,13 @@ from mkdext.comparison.cells import as_folder
 from mkdext.comparison.results import Result
 from mkdext.inference.contact_sheet import ContactSheet
 from mkdext.metrics import Window, psnr_y, strongest_window
-from mkdext.models import load_weights, read_weights, resolve_student
+from mkdext.models import load_weights, read_weights, resolve_student, resolve_teacher
 from mkdext.models.handling import unwrapped
 from mkdext.page import Gallery
 from mkdext.training import TrainOptions
+from mkdext.training.photographs import ValidationSet, held_out_sets, validation_sets
+from mkdext.training.run.going_on import options_there
 from mkdext.training.run.live import reading_bar
-from mkdext.training.sources import validation_sets
 from mkdext.training.validation import Upscaler, bicubic, names_of, picture
 
 _PICTURES = 10  # looked at in a set, evenly spaced, because every network enlarges each of them
@@ -71,12 +72,11 @@ def save_crops(
     if not jobs:
         return []
     first = results[0]
-    options = TrainOptions(scale=first.scale, val_dir=first.val_dir)
-    sets = validation_sets(options, reading_bar(console))
+    sets = _sets(first, console)
     files = []
     for student, chosen in jobs.items():
         networks = {result.method: _network(result) for result in chosen}
-        for name, (_, pairs) in sets.items():
+        for name, (_, pairs, of_teacher) in sets.items():
             found = shown_track(
                 _differing(pairs, networks, first.scale),
                 f"crops of {student}, {name}",
@@ -86,7 +86,7 @@ def save_crops(
             most: list[_Differing] = []
             for photograph in found:
                 most = sorted([*most, photograph], key=lambda p: -p.variance)[:_ROWS]
-            sheet = ContactSheet(["HR", "bicubic", *networks])
+            sheet = ContactSheet(["teacher" if of_teacher else "HR", "bicubic", *networks])
             for photograph in most:
                 sheet.add(photograph.name, photograph.high, photograph.pictures, photograph.window)
                 ways = photograph.pictures
@@ -95,13 +95,25 @@ def save_crops(
                     {
                         "low resolution": photograph.low,
                         **{way: sr for way, (sr, _) in ways.items()},
-                        "photograph": photograph.high,
+                        ("teacher" if of_teacher else "photograph"): photograph.high,
                     },
                     {way: f"{psnr:.2f} dB" for way, (_, psnr) in ways.items()},
                 )
             files.append(out / fitting(f"crops_{as_folder(student)}_{name}", ".png"))
             sheet.save(files[-1])
     return files
+
+
+def _sets(result: Result, console: Terminal) -> Mapping[str, ValidationSet]:
+    """What a training was measured on."""
+    options = options_there(TrainOptions(out=result.run.root))
+    assert isinstance(options, TrainOptions)
+    sets = validation_sets(options, reading_bar(console))
+    if sets:
+        return sets
+    given = named_options(options.teacher_options, "`teacher_options`")
+    teacher = resolve_teacher(options.teacher, options.teacher_weights, options.scale, given)
+    return held_out_sets(options, {options.scale: teacher}, reading_bar(console))
 
 
 def _of_one_seed(results: Sequence[Result]) -> list[Result]:

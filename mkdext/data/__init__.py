@@ -7,9 +7,11 @@ from mkdext.data.contents import Contents, read_contents
 from mkdext.data.decoding import BadImageError, Decoded, Levels, decode, profile_fits, read_header
 from mkdext.data.degradation import (
     BICUBIC,
+    DEGRADATIONS,
     Degradation,
     degradation_of,
     is_degradation_file,
+    is_random_degradation,
     require_degradation,
 )
 from mkdext.data.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
@@ -22,11 +24,19 @@ from mkdext.data.known_sets import KNOWN_SETS, KnownSet, compare_with_known
 from mkdext.data.pairs import GivenPair, ImagePairs, LowImages, Photograph, make_pair
 from mkdext.data.patches import PatchSampler
 from mkdext.data.prepare import Prepared, prepare_store
-from mkdext.data.store import StoredPair, find_photographs, is_store, read_store
+from mkdext.data.store import (
+    StoredPair,
+    are_given,
+    find_photographs,
+    is_store,
+    read_store,
+    require_made,
+)
 
 __all__ = [
     "BICUBIC",
     "BUILTIN_NAME",
+    "DEGRADATIONS",
     "IMAGE_SUFFIXES",
     "KNOWN_SETS",
     "BadImage",
@@ -47,6 +57,7 @@ __all__ = [
     "Photograph",
     "Prepared",
     "StoredPair",
+    "are_given",
     "bad_images_message",
     "builtin_photographs",
     "check_images",
@@ -60,6 +71,7 @@ __all__ = [
     "fitted",
     "imresize",
     "is_degradation_file",
+    "is_random_degradation",
     "is_store",
     "make_pair",
     "match_low_resolution",
@@ -70,4 +82,5 @@ __all__ = [
     "read_image",
     "read_store",
     "require_degradation",
+    "require_made",
 ]

@@ -129,8 +129,9 @@ def is_low_resolution(name: Path) -> bool:
 def match_low_resolution(names: Sequence[Path], folder: Path, low: Path, scale: int) -> list[Path]:
     """The low-resolution versions of photographs.
 
-    That of `0001.png` is `0001.png`, `0001x4.png` or `0001_x4.png` (the scale) with any suffix, and
-    that of `0001_HR.png` may be `0001_LR.png`. It lies in the same folder below `low` as the
+    That of `0001.png` is `0001.png`, `0001x4.png` or `0001_x4.png` (the scale) with any suffix,
+    or `0001x4m.png` and `0001x4d.png` as in DIV2K's mild and difficult tracks, and that of
+    `0001_HR.png` may be `0001_LR.png`. It lies in the same folder below `low` as the
     photograph below its own, or else anywhere if there is only one of that name.
 
     Args:
@@ -167,7 +168,8 @@ def match_low_resolution(names: Sequence[Path], folder: Path, low: Path, scale: 
 
 
 def _low_stems(stem: str, scale: int) -> list[str]:
-    stems = [stem, f"{stem}x{scale}", f"{stem}_x{scale}"]
+    ends = ["", *(f"{mark}x{scale}{track}" for track in ("", "m", "d") for mark in ("", "_"))]
+    stems = [stem + end for end in ends]
     if _HIGH_MARK.search(stem):
         stems.append(_HIGH_MARK.sub(r"\1LR", stem))
     return stems

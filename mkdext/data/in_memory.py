@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +11,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mkdext.data.degradation import BICUBIC, Degradation
 from mkdext.data.pairs import ImagePairs
 
 Image = Tensor | npt.NDArray[np.uint8]
 
 
 class ImagesInMemory(ImagePairs):
-    """Images with their low-resolution versions, made by MATLAB's bicubic on 8-bit levels."""
+    """Images with their low-resolution versions, made by a degradation on 8-bit levels."""
 
-    def __init__(self, images: Sequence[Image], scale: int, minimum_side: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[Image],
+        scale: int,
+        minimum_side: int,
+        degradation: Degradation = BICUBIC,
+        pad: bool = False,
+    ) -> None:
         """Take uint8 images, tensors `[3, H, W]` or arrays `[H, W, 3]`.
+
+        Args:
+            images: The images.
+            scale: Downscaling factor.
+            minimum_side: Smallest width and height, in pixels, that is large enough.
+            degradation: What makes low-resolution versions.
+            pad: Whether smaller images are mirrored up to `minimum_side`.
 
         Raises:
             TypeError: One is not of uint8.
@@ -27,9 +43,11 @@ class ImagesInMemory(ImagePairs):
         """
         if not len(images):
             raise ValueError("distill: images must hold at least one image, got none")
-        high = [_tensor(image, index, minimum_side) for index, image in enumerate(images)]
+        least = scale if pad else minimum_side
+        high = [_tensor(image, index, least) for index, image in enumerate(images)]
         names = [Path(f"image {index}") for index in range(len(high))]
-        super().__init__(names, scale, cache_bytes=sum(2 * image.numel() for image in high))
+        padded = minimum_side if pad else 0
+        super().__init__(names, scale, sys.maxsize, degradation, padded)
         for name, image in zip(names, high, strict=True):
             self._keep(name, image)
 

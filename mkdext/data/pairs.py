@@ -140,6 +140,11 @@ class ImagePairs(Sequence[Pair]):
         """Number of photographs."""
         return len(self.paths)
 
+    @property
+    def made_by(self) -> str:
+        """What tells low-resolution versions from others of the same photographs."""
+        return "given" if self._given else self.degradation.identity
+
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
         """The pair `(low, high)` of photograph `index`; degraded at random, always in the same way.
 
@@ -292,6 +297,11 @@ class LowImages(Sequence[Tensor]):
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self.paths)
+
+    @property
+    def made_by(self) -> str:
+        """As that of `ImagePairs`."""
+        return "given"
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         """Picture `index`.

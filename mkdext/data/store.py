@@ -21,7 +21,7 @@ import mmap
 import os
 import reprlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,26 @@ def find_photographs(
     if is_store(folder):
         return read_store(folder, scale)
     return find_high_resolution(folder, low, low_flag)
+
+
+def require_made(
+    photographs: Sequence[Path] | Sequence[StoredPair], folder: Path, degradation: str
+) -> None:
+    """Check that low-resolution versions are to be made, where another degradation is asked for.
+
+    Raises:
+        ValueError: They were given to the store.
+    """
+    if are_given(photographs):
+        raise ValueError(
+            f"`degradation` {degradation}: store {folder} has low-resolution versions that were "
+            "given to it; leave one of them out"
+        )
+
+
+def are_given(photographs: Sequence[Path] | Sequence[StoredPair]) -> bool:
+    """Whether low-resolution versions were given to a store."""
+    return any(isinstance(p, StoredPair) and p.low_is_given for p in photographs)
 
 
 def read_index(folder: Path) -> tuple[int, list[Entry]]:

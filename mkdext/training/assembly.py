@@ -92,6 +92,11 @@ class Training:
         return self.networks.teachers
 
     @property
+    def teacher_name(self) -> str:
+        """What the scores of these are called."""
+        return self.teacher.name if self.teacher else "teacher"
+
+    @property
     def by_network(self) -> dict[str, list[Stage]]:
         """The stages of each network that is trained, by its name."""
         stages: dict[str, list[Stage]] = {}

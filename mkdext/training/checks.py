@@ -13,13 +13,14 @@ from mkdext._system.errors import is_out_of_memory
 from mkdext._system.memory import LiveBytes, available_bytes
 from mkdext._system.plugins import error_in_words, is_reference
 from mkdext._system.saved_state import SavedState, serialized
+from mkdext.data import BICUBIC, degradation_of
 from mkdext.data.pairs import Pair
 from mkdext.models import SRNetwork, SuperResolver, check_comes_back
 from mkdext.models.handling import copy_with_tensors, evaluation_mode, unwrapped
 from mkdext.training.assembly import Networks, Training, assemble
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.options import TrainOptions
-from mkdext.training.sources import ValidationSet
+from mkdext.training.photographs import ValidationSet
 from mkdext.training.step import Batch
 from mkdext.training.validation import picture, require_strong_teacher
 
@@ -76,9 +77,11 @@ def check_teachers(training: Training, sets: Mapping[str, ValidationSet]) -> Non
     options = training.options
     if options.privileged or options.allow_weak_teacher:
         return
+    name = options.degradation if isinstance(options, TrainOptions) else BICUBIC.name
+    degradation = degradation_of(name)
     for scale, teacher in training.teachers.items():
         shown = {n: measured.pairs for n, measured in sets.items() if measured.scale == scale}
-        require_strong_teacher(teacher, scale, shown)
+        require_strong_teacher(teacher, scale, shown, degradation)
 
 
 def try_on(network: nn.Module, whose: str, pairs: Iterable[Pair]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from mkdext._system.one_at_a_time import one_at_a_time
 from mkdext._system.terminal import Terminal
-from mkdext.data import Image, ImagesInMemory
+from mkdext.data import Image, ImagesInMemory, degradation_of
 from mkdext.models import accelerate, adapt, load_weights, read_weights
 from mkdext.models.convolutions import stock_if
 from mkdext.models.handling import evaluation_mode, modes_kept
@@ -117,6 +117,11 @@ def distill(
                 f"`requires_grad`; leave `{name}` out"
             )
     folders = _folders(images)
+    if options.train_low_dir and not folders:
+        raise ValueError(
+            "distill: `train_low_dir` has versions of photographs in folders, and images are given "
+            "in memory; leave it out"
+        )
     options = dataclasses.replace(
         options,
         student=digest_of(student),
@@ -130,8 +135,7 @@ def distill(
         load_weights(student, read_weights(run.directory.student))
     else:
         run.require_files()
-        smallest = options.smallest_photograph
-        pairs = None if folders else ImagesInMemory(images, options.scale, smallest)  # type: ignore[arg-type]
+        pairs = None if folders else _in_memory(images, options)  # type: ignore[arg-type]
         stock = stock_if(run.convolutions() == "stock")
         with stock, evaluation_mode(teacher), modes_kept(student):
             adapted = adapt(teacher, options.scale, "distill: teacher")
@@ -145,6 +149,12 @@ def distill(
             with accelerate(student), accelerate(teacher):
                 summary = carry_out(prepare(options, networks), run, terminal, pairs, callback)
     return Distilled(student, run.directory.records(), summary)
+
+
+def _in_memory(images: Sequence[Image], options: TrainOptions) -> ImagesInMemory:
+    smallest, pads = options.smallest_photograph, options.small_images == "pad"
+    made_by = degradation_of(options.degradation)
+    return ImagesInMemory(images, options.scale, smallest, made_by, pads)
 
 
 def _folders(images: Images) -> tuple[Path, ...] | None:

@@ -14,6 +14,7 @@ import tyro
 
 from mkdext._system.field_types import check_types
 from mkdext._system.near_names import did_you_mean
+from mkdext.data import DEGRADATIONS, is_random_degradation, require_degradation
 from mkdext.methods import MKDOptions, known_method, method_class, method_names
 from mkdext.methods.base import MetaDefaults
 from mkdext.metrics.losses import require_known_loss
@@ -26,6 +27,14 @@ def known_methods() -> tuple[str, ...]:
     """What `method` may be: training without a teacher, and every method registered so far."""
     return ("vanilla", *method_names())
 
+
+DegradationName = Annotated[
+    str,
+    tyro.conf.arg(metavar=f"{{{','.join(DEGRADATIONS)}}}|FILE.yaml"),
+    pydantic.WithJsonSchema(
+        {"anyOf": [{"enum": list(DEGRADATIONS)}, {"type": "string", "pattern": r"\.ya?ml$"}]}
+    ),
+]
 
 MIXED_IN = ("zoom_in_share", "zoom_out_share", "made_share")
 """Shares of a batch that are no ordinary patches."""
@@ -242,8 +251,23 @@ class TrainOptions(SharedOptions):
     val_dir: tuple[Path, ...] = ()
     """Folders of photographs to measure on, each reported by its name; default: the held-out
     built-in ones."""
+    train_low_dir: tuple[Path, ...] = ()
+    """Folders of low-resolution pictures. With --train-dir, one for each of its folders: 0001.png
+    there belongs to 0001.png, 0001x4.png, 0001_x4.png or 0001x4m.png here. Without --train-dir
+    nobody knows larger versions: the teacher's pictures are learned from, and without --val-dir
+    some pictures are held out, on which the student is compared with its teacher."""
+    crop: bool = False
+    """Cut photographs and those of --train-low-dir whose sizes do not fit, such as those that
+    MATLAB rounds up, at the right and the bottom to what they share."""
+    degradation: DegradationName = "bicubic"
+    """What makes low-resolution versions of photographs, to measure on too: 'bicubic' is MATLAB's;
+    'bilinear', 'area' and 'lanczos' are other kernels; 'realesrgan' draws blur, size, noise and
+    JPEG at random in two orders; a YAML file has its parameters."""
     bad_images: Literal["refuse", "skip"] = "refuse"
     """What to do with training photographs that are broken or too small; all are listed first."""
+    small_images: Literal["refuse", "skip", "pad"] | None = None
+    """What to do with those that are smaller than a patch: 'pad' continues them by their mirror
+    image, 'skip' leaves them out; default: as --bad-images."""
 
     optimizer: Literal["adam", "muon"] = "adam"
     """The student's optimizer. 'muon' orthogonalises the momentum of convolution kernels and moves
@@ -308,8 +332,52 @@ class TrainOptions(SharedOptions):
                 raise ValueError(
                     f"`{name}` must be 0 with `method` vanilla, which has no teacher, got {share}"
                 )
+        self._check_pictures()
         self._check_mixture()
         check_recipe(self)
+
+    def _check_pictures(self) -> None:
+        require_degradation(self.degradation)
+        folders, low = len(self.train_dir), len(self.train_low_dir)
+        if folders and low and folders != low:
+            raise ValueError(
+                f"`train_low_dir` must name one folder for each of the {folders} of `train_dir`, "
+                f"got {low}"
+            )
+        if low and self.degradation != "bicubic":
+            raise ValueError(
+                f"`degradation` {self.degradation}: `train_low_dir` has the low-resolution "
+                "versions; leave one of them out"
+            )
+        if self.crop and not (folders and low):
+            raise ValueError(
+                "`crop` cuts photographs of `train_dir` to those of `train_low_dir`; give both, or "
+                "leave `crop` out"
+            )
+        if self.low_only:
+            self._check_needs_no_truth()
+        name = next((n for n in ("zoom_in_share", "zoom_out_share") if getattr(self, n)), None)
+        if name and (self.low_only or is_random_degradation(self.degradation)):
+            why = (
+                "`train_low_dir` has no photographs"
+                if self.low_only
+                else f"it would show them without `degradation` {self.degradation}"
+            )
+            raise ValueError(f"`{name}` must be 0, for {why}, got {getattr(self, name)}")
+
+    def _check_needs_no_truth(self) -> None:
+        fix = "give photographs by `train_dir` too, or "
+        if self.method == "vanilla" or self.privileged:
+            raise ValueError(
+                f"`method` {self.method} learns from photographs, and `train_low_dir` alone has "
+                f"none: {fix}take a `method` that learns from a teacher"
+            )
+        for name in ("imitation", "imitation_end"):
+            if getattr(self, name) not in (None, 1):
+                raise ValueError(
+                    f"`{name}` must be 1 with `train_low_dir` alone, for only the teacher knows "
+                    f"larger versions, got {getattr(self, name):g}: {fix}take 1"
+                )
 
     def _check_mixture(self) -> None:
         for name in MIXED_IN:
@@ -346,8 +414,14 @@ class TrainOptions(SharedOptions):
             'muon'
         """
         given = options.get("method"), options.get("optimizer")
-        usual = usual_training(options.get("train_dir", ()), recipe, *given)
+        folders = options.get("train_dir") or options.get("train_low_dir", ())
+        usual = usual_training(folders, recipe, *given)
         return dataclasses.replace(usual, **options)
+
+    @property
+    def low_only(self) -> bool:
+        """Whether there are low-resolution pictures to train on, and nothing else."""
+        return bool(self.train_low_dir) and not self.train_dir
 
     @property
     def recipes(self) -> Recipes:
@@ -367,8 +441,9 @@ class TrainOptions(SharedOptions):
 
     @property
     def smallest_photograph(self) -> int:
-        """Width and height that a photograph must have."""
-        return self.patch_size * self.scale * (2 if self.zoom_out_share else 1)
+        """Width and height that a photograph must have, or a low-resolution picture alone."""
+        scale = 1 if self.low_only else self.scale
+        return self.patch_size * scale * (2 if self.zoom_out_share else 1)
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -431,6 +506,14 @@ class ResolvedTraining(ResolvedShared, TrainOptions):
                 "one of them out, or let the teacher compute the maps by `teacher_cache_keeps` "
                 "pictures"
             )
+        is_kept = self.teacher_cache is not None and self.method != "vanilla"
+        keeps_pictures = is_kept and not self.privileged and not keeps_maps
+        if keeps_pictures and is_random_degradation(self.degradation):
+            raise ValueError(
+                f"`teacher_cache_keeps` pictures: `degradation` {self.degradation} shows another "
+                "version of each photograph in every step, of which no picture can be kept; take "
+                "`teacher_cache_keeps` maps, of a fixed set of crops, or leave `teacher_cache` out"
+            )
 
     @property
     def imitates(self) -> bool:
@@ -492,6 +575,8 @@ def unused_of_method(options: ResolvedShared) -> dict[str, Any]:
 
 def _usually_kept(options: SharedOptions, kd_weight: float) -> Literal["maps", "pictures"]:
     """What a cache of the teacher keeps where that was not given."""
+    if isinstance(options, TrainOptions) and is_random_degradation(options.degradation):
+        return "maps"  # Of whole photographs there are as many versions as steps.
     if options.method == "vanilla" or method_class(options.method).compares == "pictures":
         return "pictures"
     return "maps" if options.privileged or kd_weight or options.hint_share else "pictures"
@@ -568,7 +653,7 @@ def usual_training(
     """The options that hold where none are given: lengths of the MKD paper, or short ones.
 
     Args:
-        train_dir: As in the options; none: a training on the built-in photographs.
+        train_dir: Folders to train on; none: a training on the built-in photographs.
         recipe: As in the options; none: the best one, with what follows in its place.
         method: As in the options, if it is given.
         optimizer: Likewise.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from mkdext._system.field_types import kind_in_words, kinds_of
 from mkdext._system.near_names import did_you_mean
 from mkdext._system.plugins import absolute
 from mkdext._system.reading import read_yaml
-from mkdext.data import BUILTIN_NAME
+from mkdext.data import BUILTIN_NAME, is_degradation_file
 from mkdext.training.data_free_options import (
     DataFreeOptions,
     Options,
@@ -96,6 +97,25 @@ class OptionsFile:
         except pydantic.ValidationError as error:
             raise self._refusal(kind, error) from None
 
+    def without(self, values: Mapping[str, Any]) -> OptionsFile:
+        """The same without options that have certain values.
+
+        Args:
+            values: By names of fields, those of groups as `group.name`.
+        """
+
+        def left(there: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+            kept = {}
+            for name, value in there.items():
+                full = prefix + name
+                if isinstance(value, dict):
+                    kept[name] = left(value, f"{full}.")
+                elif full not in values or not _is_same(value, values[full]):
+                    kept[name] = value
+            return kept
+
+        return dataclasses.replace(self, values=left(self.values))
+
     def made(self, draft: Any) -> Any:
         """The options that a draft is one of; an error about a value of this file names it.
 
@@ -171,6 +191,8 @@ def config_of(options: SharedOptions) -> dict[str, Any]:
     for name in ("student", "teacher", "method", "loss"):
         if config.get(name):
             config[name] = absolute(config[name])
+    if is_degradation_file(config.get("degradation", "")):
+        config["degradation"] = str(Path(config["degradation"]).absolute())
     return config
 
 
@@ -223,7 +245,7 @@ def origin(options: Resolved, steps: int, history: Sequence[Any] = ()) -> dict[s
         **student,
         "method": options.method,
         "teacher": str(teacher) if has_teacher else None,
-        "data": [str(folder) for folder in options.train_dir] or [BUILTIN_NAME],
+        "data": [*map(str, options.train_dir or options.train_low_dir)] or [BUILTIN_NAME],
         **made_by,
     }
 
@@ -251,7 +273,7 @@ def _usual_data_free(options: ResolvedDataFree) -> DataFreeOptions:
 
 def _usual(options: ResolvedTraining) -> TrainOptions:
     """What holds beside the flags that are needed for a training."""
-    given = options.train_dir, options.recipe
+    given = options.train_dir or options.train_low_dir, options.recipe
     first = usual_training(*given)
     usual = usual_training(*given, options.method, options.optimizer)
     return dataclasses.replace(usual, recipe=None, method=first.method, optimizer=first.optimizer)
@@ -297,6 +319,14 @@ def _with_names_of_fields(values: Mapping[Any, Any]) -> dict[str, Any]:
         str(name).replace("-", "_"): _with_names_of_fields(v) if isinstance(v, dict) else v
         for name, v in values.items()
     }
+
+
+def _is_same(written: Any, value: Any) -> bool:
+    """Whether a value of a file is one of an option, a power of ten being a text in YAML 1.1."""
+    if isinstance(value, float) and isinstance(written, str):
+        with contextlib.suppress(ValueError):
+            written = float(written)
+    return bool(written == value)
 
 
 def _value(options: Any, name: str) -> Any:

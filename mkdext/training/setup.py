@@ -11,7 +11,7 @@ from torch import nn
 from mkdext._system.device import checked_device
 from mkdext._system.plugins import named_options
 from mkdext._system.terminal import Terminal, track
-from mkdext.data import ImagePairs, PatchSampler
+from mkdext.data import ImagePairs, LowImages, PatchSampler
 from mkdext.data.patches import Patches, Sampler
 from mkdext.data.zoom import Zoomed
 from mkdext.models import (
@@ -40,9 +40,10 @@ from mkdext.training.checks import (
 from mkdext.training.data_free_options import DataFreeOptions, Resolved
 from mkdext.training.mixture import MadeImages, MadePatches, Mixture, Recoloured
 from mkdext.training.options import ResolvedTraining
+from mkdext.training.photographs import training_photographs
 from mkdext.training.run.directory import RunDirectory
 from mkdext.training.run.live import reading_bar
-from mkdext.training.sources import CachedCrops, Photographs, Source, training_photographs
+from mkdext.training.sources import CachedCrops, Photographs, Source
 from mkdext.training.teacher import Teacher
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
 from mkdext.training.teacher_pictures import PicturedPairs, Pool, Progress, TeacherPictures
@@ -98,7 +99,10 @@ def make_networks(options: Resolved) -> Networks:
     # The checkpoint of a run that goes on has the weights.
     is_new = not RunDirectory(options.out).checkpoints
     if options.student_weights is not None and is_new:
-        remarks += begin_with(unwrapped(student), options.student_weights)
+        try:
+            remarks += begin_with(unwrapped(student), options.student_weights)
+        except ValueError as error:
+            raise ValueError(f"`student_weights`: {error}") from None
     accelerate(student)
     at_scales(student, options.scales, "`student`")
     if options.method == "vanilla" and options.method_options:
@@ -208,10 +212,11 @@ def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Ter
     options, teacher = training.options, training.teacher
     assert isinstance(options, ResolvedTraining)
     device, like = torch.device(options.device), layout(training.networks.student)
-    if pairs is None:
-        pairs, bad = training_photographs(options, reading_bar(terminal))
-        for image in bad:
-            terminal.say(f"left out: {image}")
+    images: ImagePairs | LowImages | None = pairs
+    if images is None:
+        images, remarks = training_photographs(options, reading_bar(terminal))
+        for remark in remarks:
+            terminal.say(remark)
     if teacher and options.teacher_compile:
         terminal.say("compiling the teacher")
         sides = options.patch_size, options.patch_size * options.scale
@@ -220,22 +225,22 @@ def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Ter
             zeros = (torch.zeros(shape, device=device) for shape in shapes)
             teacher.compile(*(batch.to(memory_format=like) for batch in zeros))
     if options.teacher_cache is not None and options.teacher_cache_keeps == "maps":
-        source = _of_fixed_crops(options, pairs, teacher, device, like, terminal)
+        source = _of_fixed_crops(options, images, teacher, device, like, terminal)
     else:
-        source = _of_new_patches(options, pairs, teacher, device, like, terminal)
+        source = _of_new_patches(options, images, teacher, device, like, terminal)
     return Recoloured(source, options.seed, like) if options.augment_colours else source
 
 
 def _of_fixed_crops(
     options: ResolvedTraining,
-    pairs: ImagePairs,
+    images: ImagePairs | LowImages,
     teacher: Teacher | None,
     device: torch.device,
     like: torch.memory_format,
     terminal: Terminal,
 ) -> Source:
     sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
-    crops = FixedCrops(pairs, *sizes, options.teacher_cache_crops)
+    crops = FixedCrops(images, *sizes, options.teacher_cache_crops)
     if teacher is None or options.privileged or options.teacher_cache is None:
         # Nothing can be kept, but trainings that are compared must see the same patches.
         return Photographs(crops, device, like)
@@ -246,7 +251,7 @@ def _of_fixed_crops(
 
 def _of_new_patches(
     options: ResolvedTraining,
-    pairs: ImagePairs,
+    images: ImagePairs | LowImages,
     teacher: Teacher | None,
     device: torch.device,
     like: torch.memory_format,
@@ -255,24 +260,31 @@ def _of_new_patches(
     scale, side, seed = options.scale, options.patch_size, options.seed
     kept: TeacherPictures | None = None
     if options.teacher_cache is not None and teacher and not options.privileged:
-        kept = TeacherPictures(options.teacher_cache, teacher, scale, device, _telling(terminal))
-    names = [path.name for path in pairs.paths]
-    shown: Patches = pairs
-    if kept:
+        folder, tell = options.teacher_cache, _telling(terminal)
+        kept = TeacherPictures(folder, teacher, scale, device, tell, images.made_by)
+    names = [path.name for path in images.paths]
+    has_high = isinstance(images, ImagePairs)
+    shown: Patches = images
+    if kept and isinstance(images, ImagePairs):
+        pairs = images
         pool = Pool("photographs", names, lambda index: pairs[index][0])
         shown = PicturedPairs(pairs, kept.of(pool))
+    elif kept and isinstance(images, LowImages):
+        shown = kept.of(Pool("pictures", names, images.__getitem__))
     count = options.batch_size - sum(options.mixture.values())
-    ordinary = Photographs(PatchSampler(shown, scale, side, count, seed), device, like)
+    sampler: Sampler = PatchSampler(shown, scale, side, count, seed)
+    ordinary = Photographs(sampler, device, like, has_high)
     others = []
     for name, count in options.mixture.items():
         stream = _STREAMS[name]
         if name == "made_share":
-            sampler: Sampler = MadePatches(scale, side, count, seed)
+            sampler = MadePatches(scale, side, count, seed)
             crops = options.teacher_cache_crops
             made = [str(index) for index in range(crops)]
             pool = Pool(f"made-{crops}-of-{side}", made, MadeImages(side).image)
         else:
-            zoomed = Zoomed(pairs, "in" if name == "zoom_in_share" else "out")
+            assert isinstance(images, ImagePairs)  # Options refuse others.
+            zoomed = Zoomed(images, "in" if name == "zoom_in_share" else "out")
             sampler = PatchSampler(zoomed, scale, side, count, seed, stream)
             pool = Pool(f"zoomed-{zoomed.direction}", names, zoomed.image)
         if kept:

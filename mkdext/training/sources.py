@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mkdext._system.files import check_apart
 from mkdext._system.saved_state import SavedState
-from mkdext.data import (
-    BUILTIN_NAME,
-    BadImage,
-    ImagePairs,
-    StoredPair,
-    bad_images_message,
-    builtin_photographs,
-    find_photographs,
-)
 from mkdext.data.patches import Sampler
-from mkdext.metrics import to_uint8
-from mkdext.synthesis import procedural_images
-from mkdext.synthesis.randomness import Draw, drawn, random_for
-from mkdext.training.data_free_options import DataFreeOptions, Options
+from mkdext.synthesis.randomness import Draw, drawn
+from mkdext.training.data_free_options import DataFreeOptions
 from mkdext.training.image_maker import ImageMaker, require_different
-from mkdext.training.options import TrainOptions
 from mkdext.training.step import Batch
 from mkdext.training.teacher_cache import FixedCrops, TeacherCache
-from mkdext.training.validation import picture
-
-Progress = Callable[[str], Callable[[Iterable[Path]], Iterable[Path]]]
-"""Given a title, wraps an iteration over files to show how far it has come."""
-
-HELD_OUT = "made images"
-"""Name of the images on which a student is compared with its teacher meanwhile."""
-
-_HELD_OUT_COUNT, _HELD_OUT_SIDE = 8, 96  # high-resolution pixels
 
 
 class Source(ABC):
@@ -136,9 +112,10 @@ class CachedCrops(Source):
         """Crops, and the maps as the teacher would give them."""
         # Looked up before they are sent, where a GPU is not waited for.
         numbered = enumerate(self.crops.batches(first, end), first)
-        looked_up = ((low, high, self.cache.rows(step, low)) for step, (low, high) in numbered)
-        for low, high, rows in transferred(looked_up, self.cache.device, self.layout):
+        looked_up = ((*sides, self.cache.rows(step, sides[0])) for step, sides in numbered)
+        for low, *others, rows in transferred(looked_up, self.cache.device, self.layout):
             maps, shown = self.cache.taught(rows)
+            high = others[0] if others else None
             yield Batch(low, high, maps, shown, self.crops.scale)
 
 
@@ -191,104 +168,6 @@ class Made(Source):
         """
         for scale, maker in self.makers.items():
             maker.load(state.part("makers").part(scale))
-
-
-class ValidationSet(NamedTuple):
-    """Pictures to measure a student on."""
-
-    scale: int
-    pairs: Sequence[tuple[Tensor, Tensor]]
-    """`(low, high)` each, uint8."""
-
-
-def training_photographs(
-    options: TrainOptions, progress: Progress
-) -> tuple[ImagePairs, list[BadImage]]:
-    """Check the photographs to train on: folders of image files are decoded, stores opened.
-
-    Returns:
-        The usable ones and those left out.
-
-    Raises:
-        ValueError: A folder is missing or empty, holds small versions of photographs too, or `out`
-            lies in it, a store is damaged or of another scale, no photograph is usable, or some are
-            not and `bad_images` is "refuse".
-    """
-    found: list[Path | StoredPair] = []
-    for folder in options.train_dir:
-        found += find_photographs(folder, options.scale)
-        check_apart(options.out, folder)
-    found = found or [*builtin_photographs("train")]
-    pairs, bad = ImagePairs.checked(
-        found, options.scale, options.smallest_photograph, progress("training photographs")
-    )
-    if bad and options.bad_images == "refuse":
-        raise ValueError(
-            f"{bad_images_message(bad)}\nremove them, or leave them out with `bad_images` skip; "
-            f"for small ones a smaller `patch_size` will do (now {options.patch_size})"
-            + ", or `zoom_out_share` 0"
-            * bool(options.zoom_out_share)
-        )
-    if not len(pairs):
-        raise ValueError(f"`train_dir` holds no usable photograph:\n{bad_images_message(bad)}")
-    return pairs, bad
-
-
-def validation_sets(options: Options, progress: Progress) -> dict[str, ValidationSet]:
-    """Check the photographs to measure on, by the name of their folder or store.
-
-    Of several scales the names end with the scale.
-
-    Raises:
-        ValueError: A folder is missing or empty, holds small versions of photographs too, or `out`
-            lies in it, a store is damaged or of another scale, a photograph is not usable, or two
-            folders have the same name.
-    """
-    return {
-        _named(name, scale, options): ValidationSet(scale, pairs)
-        for scale in options.scales
-        for name, pairs in _photographs_of_scale(options, scale, progress).items()
-    }
-
-
-def held_out_sets(
-    options: DataFreeOptions, teachers: Mapping[int, nn.Module]
-) -> dict[str, ValidationSet]:
-    """Procedural images that no student is trained on, with the teacher's pictures of them."""
-    sets: dict[str, ValidationSet] = {}
-    for scale, teacher in teachers.items():
-        side = _HELD_OUT_SIDE // scale
-        random = random_for(0, Draw.HELD_OUT)
-        images = [to_uint8(i) for i in procedural_images(_HELD_OUT_COUNT, side, side, random)]
-        pairs = [(low, picture(teacher, low)) for low in images]
-        sets[_named(HELD_OUT, scale, options)] = ValidationSet(scale, pairs)
-    return sets
-
-
-def _named(name: str, scale: int, options: Options) -> str:
-    return name if len(options.scales) == 1 else f"{name} x{scale}"
-
-
-def _photographs_of_scale(
-    options: Options, scale: int, progress: Progress
-) -> dict[str, ImagePairs]:
-    if not options.val_dir:
-        return {BUILTIN_NAME: ImagePairs(builtin_photographs("validation"), scale)}
-    sets: dict[str, ImagePairs] = {}
-    for folder in options.val_dir:
-        found = find_photographs(folder, scale)
-        check_apart(options.out, folder)
-        name = folder.resolve().name
-        if name in sets:
-            raise ValueError(f"`val_dir` has two folders called {name!r}; rename one of them")
-        # SSIM needs a window of 11 pixels inside a border as wide as the scale, in whole cells.
-        smallest = math.ceil((2 * scale + 11) / scale) * scale
-        sets[name], bad = ImagePairs.checked(
-            found, scale, smallest, progress(name), check_stored=True
-        )
-        if bad:
-            raise ValueError(bad_images_message(bad))
-    return sets
 
 
 _Tensors = tuple[Tensor, ...]

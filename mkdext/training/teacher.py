@@ -102,7 +102,8 @@ class Teacher:
         return Taught(maps[: len(self.points)], maps[-1] if self.gives_picture else None)
 
     def _fitted(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return [f.contiguous() for f in resized([f.float() for f in maps], self.sizes)]
+        floats = [f.float() for f in maps]
+        return [f.contiguous() for f in resized(floats, self.sizes[: len(maps)])]
 
     def compile(self, low: Tensor, high: Tensor) -> None:
         """Compile what follows for batches like `low` and `high`, and run it once.

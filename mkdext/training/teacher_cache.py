@@ -26,13 +26,16 @@ from torch import Tensor, nn
 
 from mkdext._system.files import locked, write_json
 from mkdext._system.reading import entry, read_json, require_file
-from mkdext.data import ImagePairs, PatchSampler
+from mkdext.data import BICUBIC, ImagePairs, LowImages, PatchSampler
 from mkdext.models import MapShape, check_points, resized
 from mkdext.models.handling import layout, unwrapped
 from mkdext.training.teacher import Taught, Teacher
 
 PICTURES = "pictures"
 """Folder beside the maps for the teacher's pictures, which `teacher_pictures` keeps."""
+
+WITHOUT_DEGRADATION = {"degradation": BICUBIC.name}
+"""What a folder of a version that knew no other degradation was made with."""
 
 _CHECKSUM_BYTES = 4
 _DIGEST_CROPS = 16  # whose pixels stand for all photographs when a cache is opened
@@ -46,15 +49,23 @@ Progress = Callable[[Sequence[int]], Iterable[int]]
 class FixedCrops(PatchSampler):
     """Batches of a fixed set of crops, a function of the seed and the step alone.
 
-    Crop `i` is one random patch, turned and flipped for good; it depends on the seed and on `i`.
+    Crop `i` is one random patch, turned, flipped and degraded for good; it depends on the seed and
+    on `i`.
     """
 
     def __init__(
-        self, pairs: ImagePairs, scale: int, patch_size: int, batch_size: int, seed: int, crops: int
+        self,
+        pairs: ImagePairs | LowImages,
+        scale: int,
+        patch_size: int,
+        batch_size: int,
+        seed: int,
+        crops: int,
     ) -> None:
         """Take `crops` crops of `patch_size` low-resolution pixels, `batch_size` of them a step."""
         super().__init__(pairs, scale, patch_size, batch_size, seed)
         self.crops = crops
+        self.made_by = pairs.made_by
         self._single = PatchSampler(pairs, scale, patch_size, 1, seed)
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
@@ -62,14 +73,14 @@ class FixedCrops(PatchSampler):
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, step]))
         return random.integers(self.crops, size=self.batch_size)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Tensor, ...]:
         """The batch of one step."""
         return self.take(self.indices(step))
 
-    def take(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+    def take(self, indices: Iterable[int]) -> tuple[Tensor, ...]:
         """Some of the crops as a batch."""
-        low, high = zip(*(self._single.batch(int(index)) for index in indices), strict=True)
-        return torch.cat(low), torch.cat(high)
+        sides = zip(*(self._single.batch(int(index)) for index in indices), strict=True)
+        return tuple(map(torch.cat, sides))
 
 
 class TeacherCache:
@@ -148,7 +159,7 @@ class TeacherCache:
 
     def _compute(self, first: int) -> npt.NDArray[np.uint8]:
         """The rows of a whole batch of crops, because a compiled teacher takes no other."""
-        low, _ = self.crops.take(range(first, first + self.crops.batch_size))
+        low, *_ = self.crops.take(range(first, first + self.crops.batch_size))
         on_device = low.to(self.device, memory_format=layout(self.teacher.network))
         maps = resized(
             [m.float() for m in self.teacher.own_maps(on_device)],
@@ -170,6 +181,7 @@ class TeacherCache:
             "maps": [list(shape) for shape in self.shapes],
             "dtype": _DTYPES[self.teacher.dtype],
             "photographs": digest.hexdigest(),
+            "degradation": self.crops.made_by,
             "scale": self.crops.scale,
             "patch_size": self.crops.patch_size,
             "seed": self.crops.seed,
@@ -202,6 +214,7 @@ class TeacherCache:
             size = maps.stat().st_size
         except (OSError, ValueError) as error:
             raise self._stale(f"it is damaged ({error})") from None
+        before = WITHOUT_DEGRADATION | before
         differences = [name for name in made_from if before.get(name) != made_from[name]]
         if differences:
             raise self._stale(differences_in_words(before, made_from, differences))

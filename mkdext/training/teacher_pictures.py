@@ -17,12 +17,18 @@ from torch import Tensor
 
 from mkdext._system.files import locked, write_json
 from mkdext._system.reading import read_json
-from mkdext.data import ImagePairs, StoredPair, read_store
+from mkdext.data import BICUBIC, ImagePairs, StoredPair, read_store
 from mkdext.data.store import INDEX, PIXELS, checksum, map_pixels, stored_pair
 from mkdext.data.store_writer import StoreWriter, written_store
 from mkdext.models.handling import layout
 from mkdext.training.teacher import Teacher, computing_in
-from mkdext.training.teacher_cache import PICTURES, differences_in_words, digest_of, stale
+from mkdext.training.teacher_cache import (
+    PICTURES,
+    WITHOUT_DEGRADATION,
+    differences_in_words,
+    digest_of,
+    stale,
+)
 from mkdext.training.validation import picture
 
 _LOOKED_AT = 16  # images that stand for all when a pool is opened
@@ -53,13 +59,24 @@ class TeacherPictures:
         scale: int,
         device: torch.device,
         progress: Progress = lambda title, missing: missing,
+        made_by: str = BICUBIC.name,
     ) -> None:
-        """Take a folder that may hold such pictures; nothing is read yet."""
+        """Take a folder that may hold such pictures; nothing is read yet.
+
+        Args:
+            folder: Which one.
+            teacher: Who enlarges.
+            scale: By how much.
+            device: Where it computes.
+            progress: Shows how far a computation has come.
+            made_by: What made the low-resolution versions of photographs.
+        """
         self.folder = folder / PICTURES
         self.teacher = teacher
         self.scale = scale
         self.device = device
         self.progress = progress
+        self.made_by = made_by
 
     def of(self, pool: Pool) -> ImagePairs:
         """Compute the pictures that are missing; what is complete stays, however this ends.
@@ -119,6 +136,7 @@ class TeacherPictures:
             "teacher": digest_of(self.teacher.network),
             "dtype": str(self.teacher.dtype).removeprefix("torch."),
             "scale": self.scale,
+            "degradation": self.made_by,
         }
         if not index.exists():
             if any(path.is_dir() for path in self.folder.iterdir()):
@@ -126,7 +144,7 @@ class TeacherPictures:
             write_json(index, now)
             return
         try:
-            before = dict(read_json(index, index.name))
+            before = WITHOUT_DEGRADATION | dict(read_json(index, index.name))
         except (TypeError, ValueError) as error:
             raise stale(self.folder.parent, f"it is damaged ({error})") from None
         names = [name for name in now if before.get(name) != now[name]]

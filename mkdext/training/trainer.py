@@ -24,7 +24,9 @@ from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.training.assembly import Training
 from mkdext.training.checks import check_teachers, rehearse
 from mkdext.training.data_free_options import Options, Resolved
+from mkdext.training.options import ResolvedTraining
 from mkdext.training.options_file import config_of, origin
+from mkdext.training.photographs import ValidationSet, held_out_sets, made_sets, validation_sets
 from mkdext.training.run.directory import RunDirectory, TrainingStopped, flat
 from mkdext.training.run.going_on import Done, Run, checked_run
 from mkdext.training.run.live import Readings, TrainingProgress, reading_bar, tensorboard
@@ -38,7 +40,7 @@ from mkdext.training.run.report import (
     tell_changes,
 )
 from mkdext.training.setup import open_photographs, prepare
-from mkdext.training.sources import Source, ValidationSet, held_out_sets, validation_sets
+from mkdext.training.sources import Source
 from mkdext.training.stages import Stage
 from mkdext.training.step import Batch, LifelessError, NonFiniteError, TrainingFailed
 from mkdext.training.validation import measure, names_of
@@ -120,7 +122,9 @@ def carry_out(
     if is_new:
         check_teachers(training, sets)
     if made:
-        sets |= held_out_sets(made.options, training.teachers)
+        sets |= made_sets(made.options, training.teachers)
+    elif isinstance(options, ResolvedTraining) and not sets:
+        sets = held_out_sets(options, training.teachers, reading_bar(terminal))
     if is_new:
         rehearse(training, sets, origin(options, 0))
     source = made or open_photographs(training, pairs, terminal)
@@ -341,7 +345,7 @@ class Trainer:
         with self._explained(step), evaluation_mode(self.stage.network):
             scores = {
                 name: measure(networks[scale], pairs, scale, names_of(pairs))
-                for name, (scale, pairs) in self.sets.items()
+                for name, (scale, pairs, _) in self.sets.items()
             }
         self.terminal.say(f"step {step}: {scores_in_words(scores)}")
         save_samples(self.training, networks, self.directory, self.sets, step)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
 from mkdext._system.plugins import error_in_words
-from mkdext.data import ImagePairs, builtin_photographs, imresize
+from mkdext.data import BICUBIC, Degradation, ImagePairs, builtin_photographs, imresize
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
 from mkdext.models.handling import evaluation_mode
 from mkdext.models.user.colours import informative, psnr_of
@@ -74,7 +74,8 @@ def measure(
 
 def names_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[str] | None:
     """Names of photographs, where they have any."""
-    return [path.name for path in pairs.paths] if isinstance(pairs, ImagePairs) else None
+    paths = getattr(pairs, "paths", None)
+    return None if paths is None else [path.name for path in paths]
 
 
 @torch.no_grad()
@@ -113,7 +114,10 @@ class Strength(NamedTuple):
 
 
 def require_strong_teacher(
-    teacher: nn.Module, scale: int, sets: Mapping[str, Sequence[tuple[Tensor, Tensor]]]
+    teacher: nn.Module,
+    scale: int,
+    sets: Mapping[str, Sequence[tuple[Tensor, Tensor]]],
+    degradation: Degradation = BICUBIC,
 ) -> None:
     """Check that a teacher enlarges some photographs better than bicubic does.
 
@@ -124,15 +128,17 @@ def require_strong_teacher(
         teacher: Maps `[B, 3, h, w]` to `[B, 3, scale*h, scale*w]`, colours in [0, 1].
         scale: Enlargement factor.
         sets: Pairs `(low, high)` to measure on by name, uint8.
+        degradation: What makes low-resolution versions of the built-in photographs.
 
     Raises:
         ValueError: It does not; the message tells what to try.
     """
-    builtin = ImagePairs(builtin_photographs("validation"), scale)
+    builtin = ImagePairs(builtin_photographs("validation"), scale, degradation=degradation)
+    note = "" if degradation is BICUBIC else f" ({degradation.label})"
     like = next(teacher.parameters(), torch.empty(0))
     found: list[Strength] = []
     with evaluation_mode(teacher):
-        for name, pairs in {"built-in photographs": builtin, **sets}.items():
+        for name, pairs in {f"built-in photographs{note}": builtin, **sets}.items():
             crops = informative(pairs, scale)
             if not crops:
                 continue

@@ -32,8 +32,8 @@ from mkdext.comparison.results import read_results
 from mkdext.models import create_model
 from mkdext.page import Gallery
 from mkdext.training import TrainOptions
+from mkdext.training.photographs import validation_sets
 from mkdext.training.run.directory import RunDirectory
-from mkdext.training.sources import validation_sets
 
 METHODS = ("vanilla", "fitnet")
 ROOT = Path(__file__).resolve().parents[2]

@@ -42,7 +42,5 @@ def test_cropping_keeps_the_whole_cells_that_both_have(
 def test_another_picture_is_not_cropped_until_it_fits() -> None:
     low, high = images((30, 30), (170, 134))
     for crop in (False, True):
-        with pytest.raises(
-            BadImageError, match=r"must be 33x42 pixels .* has 30x30, for a photograph of 134x170$"
-        ):
+        with pytest.raises(BadImageError, match=r"must be 33x42 .* has 30x30, for .* 134x170$"):
             fitted(low, high, 4, crop)

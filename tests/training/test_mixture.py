@@ -202,5 +202,5 @@ def test_a_cache_of_maps_holds_none_of_other_samples(options):
 
 
 def test_photographs_too_small_to_be_reduced_again_are_named(options):
-    with pytest.raises(ValueError, match=r"smaller `patch_size` will do.*or `zoom_out_share` 0"):
+    with pytest.raises(ValueError, match=r"smaller `patch_size` \(now 12\), or `zoom_out_share` 0"):
         batches_of(dataclasses.replace(options, patch_size=12))

@@ -5,7 +5,7 @@ import torch
 
 from mkdext.data import PatchSampler, prepare_store
 from mkdext.training.options import TrainOptions
-from mkdext.training.sources import training_photographs, validation_sets
+from mkdext.training.photographs import training_photographs, validation_sets
 
 
 def silent(title):

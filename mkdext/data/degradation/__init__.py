@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mkdext._system.near_names import did_you_mean
-from mkdext.data.degradation.base import Degradation
+from mkdext.data.degradation.base import Degradation, drawn_for
 from mkdext.data.degradation.fixed import BICUBIC, FIXED
 from mkdext.data.degradation.parameters import Parameters, read_parameters
 from mkdext.data.degradation.real_esrgan import RealESRGAN
@@ -17,7 +17,9 @@ __all__ = [
     "Parameters",
     "RealESRGAN",
     "degradation_of",
+    "drawn_for",
     "is_degradation_file",
+    "is_random_degradation",
     "require_degradation",
 ]
 
@@ -29,6 +31,11 @@ DEGRADATIONS = (*FIXED, _RANDOM)
 def is_degradation_file(name: str) -> bool:
     """Whether a degradation is described in a file."""
     return name.lower().endswith((".yaml", ".yml"))
+
+
+def is_random_degradation(name: str) -> bool:
+    """Whether a degradation draws anything at random."""
+    return name not in FIXED
 
 
 def require_degradation(name: str) -> None:

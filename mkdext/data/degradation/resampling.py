@@ -6,7 +6,6 @@ Python threads beside a training, where torch's own threads wait for each other.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ MODES: tuple[Mode, ...] = ("area", "bilinear", "bicubic")
 
 Image = npt.NDArray[np.floating[Any]]
 """Float32 `[C, H, W]`, colours in [0, 1]."""
+Weights = npt.NDArray[np.floating[Any]]
 
 _A = -0.75  # of torch's cubic kernel
 
@@ -65,18 +65,20 @@ def _interpolated(image: Image, axis: int, count: int, mode: Mode) -> Image:
         * _along(weight.astype(np.float32), axis)
         for offset, weight in weights.items()
     ]
-    total: Image = functools.reduce(np.add, parts)
+    total: Image = np.sum(parts, axis=0, dtype=np.float32)
     return total
 
 
-def _cubic(t: npt.NDArray[np.floating[Any]]) -> dict[int, npt.NDArray[np.floating[Any]]]:
+def _cubic(t: Weights) -> dict[int, Weights]:
     """Weights of the four pixels around a place, `t` beyond the second."""
 
-    def near(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-        return ((_A + 2) * x - (_A + 3)) * x * x + 1
+    def near(x: Weights) -> Weights:
+        weights: Weights = ((_A + 2) * x - (_A + 3)) * x * x + 1
+        return weights
 
-    def far(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-        return ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
+    def far(x: Weights) -> Weights:
+        weights: Weights = ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
+        return weights
 
     return {-1: far(t + 1), 0: near(t), 1: near(1 - t), 2: far(2 - t)}
 

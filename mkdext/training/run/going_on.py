@@ -35,7 +35,7 @@ _FREE = frozenset(
     {
         *("iterations", "lr", "lr_min", "generator.lr", "device"),
         *("validate_every", "checkpoint_every", "log_every"),
-        *("train_dir", "val_dir", "bad_images"),
+        *("train_dir", "train_low_dir", "val_dir", "bad_images"),
         *("teacher_cache", "teacher_cache_keeps", "teacher_cache_crops", "teacher_compile"),
     }
 )
@@ -112,7 +112,7 @@ class Run(Generic[_Resolved]):
         directory, config = self.directory, self.config
         if not directory.config.exists():
             return
-        for name in ("train_dir", "val_dir", *sorted(_MOVABLE)):
+        for name in ("train_dir", "train_low_dir", "val_dir", *sorted(_MOVABLE)):
             given = config.get(name) if name not in self.changes else None
             for path in given if isinstance(given, list) else [given]:
                 file = path if path is None or name.endswith(("dir", "weights")) else _file(path)

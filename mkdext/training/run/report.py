@@ -23,12 +23,12 @@ from mkdext.metrics import exact_note, strongest_window, to_uint8
 from mkdext.models.convolutions import convolutions_on
 from mkdext.models.handling import count_parameters, evaluation_mode
 from mkdext.training.assembly import Training
+from mkdext.training.photographs import ValidationSet, validation_sets
 from mkdext.training.recipes import recipe_of
 from mkdext.training.run.directory import HISTORY, RunDirectory
 from mkdext.training.run.going_on import Run, rates_in_words
 from mkdext.training.run.live import reading_bar
 from mkdext.training.run.page import AGREEMENT, DIVERSITY, GRADIENTS, LOSSES, save_page
-from mkdext.training.sources import ValidationSet, validation_sets
 from mkdext.training.stages import PrivilegedStage, Stage, StudentStage, schedules_of_part
 from mkdext.training.validation import Scores, Upscaler, bicubic, measure, names_of, picture
 
@@ -128,7 +128,12 @@ def conclude(
         save_curves(run.picture, run.records(), validation)
     write_json(run.summary, summary)
     save_page(training, stage, run, sets, summary, terminal)
-    _show(run, summary, training.made is not None, terminal)
+    samples = "low resolution, student, teacher and truth side by side"
+    if any(measured.of_teacher for measured in sets.values()):
+        samples = "low resolution, student and teacher side by side"
+    if training.made:
+        samples = "made images: low resolution, student and teacher below each other"
+    _show(run, summary, samples, training.made is not None, terminal)
     return summary
 
 
@@ -139,7 +144,9 @@ def _measured(
     validation: dict[str, dict[str, Scores]] = {name: {} for name in sets}
 
     def add(way: str, title: str, upscalers: Mapping[int, Upscaler], of_high: bool = False) -> None:
-        for name, (scale, pairs) in sets.items():
+        for name, (scale, pairs, of_teacher) in sets.items():
+            if of_teacher and way == training.teacher_name:
+                continue  # It is the measure.
             shown = track(pairs, f"measuring {title} on {name}", terminal)
             seen = ((high if of_high else low, high) for low, high in shown)
             validation[name][way] = measure(upscalers[scale], seen, scale, names_of(pairs))
@@ -148,7 +155,7 @@ def _measured(
     with evaluation_mode(stage.network):
         add("student", "student", stage.networks)
     if training.teachers:
-        way = training.teacher.name if training.teacher else "teacher"
+        way = training.teacher_name
         sees_high = training.options.privileged
         add(way, way.replace("_", " "), training.teachers, sees_high)
     return validation
@@ -169,7 +176,9 @@ def _at_work(
         }
 
 
-def _show(run: RunDirectory, summary: Summary, is_made: bool, terminal: Terminal) -> None:
+def _show(
+    run: RunDirectory, summary: Summary, samples: str, is_made: bool, terminal: Terminal
+) -> None:
     terminal.show(score_table(summary["validation"]))
     for name, ways in summary["validation"].items():
         for way, scores in ways.items():
@@ -179,10 +188,8 @@ def _show(run: RunDirectory, summary: Summary, is_made: bool, terminal: Terminal
         f"{summary['iterations']} steps in {summary['seconds']:.0f} s; written to {run.root}:"
     )
     curves = "the learning curves"
-    samples = "low resolution, student, teacher and truth side by side"
     if is_made:
         curves = "made images over time, learning curves, the student at work"
-        samples = "made images: low resolution, student and teacher below each other"
     files = {
         run.page: "pictures to compare, curves and this table, for a browser",
         run.student: "the student's weights",
@@ -225,12 +232,12 @@ def save_samples(
                 rows = [images, networks[scale](images), maker.teacher(images)]
             save_sheet(run.samples / f"x{scale}_{step:07d}.png", [to_uint8(p) for p in rows])
         return
-    scale, pairs = next(iter(sets.values()))
+    scale, pairs, of_teacher = next(iter(sets.values()))
     low, high = pairs[0]
     with evaluation_mode(networks[scale]):
         pictures = {"low": low, "student": picture(networks[scale], low)}
-    if training.teacher:
-        teacher = training.teacher
+    teacher = training.teacher
+    if teacher and not of_teacher:
         pictures["teacher"] = picture(teacher.network, teacher.source(low, high))
     save_strip(run.samples / f"step_{step:07d}.png", pictures | {"high": high})
 
