@@ -9,8 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mkdext.data import BadImageError, imresize, prepare_store, read_image
-from mkdext.evaluate import EvaluateCommand, photographs_of, read_levels
+from mkdext.data import (
+    BadImageError,
+    ImagePairs,
+    degradation_of,
+    imresize,
+    prepare_store,
+    read_image,
+)
+from mkdext.evaluate import EvaluateCommand, photographs_of, read_levels, read_pair
 
 
 @pytest.fixture
@@ -67,3 +74,31 @@ def test_a_stored_photograph_that_has_changed_is_not_measured_on(folder: Path) -
     (store / "pixels.u8").write_bytes(pixels)
     with pytest.raises(BadImageError, match="has changed since it was written; delete the store"):
         read_levels(photograph(store), 4)
+
+
+@pytest.mark.parametrize("name", ["area", "realesrgan"])
+def test_photographs_are_degraded_as_a_training_measures_on_them(folder: Path, name: str) -> None:
+    trained = ImagePairs([folder / "a.png"], 4, degradation=degradation_of(name))
+    store = prepare_store(folder, folder.parent / "store", scale=4, workers=1).folder
+    command = EvaluateCommand(data=(folder, store), degradation=name, out=folder.parent / "out")
+    note = "area" if name == "area" else "realesrgan, fixed seed"
+    for found, place in zip(photographs_of(command, 4), ("high", "store"), strict=True):
+        assert found.set == f"{place} ({note})"
+        low, high = read_pair(found, 4, "8bit")
+        assert torch.equal((low * 255).round().byte(), trained[0][0])
+        assert torch.equal(high, trained[0][1])
+
+
+def test_given_versions_and_rounding_go_with_no_other_degradation(folder: Path) -> None:
+    with pytest.raises(ValueError, match="--degradation area: --lr-dir has low-resolution"):
+        EvaluateCommand(data=(folder,), lr_dir=(folder,), degradation="area")
+    with pytest.raises(ValueError, match="--protocol must be 8bit with --degradation area"):
+        EvaluateCommand(data=(folder,), protocol="float", degradation="area")
+    save(
+        folder.parent / "low" / "a.png", imresize(read_image(folder / "a.png")[:, :48, :40], 1 / 4)
+    )
+    low = folder.parent / "low"
+    store = prepare_store(folder, folder.parent / "store", scale=4, lr=low, workers=1).folder
+    command = EvaluateCommand(data=(store,), degradation="area", out=folder.parent / "out")
+    with pytest.raises(ValueError, match="`degradation` area: store .* versions that were given"):
+        photographs_of(command, 4)

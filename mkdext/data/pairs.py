@@ -219,17 +219,25 @@ class ImagePairs(Sequence[Pair]):
         if min(levels.shape[1:]) < self.pad_to:
             self.padded.add(path)
         low, levels = self._padded(low, levels)
-        if low is None and not self.degradation.is_random and not self._is_full:
-            low = self.degradation.low(levels, self.scale, drawn_for(path.name))
+        if low is None and not self._is_full:
+            low = self._fixed(levels)
         if not self._is_full and self._takes(levels.size + (0 if low is None else low.size)):
             self._cache[path] = low, levels
         return low, levels
 
     def _padded(self, low: Levels | None, high: Levels) -> tuple[Levels | None, Levels]:
         side = self.pad_to
-        if low is not None:
-            low = mirrored(low, side // self.scale)
-        return low, mirrored(high, side)
+        if min(high.shape[1:]) >= side:
+            return low, high
+        # Not of what is continued: at its end it would be another than a store has.
+        low = self._fixed(high) if low is None else low
+        return None if low is None else mirrored(low, side // self.scale), mirrored(high, side)
+
+    def _fixed(self, high: Levels) -> Levels | None:
+        """The low-resolution version; none: it is drawn at random each time."""
+        if self.degradation.is_random:
+            return None
+        return self.degradation.low(high, self.scale, drawn_for(""))
 
     def _takes(self, size: int) -> bool:
         """Whether there is memory for so many bytes more, which are then taken."""

@@ -322,6 +322,7 @@ class TrainOptions(SharedOptions):
     def __post_init__(self) -> None:
         """Check the numbers."""
         super().__post_init__()
+        check_recipe(self)
         at_least(1, self, "scale", "teacher_cache_crops", "privileged_iterations")
         require_known_loss(self.loss)
         for name in ("imitation", "imitation_end"):
@@ -334,7 +335,6 @@ class TrainOptions(SharedOptions):
                 )
         self._check_pictures()
         self._check_mixture()
-        check_recipe(self)
 
     def _check_pictures(self) -> None:
         require_degradation(self.degradation)

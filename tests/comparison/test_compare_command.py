@@ -124,6 +124,22 @@ def test_a_cell_is_an_ordinary_training_with_the_options_of_its_method(compariso
     assert fitnet.teacher_cache == comparison.parent / "cache" / "rcan-a" / "seed-1" / "features"
 
 
+@pytest.mark.slow
+def test_students_are_compared_on_low_resolution_pictures_alone(trained, photographs, tmp_path):
+    flags = [
+        *("--train-low-dir", str(photographs), "--methods", "response,at", "--seeds", "1"),
+        *("--iterations", "2", "--batch-size", "2", "--patch-size", "8", "--validate-every", "1"),
+        *("--out", str(tmp_path / "out")),
+    ]
+    assert main(flags) == 0
+    report = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {row["photographs"] for row in report["methods"]} == {
+        "held-out pictures, to the teacher"
+    }
+    assert [row["method"] for row in report["methods"]] == ["at", "response"]
+    assert len(list((tmp_path / "out").glob("crops_*.png"))) == 1
+
+
 def test_tables_hold_means_gains_and_costs(comparison):
     report = json.loads((comparison / "comparison.json").read_text())
     with (comparison / "comparison.csv").open() as file:
