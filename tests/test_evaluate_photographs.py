@@ -100,5 +100,5 @@ def test_given_versions_and_rounding_go_with_no_other_degradation(folder: Path) 
     low = folder.parent / "low"
     store = prepare_store(folder, folder.parent / "store", scale=4, lr=low, workers=1).folder
     command = EvaluateCommand(data=(store,), degradation="area", out=folder.parent / "out")
-    with pytest.raises(ValueError, match="`degradation` area: store .* versions that were given"):
+    with pytest.raises(ValueError, match=r"`degradation` area: store .* versions that were given"):
         photographs_of(command, 4)

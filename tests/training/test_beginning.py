@@ -79,6 +79,12 @@ def test_what_fits_is_taken_and_the_rest_is_as_the_seed_draws_it(options, file):
         assert torch.equal(mine[name], plain[name])
 
 
+def test_a_file_that_is_missing_is_named_with_its_option(options, tmp_path):
+    missing = tmp_path / "nowhere.pt"
+    with pytest.raises(ValueError, match=r"`student_weights`: .*nowhere\.pt does not exist"):
+        train(dataclasses.replace(options, student_weights=missing), QUIET)
+
+
 def test_a_run_that_goes_on_needs_the_file_no_more(options, file, tmp_path):
     options = dataclasses.replace(options, student_weights=file, freeze=("head",))
     whole = dataclasses.replace(options, out=tmp_path / "whole")
