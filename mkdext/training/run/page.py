@@ -18,9 +18,9 @@ from mkdext.page import Curves, Gallery, Page, Sheet, write_page
 from mkdext.page.gallery import SIDE
 from mkdext.training.assembly import Training
 from mkdext.training.options_file import origin
+from mkdext.training.photographs import ValidationSet
 from mkdext.training.recipes import recipe_of
 from mkdext.training.run.directory import RunDirectory
-from mkdext.training.sources import ValidationSet
 from mkdext.training.stages import Stage
 from mkdext.training.validation import Upscaler, bicubic, names_of, picture
 
@@ -128,7 +128,8 @@ def _gallery(
     with evaluation_mode(stage.network):
         for name, data, index in chosen:
             ways: dict[str, Upscaler] = {"student": stage.networks[data.scale]}
-            if data.scale in training.teachers and not training.options.privileged:
+            teaches = not (training.options.privileged or data.of_teacher)
+            if data.scale in training.teachers and teaches:
                 ways["teacher"] = training.teachers[data.scale]
             _add(gallery, name, data, index, ways)
     return gallery
@@ -153,7 +154,7 @@ def _add(
         high = high[:, rows, columns]
     made = {way: picture(enlarge, low) for way, enlarge in ways.items()}
     pictures: dict[str, Tensor] = {"low resolution": low, "bicubic": picture(bicubic(scale), low)}
-    pictures |= {**made, "photograph": high}
+    pictures |= {**made, ("teacher" if data.of_teacher else "photograph"): high}
     notes = {n: f"{psnr_y(pictures[n], high, scale):.2f} dB" for n in ("bicubic", *made)}
     names = names_of(data.pairs)
     name = names[index] if names else f"picture {index}"
