@@ -46,7 +46,8 @@ def parse(arguments: list[str]) -> DataFreeCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, DataFreeOptions.out)
-    usual = usual_data_free(said_of("recipe", first, file), said_of("optimizer", first, file))
+    said = (said_of(name, first, file) for name in ("recipe", "optimizer", "student"))
+    usual = usual_data_free(*said)
     return laid_over(DataFreeCommand, arguments, file, usual, "python -m mkdext.datafree")
 
 

@@ -47,7 +47,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     """
     first = first_flags(arguments)
     file = file_of(first, BUILTIN_DEMO.out)
-    names = "recipe", "method", "optimizer"
+    names = "recipe", "method", "optimizer", "student"
     usual, file = usual_of(first, file, names), following(first, file, names)
     return laid_over(TrainCommand, arguments, file, usual, "python -m mkdext.train")
 

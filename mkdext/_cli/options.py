@@ -28,6 +28,7 @@ class FirstFlags:
     recipe: str | None = None
     method: str | None = None
     optimizer: str | None = None
+    student: str | None = None
 
 
 def first_flags(arguments: Sequence[str]) -> FirstFlags:

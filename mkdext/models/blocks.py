@@ -77,6 +77,8 @@ class SRNetwork(SuperResolver, ABC):
     these parts is called in the configuration. What else they hold comes after the parts."""
     first_layers: ClassVar[tuple[str, ...]]
     """Weights of the first layer, by their names here and in other code bases."""
+    muon_rate: ClassVar[float] = 4e-3
+    """Learning rate that it is trained well at by Muon."""
 
     def __init__(self, config: Any, scale: int) -> None:
         """Keep the size.

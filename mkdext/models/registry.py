@@ -47,6 +47,12 @@ def names_of(network: type[SRNetwork]) -> list[str]:
     return [name for name, (kind, _) in _MODELS.items() if kind is network]
 
 
+def muon_rate(name: str) -> float:
+    """The learning rate that a network is trained well at by Muon; a usual one for unknown ones."""
+    network, _ = _MODELS.get(name, (SRNetwork, None))
+    return network.muon_rate
+
+
 def first_layers() -> list[str]:
     """Weights of the first layers of all networks, by their names here and in other code bases."""
     return [name for network in _networks() for name in network.first_layers]

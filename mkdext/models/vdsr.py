@@ -118,6 +118,7 @@ class VDSR(SRNetwork):
     changes_luma_alone = True
     rows: ClassVar[Mapping[str, str]] = {"luma.residual_layer": "blocks"}
     first_layers = ("input.weight",)
+    muon_rate = 1e-3  # At more, without shortcuts inside, its ReLUs are soon shut for good.
 
     def __init__(self, config: VDSRConfig, scale: int) -> None:
         """Make a network with random weights.

@@ -106,7 +106,7 @@ class DataFreeOptions(SharedOptions):
     optimizer: Literal["adam", "muon", "sgd"] = "adam"
     """The student's optimizer: 'adam' or 'muon', as for mkdext.train, or 'sgd', which is that of
     DFSR's code: momentum 0.9, weight decay 1e-4, gradients cut to the norm 0.4. By default its --lr
-    is 0.1 and its --lr-min 1e-4; the --lr of muon is 0.004."""
+    is 0.1 and its --lr-min 1e-4; the --lr of muon is 0.004, and 0.001 for vdsr and vdsr-half."""
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     """What the generators descend."""
     generator: GeneratorOptions = dataclasses.field(default_factory=GeneratorOptions)
@@ -213,7 +213,7 @@ class DataFreeOptions(SharedOptions):
             recipe: Which one; none: the best, of which `options` may change any.
             options: All that it leaves open.
         """
-        usual = usual_data_free(recipe, options.get("optimizer"))
+        usual = usual_data_free(recipe, options.get("optimizer"), options.get("student"))
         return dataclasses.replace(usual, **options)
 
     @property
@@ -288,13 +288,16 @@ Resolved = ResolvedTraining | ResolvedDataFree
 
 
 def usual_data_free(
-    recipe: DataFreeRecipe | None = None, optimizer: str | None = None
+    recipe: DataFreeRecipe | None = None,
+    optimizer: str | None = None,
+    student: str | None = None,
 ) -> DataFreeOptions:
     """The options that hold where none are given.
 
     Args:
         recipe: As in the options; none: the best one, but for the optimizer.
         optimizer: As in the options; each has learning rates of its own.
+        student: As in the options; with muon so have networks.
 
     Raises:
         ValueError: There is no such recipe.
@@ -309,7 +312,7 @@ def usual_data_free(
         values["optimizer"] = optimizer
     rates: dict[str, Mapping[str, Any]] = {
         # Each stage of a student that grows warms up anew.
-        "muon": {name: rate for name, rate in recipes.MUON_RATES.items() if name != "warmup"},
+        "muon": {n: rate for n, rate in recipes.muon_rates(student).items() if n != "warmup"},
         "sgd": {"lr": 0.1, "lr_min": 1e-4},
     }
     values |= rates.get(values["optimizer"], {})

@@ -266,7 +266,7 @@ def as_flags(values: Mapping[str, Any], options: SharedOptions) -> list[str]:
 
 
 def _usual_data_free(options: ResolvedDataFree) -> DataFreeOptions:
-    usual = usual_data_free(options.recipe, options.optimizer)
+    usual = usual_data_free(options.recipe, options.optimizer, options.student)
     optimizer = usual_data_free(options.recipe).optimizer
     return dataclasses.replace(usual, recipe=None, optimizer=optimizer)
 
@@ -275,7 +275,7 @@ def _usual(options: ResolvedTraining) -> TrainOptions:
     """What holds beside the flags that are needed for a training."""
     given = options.train_dir or options.train_low_dir, options.recipe
     first = usual_training(*given)
-    usual = usual_training(*given, options.method, options.optimizer)
+    usual = usual_training(*given, options.method, options.optimizer, options.student)
     return dataclasses.replace(usual, recipe=None, method=first.method, optimizer=first.optimizer)
 
 

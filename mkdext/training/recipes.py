@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mkdext.models.registry import muon_rate
+
 TrainingRecipe = Literal["best", "mkd-paper", "plain"]
 DataFreeRecipe = Literal["best", "plain"]
 Recipes = Mapping[str, Mapping[str, Any]]
@@ -36,8 +38,22 @@ TRAINING: Recipes = {
 against: the MKD paper's method, and training without a teacher."""
 DATA_FREE: Recipes = {BEST: {"optimizer": "muon"}, "plain": {"optimizer": "adam"}}
 
-MUON_RATES: Mapping[str, Any] = {"lr": 4e-3, "lr_min": 4e-6, "warmup": 100}
-"""Learning rates for Muon."""
+_MUON_WARMUP = 100
+_MUON_FALL = 1e-3  # of the rate, over a training
+
+
+def muon_rates(student: str | None) -> dict[str, Any]:
+    """Learning rates of Muon, by the options that hold them.
+
+    Args:
+        student: As in the options; none: the default one.
+
+    Example:
+        >>> muon_rates("vdsr-half")["lr"]
+        0.001
+    """
+    rate = muon_rate(student or "")
+    return {"lr": rate, "lr_min": _MUON_FALL * rate, "warmup": _MUON_WARMUP}
 
 
 def recipe_of(options: Any) -> str | None:

@@ -80,6 +80,18 @@ def test_the_command_of_a_training_leads_to_it_again(flags):
     assert parse([*again, *out]).options().resolved() == options
 
 
+def test_networks_have_rates_of_their_own_with_muon(tmp_path):
+    student, adam = ["--student", "vdsr-half"], ["--optimizer", "adam"]
+    assert [parse([*FOLDER, *flags]).lr for flags in ([], student)] == [4e-3, 1e-3]
+    assert parse_datafree(student).lr == 1e-3
+    assert parse([*FOLDER, *student, *adam]).lr == parse([*FOLDER, *adam]).lr
+    assert parse([*FOLDER, *student, "--lr", "2e-3"]).lr == 2e-3
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config_of(parse(FOLDER).options().resolved())))
+    assert parse(["--config", str(file), *student]).lr == 1e-3
+    assert TrainOptions.by_recipe(student="vdsr-half").lr == 1e-3
+
+
 def test_the_command_of_a_training_names_no_more_than_it_was_given():
     given = ["--train-dir", "photographs", "--seed", "3"]
     for flags in (given, [*given, "--method", "mkd", "--kd-ratio", "0.3"]):
