@@ -89,7 +89,7 @@ def test_small_versions_are_found_by_path_or_by_a_name_that_is_there_once(tmp_pa
         "c/2_LR.png",
     ]
     save(low, {"d/2_LR.png": 6})
-    with pytest.raises(ValueError, match=r"of b/2_HR\.png: none of 2_HR, 2_HRx4, 2_HR_x4, 2_LR"):
+    with pytest.raises(ValueError, match=r"of b/2_HR\.png: none of 2_HR, 2_HRx4, 2_HR_x4, .*2_LR$"):
         match_low_resolution(names, high, low, 4)
 
 
