@@ -89,7 +89,8 @@ class EvaluateCommand:
     """Folders of high-resolution photographs, or stores that mkdext.data prepare made of them, each
     reported by its name."""
     weights: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
-    """Weights of the networks to compare; default: the built-in network, which is for x4."""
+    """Weights of the networks to compare; default: the built-in networks that --model names, rcan-c
+    or rcan-a, both for x4, or the first of them."""
     model: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Networks that the weights must be of, one for all of --weights or one for each; or your own,
     as package.module:factory or file.py:factory, which may bring their weights. Default: the

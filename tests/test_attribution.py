@@ -198,7 +198,7 @@ def broken(case: str, folder: Path, photograph: Path) -> list[str]:
         ("--window -1 0", "--window must be 0 to 58 from the left"),
         ("--size 19", "--size must be at least 20 for x4 and a window of 16, got 19"),
         ("--window-size 70", "is 75x61 pixels, needs at least 72 on each side"),
-        ("--scale 2", "the built-in network is for scale 4 only, got --scale 2; give --weights"),
+        ("--scale 2", "the built-in networks are for scale 4 only, got --scale 2; give --weights"),
         ("--device tpu", "--device must be cpu, cuda or cuda:N, got 'tpu'"),
         ("file as output", "out is not a directory"),
         ("missing", "nowhere.png: cannot be read (No such file or directory)"),

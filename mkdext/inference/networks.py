@@ -16,13 +16,12 @@ from mkdext._system.plugins import error_in_words, is_reference
 from mkdext.inference.tiling import GLOBAL_OVERLAP, Costs, forward_costs, reach
 from mkdext.models import (
     SuperResolver,
-    builtin_teacher,
     load_model,
     load_own,
     load_recognised,
     read_metadata,
 )
-from mkdext.models.builtin import BUILTIN_SCALE
+from mkdext.models.builtin import BUILTIN_NAMES, BUILTIN_SCALE, TEACHER, builtin_network
 from mkdext.models.fusing import fused
 from mkdext.models.handling import count_parameters, layout, placed, unwrapped
 from mkdext.models.user.colours import with_found_colours
@@ -221,14 +220,16 @@ def _loaded(
     if name is not None and is_reference(name) and not is_of_spandrel(name):
         return load_own(name, weights, scale, "`model`", size)
     if weights is None:
-        if name is not None:
-            raise ValueError(f"`model` {name} needs `weights` FILE")
+        if name not in (None, *BUILTIN_NAMES):
+            raise ValueError(
+                f"`model` {name} needs `weights` FILE; built in are {' and '.join(BUILTIN_NAMES)}"
+            )
         if scale not in (None, BUILTIN_SCALE):
             raise ValueError(
-                f"the built-in network is for scale {BUILTIN_SCALE} only, got `scale` {scale}; "
+                f"the built-in networks are for scale {BUILTIN_SCALE} only, got `scale` {scale}; "
                 f"give `weights` FILE of a network for scale {scale}"
             )
-        return builtin_teacher()
+        return builtin_network(name or TEACHER)
     if name is not None and is_of_spandrel(name):
         return load_named(name, weights, scale, "`model`")
     try:
