@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -63,12 +64,14 @@ from mkdext.inference.failures import noted
 from mkdext.metrics import exact_note, mean_psnr, psnr_y, ssim_y, ssim_y_uniform, to_uint8
 from mkdext.models import accelerate
 from mkdext.models.convolutions import stock_if
+from mkdext.page import Gallery, Page, Sheet, write_page
 from mkdext.training.options import DegradationName
 
 Protocol = Literal["8bit", "float"]
 
 BICUBIC = "bicubic"
 _FAILED = "failed"
+_FILES = ("report.html", "scores.csv", "scores.json")
 _WINDOW = 11  # of SSIM
 _METRIC_BYTES = 64  # of a pixel: both pictures and their luma in float64, with what SSIM makes
 
@@ -116,8 +119,8 @@ class EvaluateCommand:
     border: int | None = None
     """High-resolution pixels left out at each side; default: the scale, as in the papers."""
     out: Path = Path("runs/evaluate")
-    """Folder for scores.csv, scores.json and a contact sheet of each set, which replace files of
-    the same name."""
+    """Folder for report.html, scores.csv, scores.json and a contact sheet of each set; they replace
+    files of the same name."""
     device: str = "cpu"
     """Where to compute: 'cpu', 'cuda' or 'cuda:N'."""
     stock_convolutions: bool = False
@@ -229,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scale = networks[0].scale
         photographs = photographs_of(command, scale)
         sheets = [sheet_of(command, name) for name in {p.set: None for p in photographs}]
-        for path in (*(command.out / name for name in ("scores.csv", "scores.json")), *sheets):
+        for path in (*(command.out / name for name in _FILES), *sheets):
             check_replaceable(path)
         protocol = command.protocol or default_protocol(networks[0])
         if command.degradation != BICUBIC:
@@ -237,17 +240,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         border = scale if command.border is None else command.border
         usable, failed = check_photographs(track(photographs, "reading", console), scale, border)
         scores: list[Score] = []
+        gallery = Gallery(BICUBIC, networks[-1].name)
+        given = usable, protocol, console, failed, gallery
         try:
             with stock_if(command.stock_convolutions):
-                for score in evaluate(command, networks, usable, protocol, console, failed):
+                for score in evaluate(command, networks, *given):
                     scores.append(score)
         finally:  # What was measured is kept, whatever ends it.
             if scores:
                 save_scores(command, networks, protocol, photographs, scores, failed)
+                words = sys.argv[1:] if arguments is None else arguments
+                save_page(command, networks, protocol, scores, gallery, words)
         show(scores, scale, protocol, console)
         tell_of_tiles(scores, networks, console)
         if scores:
-            console.say(f"written to {command.out}: scores.csv, scores.json, contact sheets")
+            console.say(f"written to {command.out}: {', '.join(_FILES)}, contact sheets")
         if failed:
             raise WorkFailed(bad_images_message(failed, lines=len(failed)))
 
@@ -377,6 +384,7 @@ def evaluate(
     protocol: Protocol,
     console: Terminal,
     failed: list[BadImage],
+    gallery: Gallery,
 ) -> Iterator[Score]:
     """Measure bicubic and every network on every photograph, and write the contact sheets.
 
@@ -387,6 +395,7 @@ def evaluate(
         protocol: Whether levels are rounded.
         console: Where progress is shown.
         failed: Photographs that could not be measured, with the reason; those found here are added.
+        gallery: Where the pictures of those are added that all can be measured on.
 
     Raises:
         OSError: A contact sheet cannot be written.
@@ -409,6 +418,8 @@ def evaluate(
                         pictures[way] = (sr, score.psnr_y)
                         yield score
                 sheet.add(photograph.path.name, high, pictures)
+                if len(pictures) == len(ways):
+                    _add(gallery, photograph, low, pictures, high)
         if sheet.rows:
             sheet.save(sheet_of(command, name))
         if sheet.left_out:
@@ -416,6 +427,21 @@ def evaluate(
                 f"{sheet_of(command, name).name} shows the first {sheet.rows} photographs, "
                 f"{sheet.left_out} more were measured"
             )
+
+
+def _add(
+    gallery: Gallery,
+    photograph: Photograph,
+    low: Tensor,
+    pictures: Mapping[str, tuple[Tensor, float]],
+    high: Tensor,
+) -> None:
+    shown = {way: sr for way, (sr, _) in pictures.items()}
+    gallery.add(
+        f"{photograph.set}, {photograph.path.name}",
+        {"low resolution": to_uint8(low), **shown, "photograph": high},
+        {way: f"{psnr:.2f} dB" for way, (_, psnr) in pictures.items()},
+    )
 
 
 def measure(
@@ -559,6 +585,37 @@ def save_scores(
         "failed": [{"image": str(image.path), "reason": image.reason} for image in failed],
     }
     write_json(command.out / "scores.json", report)
+
+
+def save_page(
+    command: EvaluateCommand,
+    networks: Sequence[Network],
+    protocol: Protocol,
+    scores: Sequence[Score],
+    gallery: Gallery,
+    words: Sequence[str],
+) -> None:
+    """Write report.html: pictures to compare, and the means and all scores as tables."""
+    tables = []
+    for name, ways in means(scores).items():
+        rows = [["mean", *(f"{m.psnr_y:.2f} dB / {m.ssim_y:.4f}" for m in ways.values())]]
+        mine = [score for score in scores if score.set == name]
+        for image, group in itertools.groupby(mine, lambda score: score.image):
+            cells = {s.way: f"{s.psnr_y:.2f} dB / {s.ssim_y:.4f}" for s in group}
+            rows.append([image, *(cells.get(way, _FAILED) for way in ways)])
+        tables.append(Sheet(f"{name}: PSNR-Y / SSIM-Y", ["photograph", *ways], rows))
+    page = Page(
+        title=f"{', '.join(network.name for network in networks)}, x{networks[0].scale}",
+        facts={
+            **{f"parameters of {n.name}": f"{n.parameters:,}" for n in networks},
+            "protocol": protocol,
+            "versions": f"mkdext {__version__}, torch {torch.__version__}",
+        },
+        command=shlex.join(["python", "-m", "mkdext.evaluate", *words]),
+        tables=tables,
+        gallery=gallery,
+    )
+    write_page(command.out / "report.html", page)
 
 
 def show(scores: Sequence[Score], scale: int, protocol: Protocol, console: Terminal) -> None:

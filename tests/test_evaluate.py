@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,14 @@ def test_networks_and_bicubic_are_measured_as_papers_do(
     with Image.open(tmp_path / "out" / "contact_sheet_Set2.png") as sheet:
         # Truth, bicubic and two networks, of two photographs.
         assert sheet.width > 1.5 * sheet.height
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.S)[1])
+    assert page["command"].startswith(f"python -m mkdext.evaluate --weights {path} --weights ")
+    (table,) = page["tables"]
+    assert len(table["rows"]) == 3 and table["rows"][0][0] == "mean"
+    pictures = page["scenes"][0]["pictures"]
+    ways = ["low resolution", "bicubic", "edsr", str(other.with_suffix("")), "photograph"]
+    assert [picture["name"] for picture in pictures] == ways
 
 
 def test_vdsr_is_measured_without_rounding_and_with_the_ssim_of_its_table(
