@@ -48,8 +48,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mkdext.data import builtin_photographs, imresize, read_image
-from mkdext.exporting import PACKAGES
-from mkdext.exporting.onnx_file import exporters, write_onnx
+from mkdext.exporting.onnx_file import exporters, run_onnx, write_onnx
+from mkdext.exporting.targets import TARGETS
 from mkdext.inference import Network, Tiling, enlarge_in_tiles, load_network, plan_tiles
 from mkdext.models import SRNetwork, create_model
 from mkdext.ops.conv2d import conv2d, stock_convolutions
@@ -237,7 +237,7 @@ def enlarging_in_tiles() -> Row:
 
 def has_runtime() -> bool:
     """Whether a network can be exported, and run by ONNX Runtime."""
-    return all(find_spec(package) for package in PACKAGES)
+    return all(find_spec(package) for package in TARGETS["onnx"].packages)
 
 
 def runtime(network: Network) -> Upscaler:
@@ -245,20 +245,10 @@ def runtime(network: Network) -> Upscaler:
 
     Its weights may be laid out anew.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
         write_onnx(network, path, exporters(network.model)[0])
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def enlarge(low: Tensor) -> Tensor:
-        [sr] = session.run(None, {"lr": low.contiguous().numpy()})
-        return torch.from_numpy(sr)
-
-    return enlarge
+        return run_onnx(path)
 
 
 def all_rows(threads: int) -> dict[str, Callable[[], Row]]:
@@ -451,7 +441,7 @@ def main() -> None:
             results += found
     else:
         if not has_runtime():
-            console.print(f"no ONNX Runtime: pip install {' '.join(PACKAGES)}")
+            console.print(f"no ONNX Runtime: pip install {' '.join(TARGETS['onnx'].packages)}")
         for name, make in track(options.rows.items(), "rows", console=console):
             results += measure(name, make(), options.repeats)
         print_timings(console, results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,11 +20,15 @@ from torch import Tensor, nn
 
 from mkdext import export as command
 from mkdext._system.alone import Failed
-from mkdext.export import check_packages, main
+from mkdext.export import main
 from mkdext.exporting import GRAPH, TRACE
 from mkdext.exporting import attempt as attempts
 from mkdext.exporting.attempt import EXPORT_KEY, attempt
-from mkdext.exporting.onnx_file import compare, exporters, write_onnx
+from mkdext.exporting.comparing import compare
+from mkdext.exporting.comparing import difference as levels
+from mkdext.exporting.onnx_file import exporters, run_onnx, write_onnx
+from mkdext.exporting.pictures import photographs as compared_photographs
+from mkdext.exporting.targets import DEFAULT_OPSET, TARGETS, check_packages
 from mkdext.inference import Network, load_network
 from mkdext.models import (
     EDSR,
@@ -83,8 +88,11 @@ def network(model: nn.Module, scale: int = 2) -> Network:
 
 
 def difference(network: Network, file: Path, *sizes: tuple[int, int]) -> float:
+    """The largest between ONNX Runtime and PyTorch, which is checked to be rounding."""
     pictures = [torch.rand(1, 3, *size) for size in sizes]
-    return compare(file, pictures, [network(lr) for lr in pictures])
+    expected = [network(lr) for lr in pictures]
+    made = compare("ONNX Runtime", run_onnx(file), pictures, expected, tolerance=0.1)
+    return levels(made, expected)
 
 
 @pytest.mark.parametrize("model", STUDENTS, ids=lambda model: type(model).__name__)
@@ -256,8 +264,9 @@ def test_the_file_says_what_it_is_and_needs_no_other(exported: tuple[Path, Path]
         "scale": 2,
         "value_range": [0, 1],
         "size": None,
+        "precision": "fp32",
         "weights": "edsr.safetensors",
-        "exporter": GRAPH,
+        "exporter": TRACE,
     }
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (sr,) = session.run(None, {"lr": np.zeros((1, 3, 5, 6), np.float32)})
@@ -294,8 +303,10 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def attempt_in_this_process(out: Path, **given: Any) -> dict[str, Any]:
-    names = ("weights", "model", "scale", "image", "size")
-    return attempt(str(out), **(dict.fromkeys(names) | given), tried=[], tell=lambda stage: None)
+    names = ("weights", "model", "scale", "image", "size", "calibration_path")
+    usual = {"to": "onnx", "precision": "fp32", "opset": DEFAULT_OPSET, "max_loss": 0.1}
+    usual |= dict.fromkeys(names) | given
+    return attempt([str(out)], **usual, able=(GRAPH, TRACE), tell=lambda stage: None)
 
 
 def test_a_network_of_the_users_is_exported(own_network: tuple[str, Path], tmp_path: Path) -> None:
@@ -316,7 +327,7 @@ def test_a_network_that_takes_one_size_only_is_exported_for_that(
     networks: Path, tmp_path: Path
 ) -> None:
     out, name = tmp_path / "own.onnx", f"{networks}:Windows"
-    with pytest.raises(ValueError, match=r"it must take any size.*`size` HEIGHT WIDTH$"):
+    with pytest.raises(ValueError, match=r"it must take any size.*`shape` HEIGHTxWIDTH$"):
         attempt_in_this_process(out, model=name, scale=2)
     # Larger than the photograph, which is repeated.
     made = attempt_in_this_process(out, model=name, scale=2, size=[8, 400])
@@ -336,9 +347,9 @@ def test_where_one_exporter_crashes_the_other_is_tried(
     out = tmp_path / "own.onnx"
     assert main(["--model", f"{networks}:Crashing", "--scale", "2", "--out", str(out)]) == 0
     said, errors = capfd.readouterr()
-    assert "Crashing x2, 0.00 MB, for pictures of any size; on a photograph of 120x97" in said
-    reason = "exported by tracing, because torch.export failed: its process crashed (SIGSEGV)"
-    assert said.endswith(f"; {reason}\n") and not errors
+    assert "Crashing x2, 0.00 MB, for pictures of any size; exported" in said
+    reason = "exported by tracing, because torch.export failed: its process crashed (SIGSEGV)\n"
+    assert f"; {reason}on a photograph of 120x97 pixels ONNX Runtime" in said and not errors
     assert [path.name for path in tmp_path.iterdir()] == ["own.onnx"]
 
 
@@ -347,10 +358,10 @@ Run = Callable[..., dict[str, Any]]
 
 def exporter_that_fails(reasons: dict[str, str]) -> Run:
     def run(function: str, arguments: dict[str, Any], told: Callable[[str], None], limit: float):
-        Path(arguments["out"]).write_bytes(b"half")
+        Path(arguments["outs"][0]).write_bytes(b"half")
         told("loading")
-        told(next(name for name in (GRAPH, TRACE) if name not in arguments["tried"]))
-        raise Failed(reasons[GRAPH if not arguments["tried"] else TRACE])
+        told(arguments["able"][0])
+        raise Failed(reasons[arguments["able"][0]])
 
     return run
 
@@ -358,9 +369,9 @@ def exporter_that_fails(reasons: dict[str, str]) -> Run:
 @pytest.mark.parametrize(
     ("trace", "size", "message"),
     [
-        ("b", [], f"by {GRAPH}: a; by {TRACE}: b; --size HEIGHT WIDTH exports it for pictures of"),
-        ("b", ["--size", "8", "8"], f"by {GRAPH}: a; by {TRACE}: b\n"),
-        ("a", ["--size", "8", "8"], f"by {GRAPH} or {TRACE}: a\n"),
+        ("b", [], f"by {GRAPH}: a; by {TRACE}: b; --shape HEIGHTxWIDTH exports it for pictures of"),
+        ("b", ["--shape", "8x8"], f"by {GRAPH}: a; by {TRACE}: b\n"),
+        ("a", ["--shape", "8x8"], f"by {GRAPH} or {TRACE}: a\n"),
     ],
 )
 def test_where_both_exporters_fail_one_sentence_says_why_and_offers_one_size(
@@ -396,7 +407,7 @@ def test_nothing_is_left_of_an_export_that_was_stopped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def stopped(function: str, arguments: dict[str, Any], *given: object) -> None:
-        Path(arguments["out"]).write_bytes(b"half")
+        Path(arguments["outs"][0]).write_bytes(b"half")
         raise failure
 
     monkeypatch.setattr(command, "run_alone", stopped)
@@ -424,7 +435,7 @@ def test_only_a_regular_file_is_replaced_and_only_if_asked_by_a_whole_one(
         ([str(tmp_path), "--overwrite"], f"--out {tmp_path} is a folder; name a file in it"),
         ([str(exported[0]), "--overwrite"], "is the file of --weights; give another --out"),
         ([str(tmp_path / "no" / "x.onnx")], f"there is no folder {tmp_path / 'no'}"),
-        ([str(out), "--overwrite", "--size", "0", "8"], "--size must be two numbers of at least"),
+        ([str(out), "--overwrite", "--shape", "0x8"], "--shape must be dynamic or HEIGHTxWIDTH"),
     ):
         assert main([*flags, *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -436,13 +447,13 @@ def test_a_photograph_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     letter, small = tmp_path / "letter.png", tmp_path / "small.png"
     letter.write_text("dear reader")
     with pytest.raises(ValueError, match=f"`image` {letter}: not an image"):
-        attempts.photographs(letter, 2, None)
+        compared_photographs(letter, 2, None)
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png is no regular file"):
-        attempts.photographs(tmp_path / "pipe.png", 2, None)
+        compared_photographs(tmp_path / "pipe.png", 2, None)
     Image.fromarray(np.zeros((1, 8, 3), np.uint8)).save(small)
     with pytest.raises(ValueError, match="must have at least 2 pixels a side"):
-        attempts.photographs(small, 2, None)
+        compared_photographs(small, 2, None)
 
 
 def test_a_file_that_gives_something_else_is_told(exported: tuple[Path, Path]) -> None:
@@ -469,7 +480,7 @@ def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyP
         importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else name
     )
     with pytest.raises(ValueError, match=r"pip install onnx onnxruntime onnxscript$"):
-        check_packages()
+        check_packages("onnx")
 
 
 def test_a_package_that_cannot_be_imported_is_named(
@@ -477,6 +488,7 @@ def test_a_package_that_cannot_be_imported_is_named(
 ) -> None:
     (tmp_path / "made_for_another_numpy.py").write_text("raise AttributeError('_ARRAY_API')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(attempts, "PACKAGES", ("made_for_another_numpy",))
+    target = dataclasses.replace(TARGETS["onnx"], packages=("made_for_another_numpy",))
+    monkeypatch.setitem(TARGETS, "onnx", target)
     with pytest.raises(ValueError, match=r"numpy is installed but cannot be imported: Attribute"):
         attempt_in_this_process(tmp_path / "x.onnx")

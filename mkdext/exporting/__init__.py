@@ -1,10 +1,7 @@
-"""ONNX files: networks in operators that ONNX has, the exporters, the comparison with PyTorch."""
+"""Networks as files of other runtimes: exporters, targets, precisions, comparison with PyTorch."""
 
 GRAPH, TRACE = "torch.export", "tracing"
 """The exporters: of graphs that hold for any size, and of what is done with one picture."""
 
-LOADING, COMPARING = "loading", "comparing"
+LOADING, CONVERTING, QUANTISING, COMPARING = "loading", "converting", "quantising", "comparing"
 """What an attempt does before and after an exporter's work."""
-
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-"""What an export needs beside PyTorch."""

@@ -1,13 +1,15 @@
-"""One exporter's attempt at a network, from its name to a file that was compared."""
+"""One exporter's attempt at a network, from its name to files that were compared."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,15 @@ from torch import Tensor
 
 from mkdext._system.alone import Failed, in_one_line
 from mkdext._system.errors import is_out_of_memory
-from mkdext._system.reading import require_file
-from mkdext.data import BadImageError, builtin_photographs, imresize, read_image
-from mkdext.exporting import COMPARING, LOADING, PACKAGES
-from mkdext.exporting.onnx_file import EXAMPLE, NO_MEMORY, compare, exporters, write_onnx
+from mkdext.exporting import COMPARING, CONVERTING, LOADING, QUANTISING
+from mkdext.exporting.comparing import Runner, compare, difference, lost, psnr, seconds
+from mkdext.exporting.lower_precision import halve, quantise
+from mkdext.exporting.ncnn_files import run_ncnn, write_ncnn
+from mkdext.exporting.onnx_file import NO_MEMORY, exporters, run_onnx, write_onnx
+from mkdext.exporting.openvino_files import run_openvino, write_openvino
+from mkdext.exporting.pictures import calibration, photographs
+from mkdext.exporting.targets import TARGETS, Precision, To, import_packages
+from mkdext.exporting.torch_script import run_torch_script, write_torch_script
 from mkdext.inference import Network, load_network
 from mkdext.models import WeightsMetadata, read_metadata
 from mkdext.models.weights.metadata import METADATA_KEY, VALUE_RANGE
@@ -27,100 +34,157 @@ from mkdext.models.weights.metadata import METADATA_KEY, VALUE_RANGE
 EXPORT_KEY = "mkdext_export"
 """Name of the JSON object in the file's metadata that says what the file is."""
 
-_LARGEST = (97, 120)  # of the photograph in low resolution; no multiple of what graphs divide by
+_TOLERANCE = {torch.float32: 0.1, torch.float16: 1.0}  # levels of 255
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is exported, and how."""
+
+    network: Network
+    to: To
+    precision: Precision
+    size: tuple[int, int] | None
+    opset: int
+    calibration: Sequence[Tensor]
+    metadata: Mapping[str, str]
+    tell: Callable[[str], None]
 
 
 def attempt(
-    out: str,
+    outs: Sequence[str],
     weights: str | None,
     model: str | None,
     scale: int | None,
-    image: str | None,
+    to: To,
+    precision: Precision,
     size: Sequence[int] | None,
-    tried: Sequence[str],
+    opset: int,
+    image: str | None,
+    calibration_path: str | None,
+    max_loss: float,
+    able: Sequence[str],
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Load a network, export it by the first exporter that was not tried, and compare.
+    """Load a network, export it by the more promising exporter, and compare.
 
     Args:
-        out: File to write.
+        outs: Files to write: as many as the target has.
         weights: As for `load_network`.
         model: As for `load_network`.
         scale: As for `load_network`.
-        image: Photograph to compare on; default: a built-in one.
+        to: Target.
+        precision: Of weights or all numbers.
         size: Height and width of the pictures that the file is for, in low resolution; default:
             any.
-        tried: Exporters that failed.
+        opset: Version of ONNX's operators.
+        image: Photograph to compare on; default: a built-in one.
+        calibration_path: Photographs to take ranges of numbers from; default: the built-in ones.
+        max_loss: PSNR-Y in dB that a precision below the network's may lose.
+        able: Exporters to choose from.
         tell: Called with what is being done: `LOADING`, the exporter, `COMPARING`.
 
     Returns:
-        `architecture`, `scale`, `exporter`, `height` and `width` of the picture that was compared,
-        `difference` in levels of 255, `remark` of the network.
+        `architecture`, `scale`, `exporter`, `threads`, of the picture that was compared `height`
+        and `width`, of the runtime's result `difference` from PyTorch's in levels of 255, `psnr` to
+        PyTorch's and `lost` PSNR-Y in dB, and `seconds` and `seconds_torch` that both took.
 
     Raises:
-        ValueError: The network, the photograph or a package cannot be used.
+        ValueError: The network, a photograph or a package cannot be used, or too much is lost.
         Failed: The exporter failed.
-        OSError: The file cannot be written.
+        OSError: A file cannot be written.
     """
-    with _memory_watched():
+    with _memory_watched(), tempfile.TemporaryDirectory() as folder:
         tell(LOADING)
-        _import_packages()
+        import_packages(to)
         file = Path(weights) if weights else None
         fixed = (size[0], size[1]) if size else None
         network = _load(file, scale, model, fixed)
-        pictures = photographs(Path(image) if image else None, network.scale, fixed)
+        pairs = photographs(Path(image) if image else None, network.scale, fixed)
+        given = Path(calibration_path) if calibration_path else None
+        ranges = calibration(given, network.scale, fixed) if precision == "int8" else []
+        pictures = [low for low, _ in pairs]
         expected = [_enlarged(network, low) for low in pictures]
-        exporter = next(name for name in exporters(network.model) if name not in tried)
-        tell(exporter)
-        metadata = _metadata(network, file, fixed, exporter)
-        write_onnx(network, Path(out), exporter, fixed, metadata)
+        exporter = exporters(network.model, able)[0]
+        metadata = _metadata(network, file, fixed, exporter, precision)
+        work = _Work(network, to, precision, fixed, opset, ranges, metadata, tell)
+        files = [Path(folder, name) for name in _names(to)]
+        run = _written(work, files, exporter)
         tell(COMPARING)
+        runtime = TARGETS[to].runtime
         half = any(p.dtype == torch.float16 for p in network.model.parameters())
-        precision = torch.float16 if half else torch.float32
-        difference = compare(Path(out), pictures, expected, precision)
-        height, width = pictures[-1].shape[2:]
+        tolerance = _TOLERANCE[torch.float16 if half else torch.float32]
+        is_lower = precision == "int8" or (precision == "fp16" and not half)
+        made = compare(runtime, run, pictures, expected, math.inf if is_lower else tolerance)
+        loss = lost(made, expected, [high for _, high in pairs], network.scale)
+        if is_lower and not loss <= max_loss:
+            raise ValueError(
+                f"`precision` {precision} loses {loss:.2g} dB of PSNR-Y in {runtime} on the "
+                f"photograph, more than `max_loss` {max_loss:g}: {_remedy(precision)}"
+            )
+        for source, out in zip(files, outs, strict=True):
+            shutil.copyfile(source, out)
+        low = pictures[-1]
         return {
             "architecture": network.architecture,
             "scale": network.scale,
             "exporter": exporter,
-            "height": height,
-            "width": width,
-            "difference": difference,
-            "remark": network.remark,
+            "threads": torch.get_num_threads(),
+            "height": low.shape[2],
+            "width": low.shape[3],
+            "difference": difference(made, expected),
+            "psnr": psnr(made, expected),
+            "lost": loss,
+            "seconds": seconds(lambda: run(low)),
+            "seconds_torch": seconds(lambda: network(low)),
         }
 
 
-def photographs(path: Path | None, scale: int, size: tuple[int, int] | None) -> list[Tensor]:
-    """A photograph reduced by `scale`: `[1, 3, h, w]` in [0, 1].
+def _names(to: To) -> list[str]:
+    return [f"network{suffix}" for suffix in TARGETS[to].suffixes or (f".{to}",)]
 
-    Args:
-        path: Its file; none: a built-in one.
-        scale: Enlargement factor.
-        size: Height and width wanted, for which it is repeated; none: cuts of three sizes, that of
-            the exporters' example first, and one of them a negative.
 
-    Raises:
-        ValueError: It cannot be used.
-    """
-    if path is not None:
-        require_file(path, f"`image` {path}")
-    try:
-        image = read_image(path or builtin_photographs("validation")[-1])
-    except BadImageError as error:
-        raise ValueError(f"`image` {path}: {error}") from None
-    wanted = size or _LARGEST
-    height, width = (
-        min(side // scale, most) for side, most in zip(image.shape[1:], wanted, strict=True)
-    )
-    if min(height, width) < 1:
-        raise ValueError(f"`image` {path} must have at least {scale} pixels a side")
-    low = imresize(image[None, :, : height * scale, : width * scale], 1 / scale) / 255
-    if size is None:
-        cuts = EXAMPLE, (height - height // 8, width - width // 6), (height, width)
-        example, negative, whole = (low[..., :rows, :columns] for rows, columns in cuts)
-        return [example, 1 - negative, whole]
-    times = (-(-size[0] // height), -(-size[1] // width))
-    return [low.repeat(1, 1, *times)[..., : size[0], : size[1]]]
+def _remedy(precision: Precision) -> str:
+    if precision == "int8":
+        return "give photographs like those to be enlarged by `calibration`, or `precision` fp16"
+    return "give `precision` fp32"
+
+
+def _written(work: _Work, files: Sequence[Path], exporter: str) -> Runner:
+    """Write the files of a target, and load them into its runtime."""
+    if TARGETS[work.to].through_onnx:
+        return _through_onnx(work, files, exporter)
+    work.tell(exporter)
+    half = work.precision == "fp16"
+    network, size, metadata = work.network, work.size, work.metadata
+    if work.to == "torchscript":
+        write_torch_script(network, files[0], size, metadata, half)
+        return run_torch_script(files[0])
+    script = files[0].with_name("script.pt")
+    write_torch_script(network, script, size)
+    work.tell(CONVERTING)
+    param, binary, about = files
+    write_ncnn(script, param, binary, size, half)
+    said = {name: json.loads(text) for name, text in metadata.items()}
+    about.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    return run_ncnn(param, binary, half)
+
+
+def _through_onnx(work: _Work, files: Sequence[Path], exporter: str) -> Runner:
+    onnx = files[0].with_name("network.onnx")
+    work.tell(exporter)
+    write_onnx(work.network, onnx, exporter, work.size, work.metadata, work.opset)
+    if work.precision == "int8":
+        work.tell(QUANTISING)
+        quantise(onnx, work.calibration)
+    if work.to == "openvino":
+        work.tell(CONVERTING)
+        write_openvino(onnx, files[0], work.metadata, half=work.precision == "fp16")
+        return run_openvino(files[0])
+    if work.precision == "fp16":
+        work.tell(CONVERTING)
+        halve(onnx)
+    return run_onnx(onnx)
 
 
 def _load(
@@ -131,7 +195,7 @@ def _load(
     except ValueError as error:
         if "any size" not in str(error):
             raise
-        hint = "where it takes one size only, give that as `size` HEIGHT WIDTH"
+        hint = "where it takes one size only, give that as `shape` HEIGHTxWIDTH"
         raise ValueError(f"{error}; {hint}") from None
 
 
@@ -143,16 +207,6 @@ def _memory_watched() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise Failed(NO_MEMORY) from None
-
-
-def _import_packages() -> None:
-    for package in PACKAGES:
-        try:
-            importlib.import_module(package)
-        except Exception as error:  # Made for another numpy, they raise more than ImportError.
-            raise ValueError(
-                f"the package {package} is installed but cannot be imported: {in_one_line(error)}"
-            ) from None
 
 
 def _enlarged(network: Network, low: Tensor) -> Tensor:
@@ -169,7 +223,11 @@ def _enlarged(network: Network, low: Tensor) -> Tensor:
 
 
 def _metadata(
-    network: Network, weights: Path | None, size: tuple[int, int] | None, exporter: str
+    network: Network,
+    weights: Path | None,
+    size: tuple[int, int] | None,
+    exporter: str,
+    precision: Precision,
 ) -> dict[str, str]:
     """What the file says of itself."""
     known = read_metadata(weights) if weights else None
@@ -181,6 +239,7 @@ def _metadata(
         "scale": network.scale,
         "value_range": VALUE_RANGE,
         "size": size,
+        "precision": precision,
         "weights": weights.name if weights else None,
         "sha256": _sha256(weights) if weights else None,
         "exporter": exporter,

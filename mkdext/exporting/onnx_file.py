@@ -1,17 +1,15 @@
-"""Writing a network as ONNX, and comparing the file with the network."""
+"""Networks as ONNX, and ONNX files in ONNX Runtime."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,8 @@ from torch import Tensor, nn
 from mkdext._system.alone import Failed, in_one_line, one_line
 from mkdext._system.errors import is_out_of_memory
 from mkdext.exporting import GRAPH, TRACE
+from mkdext.exporting.comparing import Runner
+from mkdext.exporting.targets import DEFAULT_OPSET
 from mkdext.exporting.weights_kept import weights_kept
 from mkdext.inference import Network
 from mkdext.models import SuperResolver
@@ -28,8 +28,6 @@ EXAMPLE = (24, 20)
 
 NO_MEMORY = "memory is exhausted"
 
-_TOLERANCE = {torch.float32: 0.1, torch.float16: 1.0}  # levels of 255
-_OPSET = 18
 _RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _FAILING_OPERATOR = re.compile(r"while running (\w+) node")
 _MOST_BYTES = 2_000_000_000  # Protocol buffers hold 2 GiB.
@@ -43,9 +41,10 @@ _KNOWN_REASONS = {
 }
 
 
-def exporters(model: SuperResolver) -> tuple[str, str]:
-    """The exporters for a network, the more promising one first."""
-    return (TRACE, GRAPH) if model.is_best_traced else (GRAPH, TRACE)
+def exporters(model: SuperResolver, able: Sequence[str] = (GRAPH, TRACE)) -> tuple[str, ...]:
+    """Of the exporters that can write what is wanted, the more promising one first."""
+    order = (TRACE, GRAPH) if model.is_best_traced else (GRAPH, TRACE)
+    return tuple(name for name in order if name in able)
 
 
 def write_onnx(
@@ -54,8 +53,9 @@ def write_onnx(
     exporter: str,
     size: tuple[int, int] | None = None,
     metadata: Mapping[str, str] | None = None,
+    opset: int = DEFAULT_OPSET,
 ) -> None:
-    """Write a network as ONNX.
+    """Write a network as ONNX, in the precision that it has.
 
     Args:
         network: What to export; its weights may be laid out anew.
@@ -63,6 +63,7 @@ def write_onnx(
         exporter: `GRAPH` or `TRACE`.
         size: Height and width of the pictures that it is for, in low resolution; default: any.
         metadata: Texts by their names, kept in the file.
+        opset: Version of ONNX's operators.
 
     Raises:
         Failed: The exporter cannot do it; the message says why, in one line.
@@ -76,46 +77,25 @@ def write_onnx(
             f"its weights take {taken / 1e9:.1f} GB, and an ONNX file without others beside it "
             "holds less than 2 GB"
         )
-    example = torch.linspace(0, 1, 3 * math.prod(size or EXAMPLE))
-    example = example.view(1, 3, *(size or EXAMPLE))
-    try:
-        with _quiet(), torch.no_grad():
-            # Kernels in another order than that of ONNX are written as views, and reshaped.
-            model = network.model.for_export().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            with weights_kept(model, example):
-                write = _write_graph if exporter == GRAPH else _write_trace
-                write(model, example, size is None, path)
+    with converting():
+        model, example = exportable(network, size)
+        with weights_kept(model, example):
+            write = _write_graph if exporter == GRAPH else _write_trace
+            write(model, example, size is None, path, opset)
         proto = onnx.load(path)
         onnx.helper.set_model_props(proto, dict(metadata or {}))
         content = proto.SerializeToString()
-    except OSError as error:
-        if error.errno is None:
-            raise Failed(in_one_line(error)) from None
-        raise
-    except BaseException as error:  # Exporters raise whatever they stumble over, and may exit.
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise Failed(_reason(error)) from None
+    versions = [each.version for each in proto.opset_import if each.domain == ""]
+    if versions != [opset]:  # A conversion that did not succeed.
+        raise Failed(f"its operators are of opset {versions[0]}, and not to be had in {opset}")
     path.write_bytes(content)
 
 
-def compare(
-    path: Path,
-    pictures: Sequence[Tensor],
-    expected: Sequence[Tensor],
-    precision: torch.dtype = torch.float32,
-) -> float:
-    """The largest difference between ONNX Runtime and PyTorch, in levels of 255.
-
-    Args:
-        path: The file.
-        pictures: `[1, 3, h, w]` in [0, 1], to be enlarged by ONNX Runtime, that of the size of the
-            exporter's example first.
-        expected: What PyTorch makes of each.
-        precision: In which the network computes: single or half.
+def run_onnx(path: Path) -> Runner:
+    """A file in ONNX Runtime, on as many threads as PyTorch has.
 
     Raises:
-        Failed: It is more than rounding, or ONNX Runtime cannot use the file.
+        Failed: ONNX Runtime cannot use it.
     """
     import onnxruntime
 
@@ -128,32 +108,40 @@ def compare(
         )
     except Exception as error:  # Those of ONNX Runtime have no common class.
         raise Failed(f"ONNX Runtime refuses the file: {_said(error)}") from None
-    differences: list[float] = []
-    for low, sr in zip(pictures, expected, strict=True):
+
+    def run(low: Tensor) -> Tensor:
         try:
-            differences.append(_difference(session, low, sr, _TOLERANCE[precision]))
-        except Failed as error:
-            if not differences:
-                raise
-            fits = f"the file fits a picture {list(pictures[0].shape)}"
-            raise Failed(f"{fits}, as the exporter was given, but {error}") from None
-    return max(differences)
+            (sr,) = session.run(None, {"lr": low.contiguous().numpy()})
+        except Exception as error:
+            raise Failed(_said(error)) from None
+        return torch.from_numpy(sr)
+
+    return run
 
 
-def _difference(session: Any, low: Tensor, expected: Tensor, tolerance: float) -> float:
-    what = f"on a picture {list(low.shape)} ONNX Runtime"
+def exportable(network: Network, size: tuple[int, int] | None) -> tuple[nn.Module, Tensor]:
+    """What exporters are given of a network, and an example of its input `[1, 3, h, w]`."""
+    height, width = size or EXAMPLE
+    example = torch.linspace(0, 1, 3 * height * width).view(1, 3, height, width)
+    # Kernels in another order than that of ONNX are written as views, and reshaped.
+    model = network.model.for_export().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return model, example
+
+
+@contextlib.contextmanager
+def converting() -> Iterator[None]:
+    """Have whatever an exporter raises end as `Failed`, keep it quiet, and compute no gradients."""
     try:
-        (sr,) = session.run(None, {"lr": low.contiguous().numpy()})
-    except Exception as error:
-        raise Failed(f"{what} fails: {_said(error)}") from None
-    if tuple(sr.shape) != tuple(expected.shape):
-        raise Failed(f"{what} gives {list(sr.shape)} where PyTorch gives {list(expected.shape)}")
-    difference = 255 * (torch.from_numpy(sr) - expected).abs().max().item()
-    if not difference <= tolerance:
-        raise Failed(
-            f"{what} differs from PyTorch by {difference:.2g} levels, more than {tolerance}"
-        )
-    return difference
+        with _quiet(), torch.no_grad():
+            yield
+    except OSError as error:
+        if error.errno is None:
+            raise Failed(in_one_line(error)) from None
+        raise
+    except BaseException as error:  # Exporters raise whatever they stumble over, and may exit.
+        if isinstance(error, KeyboardInterrupt | Failed):
+            raise
+        raise Failed(_reason(error)) from None
 
 
 def _said(error: Exception) -> str:
@@ -163,13 +151,13 @@ def _said(error: Exception) -> str:
     return one_line(_RUNTIME_PREFIX.sub("", str(error)))
 
 
-def _write_graph(model: nn.Module, example: Tensor, any_size: bool, path: Path) -> None:
+def _write_graph(model: nn.Module, example: Tensor, any_size: bool, path: Path, opset: int) -> None:
     program = torch.onnx.export(
         model,
         (example,),
         input_names=["lr"],
         output_names=["sr"],
-        opset_version=_OPSET,
+        opset_version=opset,
         dynamic_shapes=(_SIDES,) if any_size else None,
         dynamo=True,
         verbose=False,
@@ -178,7 +166,7 @@ def _write_graph(model: nn.Module, example: Tensor, any_size: bool, path: Path) 
     program.save(path, external_data=False)
 
 
-def _write_trace(model: nn.Module, example: Tensor, any_size: bool, path: Path) -> None:
+def _write_trace(model: nn.Module, example: Tensor, any_size: bool, path: Path, opset: int) -> None:
     torch.onnx.export(
         model,
         (example,),
@@ -186,7 +174,7 @@ def _write_trace(model: nn.Module, example: Tensor, any_size: bool, path: Path) 
         input_names=["lr"],
         output_names=["sr"],
         dynamic_axes={"lr": _SIDES} if any_size else None,
-        opset_version=_OPSET,
+        opset_version=opset,
         dynamo=False,
     )
 

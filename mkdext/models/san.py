@@ -251,8 +251,6 @@ class SAN(MeanShiftedNetwork):
     config: SANConfig
     part_count = "groups"
     rows: ClassVar[Mapping[str, str]] = {"RG": "groups", "RG.*.rcab": "blocks"}
-    # torch.export cannot prove what it must of the sizes of halves of a picture.
-    is_best_traced = True
 
     def add_body(self) -> None:
         """Make the groups and the non-local block."""
