@@ -74,7 +74,7 @@ operators = Extension(
     sources=[str(path) for path in HASHING["source_files"](CSRC) if path.suffix == ".cpp"],
     depends=[str(path) for path in HASHING["source_files"](CSRC)],
     define_macros=[("MKDEXT_SOURCE_HASH", f'"{HASHING["source_hash"](CSRC)}"')],
-    extra_compile_args=[*(CSRC / "compile_flags.txt").read_text().split(), "-g0"],
+    extra_compile_args=[*(CSRC / "compile_flags.txt").read_text(encoding="utf-8").split(), "-g0"],
     # Named so that the loader finds the libtorch_cpu which "import torch" has loaded; there is no
     # rpath, so the binary is tied to no particular torch.
     libraries=["torch_cpu"],

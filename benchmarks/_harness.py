@@ -143,7 +143,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)  # or freed memory still counts as in use
         before = _status_bytes("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
         run()
         return max(0, _status_bytes("VmHWM") - before)
     except (OSError, AttributeError):
@@ -151,7 +151,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
@@ -237,7 +237,7 @@ def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[st
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown"
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -65,7 +65,7 @@ def make_photographs(source: Path, folder: Path, count: int) -> None:
 def memory() -> tuple[int, int]:
     """Bytes in memory that are this process's own, and bytes of files that it has mapped."""
     ctypes.CDLL(None).malloc_trim(0)
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     own, mapped = (int(fields[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile"))
     return own, mapped

@@ -229,7 +229,9 @@ def main() -> None:
             for launch in count(operators, *case)
         ]
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(each) for each in launches], indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps([asdict(each) for each in launches], indent=2) + "\n", encoding="utf-8"
+        )
     print_tables(console, launches)
 
 

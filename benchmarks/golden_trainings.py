@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", help="part of the names of the trainings to run")
     given = parser.parse_args()
-    before = json.loads(given.file.read_text()) if given.what == "check" else {}
+    before = json.loads(given.file.read_text(encoding="utf-8")) if given.what == "check" else {}
     found: dict[str, list[str]] = {}
     failed = False
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def main() -> None:
                 f"{'same  ' if same else 'DIFFER'} {name}: {whole[:16]} {resumed[:16]}", flush=True
             )
     if given.what == "write":
-        given.file.write_text(json.dumps(found, indent=2) + "\n")
+        given.file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     sys.exit(failed)
 
 
@@ -96,7 +96,7 @@ def prepare(folder: Path) -> None:
 
     from mkdext.models import create_model, save_model
 
-    (folder / "net.py").write_text(NETWORK)
+    (folder / "net.py").write_text(NETWORK, encoding="utf-8")
     torch.manual_seed(0)
     save_model(folder / "vdsr.safetensors", create_model("vdsr", 2), {})
 
@@ -107,14 +107,14 @@ def hash_of(folder: Path, name: str, flags: str, stop: bool) -> str:
 
     out = folder / f"{name}{' resumed' * stop}"
     command = [sys.executable, "-W", "ignore", "-m", *f"mkdext.{flags}".split(), "--out", str(out)]
-    log = (folder / "log").open("w+")
+    log = (folder / "log").open("w+", encoding="utf-8")
     settings = {"cwd": folder, "stdout": log, "stderr": log}
     settings["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}
     if stop:
         process = subprocess.Popen(command, **settings)
         metrics = out / "metrics.jsonl"
         while process.poll() is None:
-            if metrics.exists() and metrics.read_text().count("\n") >= 3:
+            if metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3:
                 process.send_signal(signal.SIGTERM)
                 process.wait()
             time.sleep(0.01)

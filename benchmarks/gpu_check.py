@@ -180,7 +180,7 @@ def run(part: Part, out: Path, environment: dict[str, str], left: float) -> Outc
         return Outcome(part.name, "left out", 0.0, f"the {LIMIT} s are used up")
     log = part.file(out, ".txt")
     start = time.monotonic()
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             part.command,
             cwd=ROOT,
@@ -245,7 +245,7 @@ def results(chosen: Sequence[Part], out: Path) -> dict[str, list[Row]]:
     """Read the rows of the benchmarks that have ended, by the names of their parts."""
     files = {part.name: part.file(out, ".json") for part in chosen}
     return {
-        name: json.loads(path.read_text())["results"]
+        name: json.loads(path.read_text(encoding="utf-8"))["results"]
         for name, path in files.items()
         if path.exists()
     }
@@ -368,9 +368,11 @@ def main() -> None:
         compared, others = convolutions(found), forms(found)
         summary = {"machine": machine, "parts": [*map(asdict, outcomes)]}
         summary |= {"convolutions": compared, "others": others}
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        (out / "summary.txt").write_text(summarize(machine, outcomes, compared, others))
-    print(f"\n{(out / 'summary.txt').read_text()}written to {out}")
+        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (out / "summary.txt").write_text(
+            summarize(machine, outcomes, compared, others), encoding="utf-8"
+        )
+    print(f"\n{(out / 'summary.txt').read_text(encoding='utf-8')}written to {out}")
     sys.exit(any(outcome.result in ("failed", "timed out") for outcome in outcomes))
 
 

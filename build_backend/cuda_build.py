@@ -131,7 +131,9 @@ class CudaBuild:
         built with may have none.
         """
         source, stub = scratch / "stub.cpp", scratch / "libtorch_cuda.so"
-        source.write_text('extern "C" void aoti_torch_get_current_cuda_stream() {}\n')
+        source.write_text(
+            'extern "C" void aoti_torch_get_current_cuda_stream() {}\n', encoding="utf-8"
+        )
         shared = [str(self.nvcc), "-shared", "-Xcompiler", "-fPIC", "-cudart", "none"]
         _run([*shared, "-Xlinker", "-soname", "-Xlinker", stub.name, str(source), "-o", str(stub)])
         return stub
@@ -142,7 +144,7 @@ class CudaBuild:
         The host compiler takes the flags of compile_flags.txt that nvcc does not know.
         """
         command = [str(self.nvcc), "-Xcompiler", "-fPIC"]
-        for flag in (self.csrc / "compile_flags.txt").read_text().split():
+        for flag in (self.csrc / "compile_flags.txt").read_text(encoding="utf-8").split():
             known = flag.startswith(("-std", "-O", "-D"))
             command += [flag] if known else ["-Xcompiler", flag]
         # USE_CUDA: torch declares the functions of its CUDA side.

@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from mkdext._system.processors import keep_to_quota
 from mkdext._system.startup import explain_exhausted_memory, is_command
 
 __version__ = "0.2.0"
 
 if is_command():
     explain_exhausted_memory()
+    keep_to_quota()
 
 if TYPE_CHECKING:
     from mkdext.models.convolutions import accelerate as accelerate

@@ -266,7 +266,7 @@ def most_detailed(photograph: Tensor, size: int) -> tuple[int, int]:
 def _check_memory(command: AttributionCommand, networks: Sequence[Network], scene: Scene) -> None:
     available = available_bytes()
     for network in networks:
-        if network.device.type != "cpu" or available is None:
+        if network.device.type != "cpu":
             return
         low = torch.empty(command.batch_size, *scene.low.shape, device="meta", requires_grad=True)
         try:

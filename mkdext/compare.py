@@ -15,9 +15,9 @@ from mkdext._cli.options import config_file, first_flags, following, laid_over, 
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.errors import WorkFailed
+from mkdext._system.processors import physical_cores
 from mkdext._system.reading import parse_yaml
 from mkdext.comparison import Comparison, run_cells, write_report
-from mkdext.comparison.processes import physical_cores
 from mkdext.training import TrainOptions
 from mkdext.training.options import values_of
 from mkdext.training.options_file import OptionsFile

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from mkdext import __version__
 from mkdext._system import extension
 from mkdext._system.errors import first_line
+from mkdext._system.processors import processors
 from mkdext._system.streams import printable, replace_unencodable
 
 MINIMUM_TORCH = (2, 10)
@@ -40,6 +41,8 @@ REQUIRED_PACKAGES = {
     "pyyaml": "yaml",
     "typing-extensions": "typing_extensions",
     "matplotlib": "matplotlib",
+    "psutil": "psutil",
+    "filelock": "filelock",
 }
 """Distribution name and import name of every dependency besides PyTorch."""
 
@@ -48,6 +51,9 @@ OPTIONAL_PACKAGES = {
     "onnx": ("onnx", "mkdext.export"),
     "onnxruntime": ("onnxruntime", "mkdext.export"),
     "onnxscript": ("onnxscript", "mkdext.export"),
+    "openvino": ("openvino", "mkdext.export --to openvino"),
+    "ncnn": ("ncnn", "mkdext.export --to ncnn"),
+    "pnnx": ("pnnx", "mkdext.export --to ncnn"),
 }
 """Distribution name, import name and use of what mkdext takes when it is there."""
 
@@ -233,7 +239,7 @@ _LOOK = "see in `nvidia-smi` what uses the GPU and its memory, and run this agai
 
 
 def _hardware(torch: Any) -> Iterator[Finding]:
-    yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors")
+    yield Finding("threads", f"{torch.get_num_threads()} of {processors()} processors")
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         for index in range(count):

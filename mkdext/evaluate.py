@@ -487,7 +487,7 @@ def _tiling(low: Tensor, network: Network | None) -> Tiling:
     height, width = low.shape[1:]
     whole = Tiling(height, width, overlap=0)
     available = available_bytes()
-    if network is None or network.device.type != "cpu" or available is None:
+    if network is None or network.device.type != "cpu":
         return whole
     free = available - height * width * network.scale**2 * _METRIC_BYTES
     if network.costs.of(height, width) <= free:

@@ -221,8 +221,8 @@ def _in_words(command: ExportCommand, made: dict[str, Any], failures: dict[str, 
         f"{' and '.join(map(str, files))}: {made['architecture']} x{made['scale']}, "
         f"{command.precision}, {taken:.2f} MB, for pictures of {sizes}"
     )
-    if made["remark"]:
-        text += f"; {made['remark']}"
+    if made["ends_kept"]:
+        text += "; the first and the last layer stay fp32, without which it would lose too much"
     for exporter, reason in failures.items():
         text += f"; exported by {made['exporter']}, because {exporter} failed: {reason}"
     loss = made["lost"]
@@ -246,7 +246,8 @@ def _stopped_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
     for number in signals:
         signal.signal(number, stop)
     try:

@@ -89,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(noise).save(f"{name}/noise.png")
     for block in PYTHON:
         if block.title:
-            Path(block.title).write_text(block.code)
+            Path(block.title).write_text(block.code, encoding="utf-8")
     return tmp_path
 
 

@@ -51,7 +51,7 @@ def package_of(module: str) -> str:
 
 def imported_by(path: Path) -> Iterator[str]:
     """Modules and names, also those that a function imports or that only type checkers see."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

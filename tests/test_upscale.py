@@ -230,7 +230,7 @@ def test_bad_input_gets_a_clear_message_and_nothing_is_written(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("letter.png").write_text("dear reader")
+    Path("letter.png").write_text("dear reader", encoding="utf-8")
     for name in ("a.png", "a.jpg"):
         Path(name).write_bytes(photograph.read_bytes())
     with PNGWriter(Path("huge.png"), 13_000, 13_000, 1, 8) as file:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -159,8 +158,11 @@ def _answer() -> NoReturn:
     """What the process does."""
     job = json.loads(sys.stdin.readline())
     end_with(job["parent"])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # A crash leaves no file.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    with contextlib.suppress(ImportError):  # Windows has no such file.
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # A crash leaves no file.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(nothing, descriptor)

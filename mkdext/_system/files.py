@@ -15,8 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mkdext._system.locks import held, taken
+
 _UNFINISHED = ".unfinished"
 _LONGEST_NAME = 255  # bytes
+_ON_WINDOWS = os.name == "nt"
 _SETTLED = 2.0  # seconds after which a new file has been locked by whoever made it
 
 
@@ -39,6 +42,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with _locked_file(unfinished) as descriptor:
             yield unfinished
             os.fsync(descriptor)
+            if not _ON_WINDOWS:
+                unfinished.replace(path)
+        if _ON_WINDOWS:  # where no open file can be renamed
             unfinished.replace(path)
     except OSError as error:
         if error.filename in (None, str(unfinished)):
@@ -76,12 +82,9 @@ def fitting(name: str, suffix: str) -> str:
 
 @contextlib.contextmanager
 def _locked_file(path: Path) -> Iterator[int]:
-    import fcntl
-
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
-        with contextlib.suppress(OSError):  # Some file systems know no locks.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        taken(descriptor)  # Some file systems know no locks.
         yield descriptor
     finally:
         os.close(descriptor)
@@ -89,15 +92,15 @@ def _locked_file(path: Path) -> Iterator[int]:
 
 def _clear_up(folder: Path) -> None:
     """Remove, once, what writers to a folder have left that were killed: nobody holds its lock."""
-    import fcntl
-
     if folder in _cleared:
         return
     _cleared.add(folder)
     for left in folder.glob(f".*{_UNFINISHED}"):
-        with contextlib.suppress(OSError), left.open("rb") as file:
-            if time.time() - os.fstat(file.fileno()).st_mtime > _SETTLED:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):
+            with left.open("rb") as file:
+                is_old = time.time() - os.fstat(file.fileno()).st_mtime > _SETTLED
+                is_left = is_old and taken(file.fileno())
+            if is_left:
                 left.unlink()
 
 
@@ -156,19 +159,14 @@ def locked(folder: Path, flag: str, work: str) -> Iterator[None]:
     Raises:
         ValueError: The folder cannot be written, or is locked.
     """
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ValueError(f"{flag} {folder} cannot be written: {error.strerror}") from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            # The system lets go of the lock however the process ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{flag} {folder} is in use by another {work}") from None
+            folder.mkdir(parents=True, exist_ok=True)
+            is_held = stack.enter_context(held(folder / ".lock"))
+        except OSError as error:
+            raise ValueError(f"{flag} {folder} cannot be written: {error.strerror}") from None
+        if not is_held:
+            raise ValueError(f"{flag} {folder} is in use by another {work}")
         yield
 
 

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+import psutil
+
 _SET_DEATH_SIGNAL = 1  # Linux's PR_SET_PDEATHSIG
 _POLL_SECONDS = 1.0
 
@@ -22,12 +24,16 @@ def end_with(parent: int) -> None:
 
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
     else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+        try:  # Windows goes on telling the number of a parent that has ended.
+            watched = psutil.Process(parent)
+        except psutil.NoSuchProcess:
+            os._exit(1)
+        threading.Thread(target=_watch, args=(watched,), daemon=True).start()
     if os.getppid() != parent:  # It has ended meanwhile.
         os._exit(1)
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
+def _watch(parent: psutil.Process) -> None:
+    while parent.is_running():
         time.sleep(_POLL_SECONDS)
     os._exit(1)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from mkdext._system.cgroups import memory_left
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
 
 def resident_bytes() -> int:
-    """Bytes of physical memory in use by this process now; where that is not told, its peak."""
-    return _of_status("VmRSS") or _peak_of_process()
+    """Bytes of physical memory in use by this process now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 class PeakMemory:
@@ -36,7 +37,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         with contextlib.suppress(OSError):
-            _RESET.write_text("5")
+            _RESET.write_text("5", encoding="utf-8")
 
     def bytes(self) -> int:
         """The peak in bytes."""
@@ -84,47 +85,25 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
 
-def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this machine or container can still give, none where Linux does not tell.
-
-    Args:
-        root: Where `proc` and `sys` are.
-    """
-    try:
-        fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
-    except OSError:
-        return None
-    kilobytes, _ = fields["MemAvailable"].split()
-    return min([int(kilobytes) * 1024, *_left_in_groups(root)])
+def available_bytes() -> int:
+    """Memory that this machine, and the container or job that the process is in, can still give."""
+    available = int(psutil.virtual_memory().available)
+    left = memory_left()
+    return available if left is None else min(available, left)
 
 
 def _of_status(name: str) -> int | None:
     with contextlib.suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return None
 
 
 def _peak_of_process() -> int:
+    try:
+        import resource
+    except ImportError:
+        return int(psutil.Process().memory_info().peak_wset)  # Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _left_in_groups(root: Path) -> Iterator[int]:
-    """What the control group of this process leaves it, and each group above that has a limit."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    name = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    mounted = root / "sys/fs/cgroup"
-    for group in (mounted / name, *(mounted / name).parents):
-        try:
-            limit = int((group / "memory.max").read_text())
-            used = int((group / "memory.current").read_text())
-            kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no such group here, or "max"
-            continue
-        # What files keep in memory without need is given back when it is wanted.
-        yield max(limit - used + int(kept.get("inactive_file", 0)), 0)

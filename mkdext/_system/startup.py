@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import TracebackType
 
 _NO_MEMORY = ("failed to map segment", "annot allocate memory")
@@ -27,7 +28,9 @@ def explain_exhausted_memory() -> None:
 
 
 def is_command() -> bool:
-    """Whether this process is `python -m mkdext` or one of its commands."""
+    """Whether this process is `mkdext`, `python -m mkdext` or one of its commands."""
     given = sys.orig_argv
+    if len(given) > 1 and Path(given[1]).stem == "mkdext":  # the installed command
+        return True
     module = given[given.index("-m") + 1 :][:1] if "-m" in given else []
     return bool(module) and module[0].split(".")[0] == "mkdext"

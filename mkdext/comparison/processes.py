@@ -17,6 +17,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TimeElapsedColumn
 
 from mkdext._system.errors import WorkStopped
 from mkdext._system.files import write_text
+from mkdext._system.processors import physical_cores
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal, Words, progress_bar
 from mkdext.comparison.cells import REFERENCE, Cell
@@ -87,17 +88,6 @@ def run_cells(
     return failures
 
 
-def physical_cores() -> int:
-    """Cores that this process may use, hyper-threads not counted where Linux tells them."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    siblings = set()
-    for cpu in os.sched_getaffinity(0):
-        file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(file.read_text() if file.exists() else str(cpu))
-    return len(siblings)
-
-
 def _threads(jobs: int) -> int:
     share = max(physical_cores() // jobs, 1)
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -117,7 +107,7 @@ class _Process:
         self._log = run.root / "output.log"
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
         command = ["mkdext._cli.cell", str(os.getpid()), str(run.root), convolutions]
-        with self._log.open("a") as log:
+        with self._log.open("a", encoding="utf-8") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", *command],
                 stdin=subprocess.DEVNULL,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mkdext._system.processors import processors
 from mkdext.data.decoding import BadImageError
 from mkdext.data.fitting import fitted
 from mkdext.data.folders import find_high_resolution, match_low_resolution
@@ -98,7 +98,7 @@ def prepare_store(
         missing = [source for source in sources if source.name not in known]
         bad, written = [], 0
         jobs = [(source, scale, crop) for source in missing]
-        with contextlib.closing(_all_decoded(jobs, workers or _processors())) as results:
+        with contextlib.closing(_all_decoded(jobs, workers or processors())) as results:
             for source_, result in zip(_shown(missing, progress), results, strict=True):
                 if isinstance(result, BadImage):
                     bad.append(result)
@@ -229,8 +229,3 @@ def _shown(sources: Sequence[_Source], progress: Progress) -> Iterator[_Source]:
     names = [source.name for source in sources]
     for source, _ in zip(sources, progress("preparing", names), strict=True):
         yield source
-
-
-def _processors() -> int:
-    # Of those that this process may use, where the system tells.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mkdext._system.files import write_text
+from mkdext._system.locks import held
 from mkdext._system.reading import MOST_BYTES, parse_json, require_file
 from mkdext.data.store import (
     INDEX,
@@ -25,6 +25,8 @@ from mkdext.data.store import (
     parse_entry,
     stored_pair,
 )
+
+_LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +91,23 @@ def written_store(out: Path, scale: int, flag: str = "`out`") -> Iterator[StoreW
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{flag} {out} cannot be created: {error.strerror}") from None
-    if not (out / JOURNAL).exists() and any(out.iterdir()):
+    others = any(path.name != _LOCK for path in out.iterdir())
+    if others and not (out / JOURNAL).exists():
         raise ValueError(f"{flag} {out} holds other files; give an empty or new folder")
     for name in (JOURNAL, PIXELS):
         if os.path.lexists(out / name):
             require_file(out / name, f"{flag} {out}: {name}")
-    with (out / JOURNAL).open("a+b") as journal, (out / PIXELS).open("ab") as pixels:
-        try:
-            # The system lets go of the lock however the process ends.
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{flag} {out} is in use by another process") from None
+    with contextlib.ExitStack() as files:
+        if not files.enter_context(held(out / _LOCK)):
+            raise ValueError(f"{flag} {out} is in use by another process")
         if (out / INDEX).exists():
             (out / JOURNAL).unlink(missing_ok=True)
             raise ValueError(
                 f"{flag} {out} was finished meanwhile by another process; the same command checks "
                 "it"
             )
+        journal = files.enter_context((out / JOURNAL).open("a+b"))
+        pixels = files.enter_context((out / PIXELS).open("ab"))
         done = _read_journal(out, journal, scale, flag)
         pixels.truncate(done[-1].end(scale) if done else 0)
         pixels.seek(0, os.SEEK_END)

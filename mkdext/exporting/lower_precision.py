@@ -26,32 +26,40 @@ def halve(path: Path) -> None:
         onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
 
 
-def quantise(path: Path, pictures: Sequence[Tensor]) -> None:
-    """Have an ONNX file multiply integers of 8 bits (static quantisation).
+def quantise(
+    path: Path, quantised: Path, pictures: Sequence[Tensor], keep_ends: bool = False
+) -> None:
+    """Write an ONNX file that multiplies integers of 8 bits (static quantisation).
 
     The kernels of convolutions and matrix products have a scale for each channel, their inputs one
     for the whole tensor, from the least and the largest number in it that `pictures` lead to. All
     else, such as what skips a block, stays float32.
 
     Args:
-        path: The file.
+        path: The file in single precision.
+        quantised: File to write.
         pictures: `[1, 3, h, w]` in [0, 1], to calibrate on.
+        keep_ends: Leave the first and the last of these layers as they are.
 
     Raises:
         Failed: ONNX Runtime cannot quantise it.
     """
     with converting():
+        import onnx
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
+        nodes = onnx.load(path).graph.node
+        layers = [node.name for node in nodes if node.op_type in _MULTIPLYING]
         quantize_static(
             path,
-            path,
+            quantised,
             _reader(pictures),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=_MULTIPLYING,
+            nodes_to_exclude=layers[:1] + layers[-1:] if keep_ends else [],
         )
 
 

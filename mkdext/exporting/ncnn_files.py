@@ -38,11 +38,11 @@ def write_ncnn(
     height, width = size or EXAMPLE
     command = [
         pnnx.EXEC_PATH,
-        str(script),
+        str(script.absolute()),
         f"inputshape=[1,3,{height},{width}]",
         f"fp16={int(half)}",
-        f"ncnnparam={param}",
-        f"ncnnbin={binary}",
+        f"ncnnparam={param.absolute()}",
+        f"ncnnbin={binary.absolute()}",
     ]
     if size is None:
         command.append("inputshape2=[1,3,{},{}]".format(*_OTHER_EXAMPLE))
@@ -75,7 +75,7 @@ def run_ncnn(param: Path, binary: Path, half: bool) -> Runner:
     def run(low: Tensor) -> Tensor:
         extractor = network.create_extractor()
         picture = np.ascontiguousarray(low[0].numpy())  # Mat does not keep it.
-        extractor.input("in0", ncnn.Mat(picture))
+        extractor.input("in0", ncnn.Mat(picture).clone())
         status, sr = extractor.extract("out0")
         if status:
             raise Failed(f"ncnn ends with status {status}")

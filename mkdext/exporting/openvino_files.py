@@ -12,7 +12,7 @@ from torch import Tensor
 from mkdext._system.alone import Failed, in_one_line
 from mkdext.exporting.comparing import Runner
 
-_UNKNOWN = re.compile(r"does not support the following ONNX operations: *([\w., ]+)")
+_UNKNOWN = re.compile(r"No conversion rule found for operations: *(\S.*)")
 
 
 def write_openvino(onnx: Path, path: Path, metadata: Mapping[str, str], half: bool) -> None:

@@ -204,7 +204,7 @@ def require_memory(needed: int | None, options: Resolved) -> None:
     """
     available = available_bytes()
     on_cpu = torch.device(options.device).type == "cpu"
-    if on_cpu and needed and available and needed > available:
+    if on_cpu and needed and needed > available:
         steps = options.meta.steps
         fewer = f", `meta.steps` (now {steps})" if steps > 1 and options.method != "vanilla" else ""
         raise ValueError(
@@ -223,7 +223,7 @@ def require_memory_for_banks(options: Resolved) -> None:
         return
     needed, available = options.contrastive.bank_bytes * len(options.scale), available_bytes()
     on_cpu = torch.device(options.device).type == "cpu"
-    if on_cpu and available and needed > available:
+    if on_cpu and needed > available:
         raise ValueError(
             f"`contrastive.bank_bytes` {options.contrastive.bank_bytes} needs {needed / 1e9:.1f} "
             f"GB of memory for all scales, {available / 1e9:.1f} GB are available: lower it"

@@ -128,7 +128,7 @@ def test_long_texts_are_cut() -> None:
 
 def is_running(pid: int) -> bool:
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except FileNotFoundError:
         return False
     return status.rpartition(")")[2].split()[0] not in "ZX"

@@ -294,7 +294,10 @@ def test_every_source_is_compiled_for_every_architecture(nvcc: Path, tmp_path: P
 
 
 def test_a_failing_nvcc_is_told_with_what_it_printed(nvcc: Path, tmp_path: Path) -> None:
-    nvcc.write_text(nvcc.read_text().replace("*) echo", "*) echo 'no such GPU'; exit 1; echo"))
+    nvcc.write_text(
+        nvcc.read_text(encoding="utf-8").replace("*) echo", "*) echo 'no such GPU'; exit 1; echo"),
+        encoding="utf-8",
+    )
     build = cuda_build.CudaBuild(nvcc, tmp_path, ROOT / "csrc", [], ["1.0"], "")
     with pytest.raises(RuntimeError, match="no such GPU"):
         build.build(tmp_path / "_C_cuda.so", tmp_path)
@@ -321,7 +324,7 @@ ROWS = [
 
 
 def test_gpu_check_runs_tests_that_are_there() -> None:
-    files = re.findall(r'"(tests/[^"]+)"', Path(gpu_check.__file__).read_text())
+    files = re.findall(r'"(tests/[^"]+)"', Path(gpu_check.__file__).read_text(encoding="utf-8"))
     assert files and all((ROOT / file).is_file() for file in files)
 
 

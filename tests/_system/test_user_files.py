@@ -39,7 +39,7 @@ def write(folder: Path, name: str, imports: str, features: str = "0", later: str
 
 def helper(path: Path, features: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"FEATURES = {features}\n")
+    path.write_text(f"FEATURES = {features}\n", encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_no_process_outlives_a_parent_that_is_killed(when: str) -> None:
 
 def _children(process: int) -> list[int]:
     try:
-        with open(f"/proc/{process}/task/{process}/children") as file:
+        with open(f"/proc/{process}/task/{process}/children", encoding="utf-8") as file:
             return [int(number) for number in file.read().split()]
     except FileNotFoundError:
         return []
@@ -75,7 +75,7 @@ def _children(process: int) -> list[int]:
 
 def _is_alive(process: int) -> bool:
     try:
-        with open(f"/proc/{process}/stat") as file:
+        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False

@@ -250,7 +250,7 @@ class RunDirectory:
             OSError: The file cannot be written; it is named.
         """
         try:
-            with self.metrics.open("a") as file:
+            with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(as_json(record) + "\n")
         except FileNotFoundError:
             raise WorkFailed(f"{self.root} is gone; it was deleted or moved") from None
