@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,8 +26,39 @@ HASHING = runpy.run_path(str(ROOT / "mkdext" / "_system" / "source_hash.py"))
 REQUIRED = os.environ.get("MKDEXT_REQUIRE_EXT", "0") not in {"", "0"}
 
 
+_GCC_FLAGS = (CSRC / "compile_flags.txt").read_text(encoding="utf-8").split()
+
+
+def clang_cl_flags() -> list[str]:
+    """Return the flags of compile_flags.txt in the words of clang-cl."""
+    words = {"-std=c++20": "/std:c++20", "-O3": "/clang:-O3"}
+    known = [words.get(flag, flag) for flag in _GCC_FLAGS if flag in words or flag[:2] == "-D"]
+    return [*known, "/EHsc", "/W3"]
+
+
 class BuildOperators(build_ext):
     """Compiles the operators with the headers of the torch that ``find_torch`` locates."""
+
+    def _use_clang_cl(self, ext: Extension) -> str:
+        """Have clang-cl compile on Windows: the kernels are in vectors, which MSVC does not know.
+
+        Returns:
+            The flag before a folder of other people's headers.
+        """
+        clang = shutil.which("clang-cl")
+        if clang is None:
+            raise CompileError(
+                f"{ext.name} needs clang-cl: install Visual Studio's C++ Clang tools, or LLVM"
+            )
+        self.compiler.initialize()
+        self.compiler.cc = clang
+        ext.extra_compile_args = clang_cl_flags()
+        # What asks the processor for its instructions is in clang's own library.
+        ask = [clang, "/clang:--rtlib=compiler-rt", "/clang:-print-libgcc-file-name"]
+        answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+        if Path(answer.stdout.strip()).is_file():
+            ext.extra_link_args.append(answer.stdout.strip())
+        return "-imsvc"
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link one extension module.
@@ -43,8 +75,10 @@ class BuildOperators(build_ext):
             return
         # -isystem: the warnings of other people's headers are not ours. pybind11 comes first: torch
         # has a copy, which in some versions refuses code for the stable ABI.
+        on_windows = self.compiler.compiler_type == "msvc"
+        system = self._use_clang_cl(ext) if on_windows else "-isystem"
         for include in (Path(pybind11.get_include()), torch / "include"):
-            ext.extra_compile_args += ["-isystem", str(include)]
+            ext.extra_compile_args += [system, str(include)]
         ext.library_dirs.append(str(torch / "lib"))
         with ParallelCompile(default=os.cpu_count() or 1, needs_recompile=lambda *_: True):
             super().build_extension(ext)
@@ -74,7 +108,7 @@ operators = Extension(
     sources=[str(path) for path in HASHING["source_files"](CSRC) if path.suffix == ".cpp"],
     depends=[str(path) for path in HASHING["source_files"](CSRC)],
     define_macros=[("MKDEXT_SOURCE_HASH", f'"{HASHING["source_hash"](CSRC)}"')],
-    extra_compile_args=[*(CSRC / "compile_flags.txt").read_text(encoding="utf-8").split(), "-g0"],
+    extra_compile_args=[*_GCC_FLAGS, "-g0"],
     # Named so that the loader finds the libtorch_cpu which "import torch" has loaded; there is no
     # rpath, so the binary is tied to no particular torch.
     libraries=["torch_cpu"],

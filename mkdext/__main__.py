@@ -18,8 +18,7 @@ COMMANDS = {
     "evaluate": "measure networks on photographs",
     "upscale": "enlarge pictures with a trained network",
     "attribution": "show which pixels networks make their details from",
-    "export": "write a network as ONNX",
-    "points": "show which sub-modules of a network can be distillation points",
+    "export": "write a network for another runtime",
     "complexity": "count parameters and operations of the networks",
     "doctor": "show what is installed, compiled and missing, and the fix",
 }

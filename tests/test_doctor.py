@@ -114,9 +114,9 @@ def test_packages_are_those_of_pyproject() -> None:
 
 def test_optional_packages_are_those_of_pyproject() -> None:
     text = (ROOT / "pyproject.toml").read_text()
-    listed = re.search(r"\nexport = \[(.*?)\]", text, re.DOTALL)
-    assert listed is not None
-    names = set(re.findall(r'"([\w-]+)', listed[1]))
+    listed = re.findall(r"\n(?:export|openvino|ncnn) = \[(.*?)\]", text, re.DOTALL)
+    assert len(listed) == 3
+    names = set(re.findall(r'"([\w-]+)', "".join(listed)))
     assert names == {name for name, (_, use) in doctor.OPTIONAL_PACKAGES.items() if "export" in use}
 
 

@@ -112,6 +112,8 @@ def written_store(out: Path, scale: int, flag: str = "`out`") -> Iterator[StoreW
         pixels.truncate(done[-1].end(scale) if done else 0)
         pixels.seek(0, os.SEEK_END)
         yield StoreWriter(out, scale, pixels, journal, done)
+    if (out / INDEX).exists():  # Whoever comes now reads it, and locks nothing.
+        (out / _LOCK).unlink(missing_ok=True)
 
 
 def _read_journal(out: Path, journal: BinaryIO, scale: int, flag: str) -> list[Entry]:

@@ -134,6 +134,9 @@ class _Worker:
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
     """Let it wait; processes started meanwhile never get it, their parent tells them to end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

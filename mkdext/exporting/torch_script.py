@@ -51,14 +51,15 @@ def write_torch_script(
     with converting():
         model, example = exportable(network, size)
         with weights_kept(model, example):
-            traced = torch.jit.trace(_InHalf(model) if half else model, example, check_trace=False)
+            chosen = _InHalf(model) if half else model
+            traced = torch.jit.trace(chosen, example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path, _extra_files=dict(metadata or {}))
 
 
 def run_torch_script(path: Path) -> Runner:
     """A file in PyTorch's TorchScript."""
     with converting():
-        network = torch.jit.load(path)
+        network = torch.jit.load(path)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def run(low: Tensor) -> Tensor:

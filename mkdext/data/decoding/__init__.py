@@ -77,8 +77,9 @@ def _header(file: BinaryIO, format: Format) -> Header:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, Format]]:
-    # A pipe is opened without waiting for its writer, to be refused.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    # A pipe is opened without waiting for its writer, to be refused; Windows has none in folders.
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise BadImageError("is a pipe or a device, not a file")
         yield file, format_of(file.read(FIRST_BYTES))
