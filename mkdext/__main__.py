@@ -19,6 +19,7 @@ COMMANDS = {
     "upscale": "enlarge pictures with a trained network",
     "attribution": "show which pixels networks make their details from",
     "export": "write a network for another runtime",
+    "points": "show which sub-modules of a network can be distillation points",
     "complexity": "count parameters and operations of the networks",
     "doctor": "show what is installed, compiled and missing, and the fix",
 }

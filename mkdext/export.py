@@ -64,7 +64,7 @@ class ExportCommand:
     """Network that the weights must be of, or your own network, as package.module:factory or
     file.py:factory; default: the network that the weights are of."""
     scale: int | None = None
-    """Enlargement factor; default: the weights'."""
+    """Enlargement factor; default: the weights', or the one found by running your network."""
     to: To = "onnx"
     """Runtime that the file is for."""
     precision: Precision = "fp32"
@@ -223,6 +223,8 @@ def _in_words(command: ExportCommand, made: dict[str, Any], failures: dict[str, 
     )
     if made["ends_kept"]:
         text += "; the first and the last layer stay fp32, without which it would lose too much"
+    if made["remark"]:
+        text += f"; {made['remark']}"
     for exporter, reason in failures.items():
         text += f"; exported by {made['exporter']}, because {exporter} failed: {reason}"
     loss = made["lost"]

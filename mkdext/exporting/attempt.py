@@ -88,7 +88,7 @@ def attempt(
         `architecture`, `scale`, `exporter`, `threads`; `height` and `width` of the picture that was
         compared; `difference` from PyTorch in levels of 255, `psnr` to PyTorch's picture and PSNR-Y
         `lost` against the photograph in dB; `seconds` and `seconds_torch` that both took; whether
-        `ends_kept` single precision beside integers.
+        `ends_kept` single precision beside integers; `remark` of the network.
 
     Raises:
         ValueError: The network, a photograph or a package cannot be used, or too much is lost.
@@ -141,6 +141,7 @@ def attempt(
             "psnr": psnr(made, expected),
             "lost": loss,
             "ends_kept": keep_ends,
+            "remark": network.remark,
             "seconds": seconds(lambda: run(low)),
             "seconds_torch": seconds(lambda: network(low)),
         }
