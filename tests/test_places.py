@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,25 @@ def test_commands_run_for_a_user_without_name_and_home(
     )  # with figures by matplotlib
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_processes_need_no_shared_memory(tmp_path: Path, photographs: Path) -> None:
+    mount = "mount -t tmpfs -o size=4k tmpfs /dev/shm"
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(
+            ["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("/dev/shm cannot be replaced here")
+    prepare = [sys.executable, "-m", "mkdext.data", "prepare", str(photographs), "--workers", "2"]
+    command = f'{mount} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command, "sh", *prepare, "--out", str(tmp_path / "store")],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 photographs" in done.stdout
