@@ -26,6 +26,7 @@ from mkdext.exporting.targets import TARGETS, check_target
 from mkdext.exporting.torch_script import run_torch_script, write_torch_script
 from mkdext.inference import Network
 from mkdext.models import EDSR, AdaptedNetwork, EDSRConfig, WeightsMetadata, save_model
+from mkdext.models.user.interface import Interface
 from mkdext.models.weights.metadata import METADATA_KEY
 
 pytestmark = pytest.mark.slow  # PyTorch's exporter alone takes seconds to import
@@ -58,7 +59,7 @@ class Spectrum(nn.Module):
 
 
 def of_a_user(model: nn.Module) -> Network:
-    adapted = AdaptedNetwork(model, 2, channels=3, enlarged=False).eval().requires_grad_(False)
+    adapted = AdaptedNetwork(model, 2, Interface()).eval().requires_grad_(False)
     return Network(type(model).__name__, adapted, 2, torch.device("cpu"))
 
 
