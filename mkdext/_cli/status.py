@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from mkdext._system.errors import (
     WorkStopped,
     is_of_gpu_memory,
     is_out_of_memory,
+    is_told,
     out_of_memory_message,
 )
 from mkdext._system.streams import printable, replace_unencodable
@@ -35,10 +37,14 @@ def exit_status(
         2 for what cannot be done as asked, 1 for what failed on the way, 128 plus the signal for
         what was stopped, else what the command returns or 0.
     """
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if rank != "0":
+        name = f"{name}, process {rank} of {size}"
 
-    def failed(error: object, status: int) -> int:
-        encoding = sys.stderr.encoding or "utf-8"
-        print(printable(f"{name}: {in_flags(str(error))}", encoding), file=sys.stderr)
+    def failed(error: BaseException, status: int, text: str | None = None) -> int:
+        if not is_told(error):
+            encoding, said = sys.stderr.encoding or "utf-8", str(error) if text is None else text
+            print(printable(f"{name}: {in_flags(said)}", encoding), file=sys.stderr)
         return status
 
     replace_unencodable()
@@ -50,16 +56,16 @@ def exit_status(
         return failed(error, 1)
     except OSError as error:
         if is_out_of_memory(error):
-            return failed(f"{out_of_memory_message(error)}; {memory}", 1)
+            return failed(error, 1, f"{out_of_memory_message(error)}; {memory}")
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return failed(f"{error}{'; make room, then give the same command again' * full}", 1)
+        return failed(error, 1, f"{error}{'; make room, then give the same command again' * full}")
     except WorkStopped as stopped:
         return failed(stopped, 128 + stopped.signal_number)
-    except KeyboardInterrupt:
-        return failed(interrupted, 130)
+    except KeyboardInterrupt as error:
+        return failed(error, 130, interrupted)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         on_gpu = is_of_gpu_memory(error)
         advice = f"{memory}, or take --device cpu" if on_gpu else memory
-        return failed(f"{out_of_memory_message(error)}; {advice}", 1)
+        return failed(error, 1, f"{out_of_memory_message(error)}; {advice}")

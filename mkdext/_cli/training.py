@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -13,6 +15,7 @@ from mkdext._cli.dry_run import show_plan
 from mkdext._cli.status import exit_status
 from mkdext._cli.terminal import CommandTerminal
 from mkdext._system.allocator import keep_freed_memory
+from mkdext._system.joining import joined
 from mkdext.training import train
 from mkdext.training.data_free_options import Options
 from mkdext.training.options_file import schema
@@ -65,24 +68,39 @@ class TrainingCommand(Generic[_Options]):
             The exit status: 2 for what cannot be done as asked, 1 for a training that failed, 128
             plus the signal for one that was stopped.
         """
-        terminal = CommandTerminal()
 
         def run() -> None:
-            flags = self.parse(list(sys.argv[1:] if arguments is None else arguments))
-            if flags.schema:
-                print(json.dumps(schema(self.kind()), indent=2))
-                return
-            options = options_in(flags, self.kind)
-            if flags.dry_run:
-                show_plan(options, terminal, flags.resume)
-                return
-            keep_freed_memory()
-            train(options, terminal, flags.resume)
-            said = self.afterwards(options)
-            if said:
-                terminal.say(said)
+            with joined() as together:
+                terminal = CommandTerminal(quiet=not together.is_first)
+                # A launcher gives the same flags to all processes of a machine.
+                with _heard(os.environ.get("LOCAL_RANK", "0") == "0"):
+                    flags = self.parse(list(sys.argv[1:] if arguments is None else arguments))
+                if flags.schema:
+                    if together.is_first:
+                        print(json.dumps(schema(self.kind()), indent=2))
+                    return
+                options = options_in(flags, self.kind)
+                if flags.dry_run:
+                    show_plan(options, terminal, flags.resume)
+                    return
+                keep_freed_memory()
+                train(options, terminal, flags.resume)
+                said = self.afterwards(options)
+                if said:
+                    terminal.say(said)
 
         return exit_status(self.name, run, memory=self.memory)
+
+
+@contextlib.contextmanager
+def _heard(is_heard: bool) -> Iterator[None]:
+    """Let help and complaints about flags be printed, or by one of several processes alone."""
+    with contextlib.ExitStack() as stack:
+        if not is_heard:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
 
 
 def options_in(flags: TrainingFlags, kind: type[_Options]) -> _Options:

@@ -28,6 +28,16 @@ class WorkStopped(Exception):
         self.signal_number = signal_number
 
 
+def mark_as_told(error: BaseException) -> None:
+    """Note that another process tells the user of an error."""
+    error.__dict__["is_told"] = True
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether another process tells the user of an error."""
+    return bool(error.__dict__.get("is_told", False))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no more memory, of the processor or of a GPU."""
     if isinstance(error, MemoryError) or is_of_gpu_memory(error):

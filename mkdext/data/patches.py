@@ -78,6 +78,7 @@ class PatchSampler(Sampler):
         batch_size: int,
         seed: int,
         stream: int = 0,
+        rows: slice = slice(None),
     ) -> None:
         """Sample `batch_size` patches of `patch_size` low-resolution pixels a step.
 
@@ -88,6 +89,7 @@ class PatchSampler(Sampler):
             batch_size: Number of patches.
             seed: What they are drawn from.
             stream: Which of several independent series of random numbers.
+            rows: Those of the batch that are made here, where several processes share it.
 
         Raises:
             ValueError: There is no photograph, `scale` is not that of `pairs`, a size is not
@@ -108,13 +110,15 @@ class PatchSampler(Sampler):
         self.batch_size = batch_size
         self.seed = seed
         self.stream = stream
+        self.rows = range(batch_size)[rows]
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """The batch of one step, the same whenever it is asked for.
 
         Returns:
             What `patch` gives, cut at the same place, turned and flipped in the same way, float32
-            in [0, 1]: of pairs `low` `[B, 3, p, p]` and `high` `[B, 3, scale*p, scale*p]`.
+            in [0, 1]: of pairs `low` `[B, 3, p, p]` and `high` `[B, 3, scale*p, scale*p]`, B being
+            the number of `rows`.
 
         Raises:
             BadImageError: A file cannot be read any more, or a stored photograph has changed.
@@ -128,11 +132,12 @@ class PatchSampler(Sampler):
         keys = random.integers(2**63 - 1, size=size)
         # numpy, because torch's threads would compete with those of the training.
         sides: list[npt.NDArray[np.float32]] = []
-        for i in range(size):
+        count = len(self.rows)
+        for row, i in enumerate(self.rows or [0]):
             place, key = tuple(places[i]), int(keys[i])
             patches = self.pairs.patch(int(indices[i]), self.patch_size, place, key)
-            sides = sides or [np.empty((size, *p.shape), np.float32) for p in patches]
-            for batch, patch in zip(sides, patches, strict=True):
+            sides = sides or [np.empty((count, *p.shape), np.float32) for p in patches]
+            for batch, patch in zip(sides, patches if count else (), strict=count > 0):
                 levels = patch.numpy()[:, :, ::-1] if flips[i] else patch.numpy()
-                np.divide(np.rot90(levels, turns[i], (1, 2)), np.float32(255), out=batch[i])
+                np.divide(np.rot90(levels, turns[i], (1, 2)), np.float32(255), out=batch[row])
         return tuple(map(torch.from_numpy, sides))

@@ -45,6 +45,10 @@ class DistillationMethod(nn.Module, ABC):
     feature maps, which are of one size. What else its constructor takes are its options: one object
     of its class `Options`, or arguments by name. Its parameters are trained together with the
     student, but for those that the meta-gradient trains.
+
+    Its loss is a mean over samples. With several processes each computes it of its own samples, and
+    gradients are averaged. A loss that is something else of the batch, such as a ratio of means,
+    makes it of means over all samples, by `mkdext._system.processes.averaged`.
     """
 
     Options: ClassVar[type | None] = None

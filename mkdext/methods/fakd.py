@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mkdext._system.processes import averaged
 from mkdext.methods.base import DistillationMethod, total
 from mkdext.methods.registry import register
 from mkdext.ops import spatial_affinity_gap
@@ -42,8 +43,9 @@ class FAKD(DistillationMethod):
             relative to it.
         """
         nothing = [torch.zeros_like(maps[:, :1]) for maps in teacher]  # their affinity is 0
-        sizes = torch.stack(_gaps(nothing, teacher))
-        gaps = torch.stack(_gaps(student, teacher))
+        sizes, gaps = averaged(
+            torch.stack(_gaps(nothing, teacher)), torch.stack(_gaps(student, teacher))
+        )
         return {"affinity_teacher": float(sizes.mean()), "gap": float((gaps / sizes).mean())}
 
 

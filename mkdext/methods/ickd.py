@@ -15,7 +15,8 @@ class ICKD(DistillationMethod):
     """Squared distance of the channel correlations of student and teacher.
 
     The student's map is brought to the teacher's channels by a 1x1 convolution and batch
-    normalisation, the teacher's is taken as it is, as in the authors' code (ICKD-C).
+    normalisation, the teacher's is taken as it is, as in the authors' code (ICKD-C). With several
+    processes the statistics are those of the whole batch (`mkdext.training.batch_norm`).
 
     Example:
         >>> import torch

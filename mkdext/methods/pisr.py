@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mkdext._system.processes import averaged
 from mkdext.methods.base import DistillationMethod, total
 from mkdext.methods.registry import register
 
@@ -132,11 +133,14 @@ class PISR(DistillationMethod):
 def of_unit_size(features: Tensor) -> Tensor:
     """A map divided by the mean of its magnitude, over the batch too, or by 1e-4 if that is more.
 
+    The batch is that of all processes.
+
     Example:
         >>> of_unit_size(torch.tensor([3.0, -1.0]))
         tensor([ 1.5000, -0.5000])
     """
-    return features / features.abs().mean().clamp_min(_LEAST_SIZE)
+    (size,) = averaged(features.abs().mean())
+    return features / size.clamp_min(_LEAST_SIZE)
 
 
 def laplace(mean: Tensor, scale: Tensor, value: Tensor) -> Tensor:

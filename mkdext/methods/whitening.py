@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mkdext._system.processes import averaged
 from mkdext.methods.base import Descent, DistillationMethod
 
 _LEAST = 0.01
@@ -55,16 +56,21 @@ class Scale(nn.Module):
         self.variance = RunningMean(teacher_channels)
         self.student_square = RunningMean()
 
-    def observe(self, student: Tensor, teacher: Tensor) -> None:
-        """See maps of a batch, `[B, C, h, w]` each."""
-        mean = teacher.mean((0, 2, 3))
+    def observe(self, mean: Tensor, within: Tensor, student_square: Tensor) -> None:
+        """See a batch, of which these are means over samples and pixels.
+
+        Args:
+            mean: Of the teacher's map, `[C]`.
+            within: Of its squared distance from that, `[C]`.
+            student_square: Of the square of the student's, a scalar.
+        """
         before = mean - self.mean.value
         self.mean.add(mean)
         # The variance within batches, and that of their means. The difference of mean square and
         # squared mean is the same, but float32 has not the digits for maps far from 0.
         between = before * (mean - self.mean.value)
-        self.variance.add((teacher - mean[:, None, None]).square_().mean((0, 2, 3)) + between)
-        self.student_square.add(student.square().mean())
+        self.variance.add(within + between)
+        self.student_square.add(student_square)
 
     @property
     def size(self) -> Tensor:
@@ -108,8 +114,18 @@ class Whitened(DistillationMethod):
     @torch.no_grad()
     def observe(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         """Let the running means take a batch into account."""
-        for scale, maps, hints in zip(self._scales, student, teacher, strict=True):
-            scale.observe(maps, hints)
+        count = len(teacher)
+        means = averaged(
+            *(hints.mean((0, 2, 3)) for hints in teacher), *(m.square().mean() for m in student)
+        )
+        within = averaged(
+            *(
+                (hints - mean[:, None, None]).square_().mean((0, 2, 3))
+                for hints, mean in zip(teacher, means[:count], strict=True)
+            )
+        )
+        for scale, *seen in zip(self._scales, means[:count], within, means[count:], strict=True):
+            scale.observe(*seen)
         self.method.observe(*self._whitened(student, teacher))
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

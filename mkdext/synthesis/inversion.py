@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mkdext._system.processes import var_mean
+
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
 
 
@@ -62,7 +64,7 @@ class FeatureStatistics:
         def hook(layer: BatchNorm, inputs: tuple[Tensor]) -> None:
             kept_mean, kept_variance = layer.running_mean, layer.running_var
             assert kept_mean is not None and kept_variance is not None
-            variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+            variance, mean = var_mean(inputs[0], (0, 2, 3))
             self._gaps.append((mean - kept_mean).norm() + (variance - kept_variance).norm())
 
         return hook

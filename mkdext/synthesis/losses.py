@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from mkdext._system.field_types import check_types
+from mkdext._system.processes import averaged, processes
 from mkdext.data import imresize
 from mkdext.metrics.losses import Loss
 
@@ -17,7 +18,8 @@ class Criterion:
     """How far two batches of images are apart; the distance in eq. 1, 3 and 5.
 
     The paper prints absolute errors and a mean; the code published with DFSR takes the sum of
-    squared errors. The mean and the sum are over all numbers of the batch.
+    squared errors. The mean and the sum are over all numbers of the batch. Where several processes
+    share a batch, the average over them is that of the whole batch, of sums too.
 
     Example:
         >>> import torch
@@ -36,7 +38,7 @@ class Criterion:
         """The distance, a scalar."""
         gap = images - others
         errors = gap.abs() if self.error == "l1" else gap.square()
-        return errors.mean() if self.reduction == "mean" else errors.sum()
+        return errors.mean() if self.reduction == "mean" else errors.sum() / processes().share
 
 
 def reconstruction_loss(images: Tensor, enlarged: Tensor, criterion: Loss | None = None) -> Tensor:
@@ -67,7 +69,8 @@ def adversarial_loss(teacher: Tensor, student: Tensor, criterion: Loss | None = 
     Returns:
         A scalar, at most 0, differentiable any number of times.
     """
-    return -(criterion or Criterion())(teacher, student).log1p()
+    (distance,) = averaged((criterion or Criterion())(teacher, student))
+    return -distance.log1p()
 
 
 @dataclasses.dataclass(frozen=True)

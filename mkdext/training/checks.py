@@ -114,7 +114,9 @@ def _failed(network: nn.Module, whose: str, what: str, error: BaseException) -> 
     return ValueError(f"{whose} {name} cannot be {what}: {error_in_words(error)}")
 
 
-def estimate_memory(options: Resolved, networks: Networks) -> int | None:
+def estimate_memory(
+    options: Resolved, networks: Networks, batch_size: int | None = None
+) -> int | None:
     """Bytes that networks, optimizers, memory banks and one step take up, by a dry computation.
 
     It is done with few samples, because PyTorch's own second derivative of a per-sample
@@ -125,6 +127,7 @@ def estimate_memory(options: Resolved, networks: Networks) -> int | None:
     Args:
         options: Those of the training.
         networks: Who learns from whom.
+        batch_size: Rows of the batch that this process computes; none: all.
 
     Returns:
         The estimate; none where code of a user's cannot be run without numbers.
@@ -132,13 +135,14 @@ def estimate_memory(options: Resolved, networks: Networks) -> int | None:
     Raises:
         ValueError: The sizes asked for are impossible, or the networks do not go together.
     """
-    steps = options.meta.steps
+    steps, batch_size = options.meta.steps, batch_size or options.batch_size
     if steps <= _INNER_STEPS:
-        return _dry_bytes(options, networks)
+        return _dry_bytes(options, networks, batch_size)
     fewer, more = (
         _dry_bytes(
             dataclasses.replace(options, meta=dataclasses.replace(options.meta, steps=count)),
             networks,
+            batch_size,
         )
         for count in (_INNER_STEPS - 1, _INNER_STEPS)
     )
@@ -147,9 +151,9 @@ def estimate_memory(options: Resolved, networks: Networks) -> int | None:
     return more + (steps - _INNER_STEPS) * (more - fewer)
 
 
-def _dry_bytes(options: Resolved, networks: Networks) -> int | None:
+def _dry_bytes(options: Resolved, networks: Networks, batch_size: int) -> int | None:
     meta, scale = torch.device("meta"), options.scales[0]
-    low, batch_size = options.sizes[scale], options.batch_size
+    low = options.sizes[scale]
     if isinstance(options, DataFreeOptions):
         # What stages and large batches allow is not refused for their being left out here.
         options = dataclasses.replace(

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from torch import nn
 
+from mkdext._system.joining import joined
 from mkdext._system.one_at_a_time import one_at_a_time
-from mkdext._system.terminal import Terminal
 from mkdext.data import Image, ImagesInMemory, degradation_of
 from mkdext.models import accelerate, adapt, load_weights, read_weights
 from mkdext.models.convolutions import stock_if
@@ -23,7 +23,7 @@ from mkdext.training.run.going_on import checked_run
 from mkdext.training.run.report import Summary, finished
 from mkdext.training.setup import coloured_teacher, prepare
 from mkdext.training.teacher_cache import digest_of
-from mkdext.training.trainer import Callback, carry_out
+from mkdext.training.trainer import Callback, carry_out, divide, shown_by_first
 
 Images = str | Path | Sequence[str | Path] | Sequence[Image]
 """Folders or stores of photographs; or uint8 images, tensors `[3, H, W]` or arrays `[H, W, 3]`."""
@@ -100,7 +100,7 @@ def distill(
         >>> result.student is student, [record["step"] for record in result.history]
         (True, [2, 2])
     """
-    options, terminal = options or TrainOptions(), Terminal.of(console)
+    options = options or TrainOptions()
     for name, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
@@ -129,26 +129,28 @@ def distill(
         teacher_weights=None,
         train_dir=folders or (),
     )
-    run = checked_run(options, resume)
-    options, summary = run.options, finished(run, terminal)
-    if summary:
-        load_weights(student, read_weights(run.directory.student))
-    else:
-        run.require_files()
-        pairs = None if folders else _in_memory(images, options)  # type: ignore[arg-type]
-        stock = stock_if(run.convolutions() == "stock")
-        with stock, evaluation_mode(teacher), modes_kept(student):
-            adapted = adapt(teacher, options.scale, "distill: teacher")
-            coloured, remark = coloured_teacher(adapted, options)
-            networks = Networks(
-                adapt(student, options.scale, "distill: student"),
-                {options.scale: coloured},
-                [remark] if remark else [],
-            )
-            # Not before: what is lazy makes its convolutions when it runs first.
-            with accelerate(student), accelerate(teacher):
-                summary = carry_out(prepare(options, networks), run, terminal, pairs, callback)
-    return Distilled(student, run.directory.records(), summary)
+    with joined():
+        terminal, run = shown_by_first(console), checked_run(options, resume)
+        divide(run)
+        options, summary = run.options, finished(run, terminal)
+        if summary:
+            load_weights(student, read_weights(run.directory.student))
+        else:
+            run.require_files()
+            pairs = None if folders else _in_memory(images, options)  # type: ignore[arg-type]
+            stock = stock_if(run.convolutions() == "stock")
+            with stock, evaluation_mode(teacher), modes_kept(student):
+                adapted = adapt(teacher, options.scale, "distill: teacher")
+                coloured, remark = coloured_teacher(adapted, options)
+                networks = Networks(
+                    adapt(student, options.scale, "distill: student"),
+                    {options.scale: coloured},
+                    [remark] if remark else [],
+                )
+                # Not before: what is lazy makes its convolutions when it runs first.
+                with accelerate(student), accelerate(teacher):
+                    summary = carry_out(prepare(options, networks), run, terminal, pairs, callback)
+        return Distilled(student, run.directory.records(), summary)
 
 
 def _in_memory(images: Sequence[Image], options: TrainOptions) -> ImagesInMemory:

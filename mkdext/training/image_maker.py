@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mkdext._system.device import sent
+from mkdext._system.processes import processes
 from mkdext._system.saved_state import SavedState
 from mkdext.models import check_points, features_at, forward_with_features
 from mkdext.models.handling import evaluation_mode, loss_of
@@ -34,7 +35,13 @@ from mkdext.synthesis.generator import LATENT
 from mkdext.synthesis.randomness import Draw, random_for
 from mkdext.training.data_free_options import DataFreeOptions
 from mkdext.training.schedule import cosine
-from mkdext.training.step import TrainingFailed, apply, gradient_norm, require_finite
+from mkdext.training.step import (
+    TrainingFailed,
+    apply,
+    gradient_norm,
+    require_finite,
+    together,
+)
 
 _LEAST_CONTRAST = 1 / 255  # below which a student learns nothing
 _LEAST_SHARE = 0.2  # of the diversity that images have before the generator is trained
@@ -114,12 +121,13 @@ class ImageMaker:
             step: Which one.
 
         Returns:
-            `[B, 3, h, w]` in [0, 1].
+            `[B, 3, h, w]` in [0, 1], the rows of this process where several share the batch.
         """
         options = self.options
         random = random_for(options.seed, Draw.IMAGES, step)
         procedural = options.procedural_count
-        return self._made(procedural, options.batch_size - procedural, random)
+        rows = processes().rows(options.batch_size)
+        return self._made(procedural, options.batch_size - procedural, random, rows)
 
     @torch.no_grad()
     def samples(self, count: int) -> Tensor:
@@ -130,14 +138,22 @@ class ImageMaker:
         random = random_for(self.options.seed, Draw.SAMPLES)
         return self._made(0, count, random) if self.generator else self._made(count, 0, random)
 
-    def _made(self, procedural: int, generated: int, random: torch.Generator) -> Tensor:
-        parts = []
+    def _made(
+        self,
+        procedural: int,
+        generated: int,
+        random: torch.Generator,
+        rows: slice = slice(None),
+    ) -> Tensor:
+        parts, wanted = [], range(procedural + generated)[rows]
         if procedural:
             images = procedural_images(procedural, self.size, self.size, random)
-            parts.append(sent(images, self.device))
+            parts.append(sent(images[wanted.start : wanted.stop], self.device))
         if self.generator and generated:
             noise = torch.randn(generated, LATENT, generator=random)
-            parts.append(self.generator(sent(noise, self.device)))
+            first, end = (max(place - procedural, 0) for place in (wanted.start, wanted.stop))
+            if first < end:
+                parts.append(self.generator(sent(noise[first:end], self.device)))
         return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
     def improve(self, step: int, student: nn.Module) -> dict[str, Tensor]:
@@ -154,25 +170,26 @@ class ImageMaker:
             NonFiniteError: One of them is NaN or infinite; nothing was changed by it.
         """
         assert self.generator is not None
-        options = self.options
-        random = random_for(options.seed, Draw.GENERATION, step)
+        options, shared = self.options, processes()
+        count = options.batch_size
+        random, rows = random_for(options.seed, Draw.GENERATION, step), shared.rows(count)
         noise = self.noise
         if noise is None:
-            noise = sent(torch.randn(options.batch_size, LATENT, generator=random), self.device)
-        images = self.generator(noise)
-        values = measured(images)
+            noise = sent(torch.randn(count, LATENT, generator=random), self.device)
+        images = self.generator(noise[rows])
+        diversity = measured(shared.gathered(images.detach()))
         # As in the code of CMI, the other losses are of the views that serve as positives.
-        seen = global_views(images, random) if self.discriminator else images
+        seen = global_views(images, random, count, rows) if self.discriminator else images
         seen = seen.contiguous(memory_format=torch.channels_last)
         with FeatureStatistics(self.teacher) as statistics:
             enlarged, maps = forward_with_features(self.teacher, self.points, seen)
         with evaluation_mode(student):
             failed = student(seen)
         of_student, of_teacher = (loss_of(n, options.criterion) for n in (student, self.teacher))
-        values["adversarial"] = adversarial_loss(enlarged, failed, of_student)
+        values = {"adversarial": adversarial_loss(enlarged, failed, of_student)}
         values["consistency"] = reconstruction_loss(seen, enlarged, of_teacher)
         if self.discriminator:
-            whole = pooled(maps).detach()
+            whole = shared.gathered(pooled(maps).detach())
             values |= self._contrastive(self.discriminator, images, whole, random)
         if statistics.layers:
             values["statistics"] = statistics.loss()
@@ -183,8 +200,10 @@ class ImageMaker:
             values.get("statistics"),
         )
         gradients = torch.autograd.grad(loss, self.trained)
+        losses = tuple(value.detach() for value in values.values())
+        losses, gradients = together(losses, gradients)
+        values = diversity | dict(zip(values, losses, strict=True))
         values["generator_gradient"] = gradient_norm(gradients)
-        values = {name: value.detach() for name, value in values.items()}
         require_finite(values)
         rate = cosine(step, options.iterations, options.lr, options.lr_min) / options.lr
         for group in self.optimizer.param_groups:
@@ -206,10 +225,14 @@ class ImageMaker:
         whole: Tensor,
         random: torch.Generator,
     ) -> dict[str, Tensor]:
-        """The contrastive loss of images, given the features of their global views."""
-        options = self.options.contrastive
-        views = local_views(images, random).contiguous(memory_format=torch.channels_last)
-        local = pooled(features_at(self.teacher, self.points, views))
+        """The contrastive loss of images, given the features of all global views.
+
+        Every process has it whole, for every image is compared with all others.
+        """
+        options, shared, count = self.options.contrastive, processes(), self.options.batch_size
+        views = local_views(images, random, count, shared.rows(count))
+        views = views.contiguous(memory_format=torch.channels_last)
+        local = shared.gathered(pooled(features_at(self.teacher, self.points, views)))
         loss = discrimination_loss(
             discriminator,
             local,

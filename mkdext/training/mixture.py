@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mkdext._system.device import sent
+from mkdext._system.processes import processes
 from mkdext.data.patches import Sampler
 from mkdext.metrics import to_uint8
 from mkdext.synthesis import procedural_images
@@ -47,18 +48,25 @@ class Recoloured(Source):
     too, where it is known already. A teacher that enlarges the batch later sees the changed images.
     """
 
-    def __init__(self, source: Source, seed: int, layout: torch.memory_format) -> None:
-        """Take what makes the batches, the seed of the changes, and the layout of pictures."""
+    def __init__(
+        self, source: Source, seed: int, layout: torch.memory_format, batch_size: int
+    ) -> None:
+        """Take what makes the batches, the seed of the changes, and the layout of pictures.
+
+        Where several processes share a batch, the source makes the rows of this one.
+        """
         self.source = source
         self.seed = seed
+        self.batch_size = batch_size
         self.layout = layout
 
     def batches(self, first: int, end: int) -> Iterator[Batch]:
         """Those of the source, each sample with other colours, the same in all its versions."""
         for step, batch in enumerate(self.source.batches(first, end), first):
-            count, random = len(batch.low), random_for(self.seed, Draw.COLOURS, step)
-            order = torch.rand(count, 3, generator=random).argsort(1)[:, :, None, None]
-            inverted = torch.rand(count, 1, 1, 1, generator=random) < 0.5
+            count, random = self.batch_size, random_for(self.seed, Draw.COLOURS, step)
+            rows = processes().rows(count)
+            order = torch.rand(count, 3, generator=random).argsort(1)[rows, :, None, None]
+            inverted = torch.rand(count, 1, 1, 1, generator=random)[rows] < 0.5
             changes = sent(order, batch.low.device), sent(inverted, batch.low.device)
             low, high, picture = (
                 None if images is None else self._recoloured(images, *changes)
@@ -78,17 +86,24 @@ class Recoloured(Source):
 class MadePatches(Sampler):
     """New procedural images in every step, in 8-bit levels as photographs are."""
 
-    def __init__(self, scale: int, size: int, count: int, seed: int) -> None:
-        """Make `count` images of `size` x `size` pixels a step, to be enlarged `scale` times."""
+    def __init__(
+        self, scale: int, size: int, count: int, seed: int, rows: slice = slice(None)
+    ) -> None:
+        """Make `count` images of `size` x `size` pixels a step, to be enlarged `scale` times.
+
+        Of these only `rows` are given, where several processes share them.
+        """
         self.scale = scale
         self.size = size
         self.count = count
         self.seed = seed
+        self.rows = rows
 
     def batch(self, step: int) -> tuple[Tensor]:
-        """`[count, 3, size, size]` in [0, 1]."""
+        """`[count, 3, size, size]` in [0, 1], or those of its rows that are given."""
         random = random_for(self.seed, Draw.MIXED_IN, step)
-        return (to_uint8(procedural_images(self.count, self.size, self.size, random)) / 255,)
+        images = procedural_images(self.count, self.size, self.size, random)
+        return (to_uint8(images[self.rows]) / 255,)
 
 
 class MadeImages:

@@ -66,6 +66,9 @@ class MetaOptions:
     """Keep the graph of all inner steps, or replay each step: the memory of one."""
     rollback: bool = True
     """Put the student back after the inner loop; otherwise it continues from there."""
+    local: bool = False
+    """With several processes: let each take the inner steps on its own part of the batch, which
+    sends less and is no longer exactly what one process computes."""
     closing_step: bool | None = None
     """End the inner loop with one step on the reconstruction loss; default: as published (L2T-ww
     does)."""
@@ -84,6 +87,11 @@ class MetaOptions:
         at_least(1, self, "steps", "every", prefix="meta.")
         positive(self, "inner_lr", "lr", prefix="meta.")
         at_least(0, self, "kappa", "weight_decay", prefix="meta.")
+        if self.local and not self.rollback:
+            raise ValueError(
+                "`meta.local` needs `meta.rollback`: without it the student would go on from "
+                "another place in every process"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from mkdext._system.device import checked_device
 from mkdext._system.plugins import named_options
+from mkdext._system.processes import Processes, at_work, processes
 from mkdext._system.terminal import Terminal, track
 from mkdext.data import ImagePairs, LowImages, PatchSampler
 from mkdext.data.patches import Patches, Sampler
@@ -78,10 +80,13 @@ def prepare(options: Resolved, networks: Networks | None = None) -> Training:
     check_has_parameters(networks.student)
     _check_gradients(options, networks)
     require_memory_for_banks(options)
-    memory = estimate_memory(options, networks)
-    require_memory(memory, options)
-    training = dataclasses.replace(assemble(options, networks, device), memory=memory)
-    _try_step(training)
+    rows = processes().rows(options.batch_size)
+    # What is tried here is tried by every process for itself.
+    with at_work(Processes()):
+        memory = estimate_memory(options, networks, rows.stop - rows.start)
+        require_memory(memory, options)
+        training = dataclasses.replace(assemble(options, networks, device), memory=memory)
+        _try_step(training)
     return training
 
 
@@ -217,10 +222,12 @@ def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Ter
         images, remarks = training_photographs(options, reading_bar(terminal))
         for remark in remarks:
             terminal.say(remark)
+    processes().require_same({"photographs": _listed(images)})
     if teacher and options.teacher_compile:
         terminal.say("compiling the teacher")
         sides = options.patch_size, options.patch_size * options.scale
-        shapes = [(options.batch_size, 3, side, side) for side in sides]
+        rows = len(range(options.batch_size)[processes().rows(options.batch_size)])
+        shapes = [(rows, 3, side, side) for side in sides]
         with evaluation_mode(teacher.network):
             zeros = (torch.zeros(shape, device=device) for shape in shapes)
             teacher.compile(*(batch.to(memory_format=like) for batch in zeros))
@@ -228,7 +235,15 @@ def open_photographs(training: Training, pairs: ImagePairs | None, terminal: Ter
         source = _of_fixed_crops(options, images, teacher, device, like, terminal)
     else:
         source = _of_new_patches(options, images, teacher, device, like, terminal)
-    return Recoloured(source, options.seed, like) if options.augment_colours else source
+    if options.augment_colours:
+        return Recoloured(source, options.seed, like, options.batch_size)
+    return source
+
+
+def _listed(images: ImagePairs | LowImages) -> str:
+    """How many photographs there are, and what tells their names and order from others."""
+    names = "\n".join(path.name for path in images.paths)
+    return f"{len(images)} files, {hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
 def _of_fixed_crops(
@@ -240,12 +255,14 @@ def _of_fixed_crops(
     terminal: Terminal,
 ) -> Source:
     sizes = (options.scale, options.patch_size, options.batch_size, options.seed)
-    crops = FixedCrops(images, *sizes, options.teacher_cache_crops)
+    rows = processes().rows(options.batch_size)
+    crops = FixedCrops(images, *sizes, options.teacher_cache_crops, rows)
     if teacher is None or options.privileged or options.teacher_cache is None:
         # Nothing can be kept, but trainings that are compared must see the same patches.
         return Photographs(crops, device, like)
     cache = TeacherCache(options.teacher_cache, teacher, crops, device)
-    cache.fill(lambda batches: track(batches, "the teacher's feature maps", terminal))
+    with processes().in_turn("the teacher's feature maps"):
+        cache.fill(lambda batches: track(batches, "the teacher's feature maps", terminal))
     return CachedCrops(crops, cache, like)
 
 
@@ -271,24 +288,26 @@ def _of_new_patches(
         shown = PicturedPairs(pairs, kept.of(pool))
     elif kept and isinstance(images, LowImages):
         shown = kept.of(Pool("pictures", names, images.__getitem__))
-    count = options.batch_size - sum(options.mixture.values())
-    sampler: Sampler = PatchSampler(shown, scale, side, count, seed)
+    first, count = 0, options.batch_size - sum(options.mixture.values())
+    rows = processes().part(first, count)
+    sampler: Sampler = PatchSampler(shown, scale, side, count, seed, rows=rows)
     ordinary = Photographs(sampler, device, like, has_high)
     others = []
-    for name, count in options.mixture.items():
-        stream = _STREAMS[name]
+    for name, more in options.mixture.items():
+        stream, first, count = _STREAMS[name], first + count, more
+        rows = processes().part(first, count)
         if name == "made_share":
-            sampler = MadePatches(scale, side, count, seed)
+            sampler = MadePatches(scale, side, count, seed, rows)
             crops = options.teacher_cache_crops
             made = [str(index) for index in range(crops)]
             pool = Pool(f"made-{crops}-of-{side}", made, MadeImages(side).image)
         else:
             assert isinstance(images, ImagePairs)  # Options refuse others.
             zoomed = Zoomed(images, "in" if name == "zoom_in_share" else "out")
-            sampler = PatchSampler(zoomed, scale, side, count, seed, stream)
+            sampler = PatchSampler(zoomed, scale, side, count, seed, stream, rows)
             pool = Pool(f"zoomed-{zoomed.direction}", names, zoomed.image)
         if kept:
-            sampler = PatchSampler(kept.of(pool), scale, side, count, seed, stream)
+            sampler = PatchSampler(kept.of(pool), scale, side, count, seed, stream, rows)
         others.append(Photographs(sampler, device, like, has_high=False))
     return Mixture(ordinary, others) if others else ordinary
 

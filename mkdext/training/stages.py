@@ -27,6 +27,7 @@ from mkdext.training.step import (
     apply,
     gradient_norm,
     require_finite,
+    together,
 )
 from mkdext.training.teacher import Teacher
 
@@ -63,6 +64,11 @@ class Stage(ABC):
     def networks(self) -> Mapping[int, nn.Module]:
         """The same by scale, where it is trained at several; they share weights."""
         return {0: self.network}
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All that learns or keeps numbers, the network first; none before it has begun."""
+        return [self.network]
 
     @property
     @abstractmethod
@@ -176,6 +182,15 @@ class StudentStage(Stage):
     def network(self) -> nn.Module:
         """The student of the first scale."""
         return self.step.student
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The student, and the method with what it follows."""
+        if not self.steps:
+            return []
+        distillation = self.step.distillation
+        own = [distillation.method, distillation.balance] if distillation else []
+        return [self.network, *own]
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -379,9 +394,11 @@ class PrivilegedStage(Stage):
         gradients = torch.autograd.grad(
             loss, self.parameters, allow_unused=True, materialize_grads=True
         )
+        own = reconstruction.detach(), imitation.detach()
+        (reconstruction, imitation), gradients = together(own, gradients)
         values = {
-            "privileged_reconstruction": reconstruction.detach(),
-            "privileged_imitation": imitation.detach(),
+            "privileged_reconstruction": reconstruction,
+            "privileged_imitation": imitation,
             "privileged_gradient": gradient_norm(gradients),
         }
         require_finite(values)

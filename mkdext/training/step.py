@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mkdext._system.errors import WorkFailed
+from mkdext._system.processes import averaged
 from mkdext.meta import InnerAdam, InnerOptimizer, InnerSGD, gradient_of, meta_gradient
+from mkdext.meta.meta_gradient import Descent, Parameters
 from mkdext.methods import DistillationMethod
 from mkdext.methods.base import MetaDefaults
 from mkdext.metrics.losses import Loss
@@ -160,10 +162,13 @@ class TrainingStep:
             weight: Tensor | float = now.distillation
             if now.reconstruction > 0:
                 if step % EVERY == 0:
+                    both = averaged(
+                        *_gradients(values["reconstruction"], parameters),
+                        *_gradients(features, parameters, descent.maps),
+                    )
+                    count = len(parameters)
                     values |= distillation.balance.measure(
-                        _gradients(values["reconstruction"], parameters),
-                        _gradients(features, parameters, descent.maps),
-                        now.distillation,
+                        both[:count], both[count:], now.distillation
                     )
                 weight = distillation.balance.weight(now.distillation)
             outputs += features
@@ -173,12 +178,19 @@ class TrainingStep:
             outputs.append(values["reconstruction"])
             slopes.append(torch.full_like(values["reconstruction"], now.reconstruction))
         found = torch.autograd.grad(outputs, parameters, slopes, allow_unused=True)
-        if now.reconstruction > 0:
-            self.watch.add(found)
         gradients = tuple(
             torch.zeros_like(p) if gradient is None else gradient
             for p, gradient in zip(parameters, found, strict=True)
         )
+        # All in one message: what is known so far of this process's rows alone.
+        own = {n: values[n].detach() for n in ("reconstruction", "distillation") if n in values}
+        losses, gradients, adapter_gradients = together(
+            tuple(own.values()), gradients, adapter_gradients
+        )
+        values |= zip(own, losses, strict=True)
+        if now.reconstruction > 0:
+            pairs = zip(found, gradients, strict=True)
+            self.watch.add([None if own is None else whole for own, whole in pairs])
         values["student_gradient"] = gradient_norm(gradients)
         if self.options.largest_gradient < math.inf:
             gradients = self._cut(gradients)
@@ -255,6 +267,9 @@ class TrainingStep:
                 assert picture is not None
                 return criterion(sr, picture)
             known = len(high)
+            if not known:
+                assert picture is not None
+                return criterion(sr, picture)
             if known < len(sr):
                 assert picture is not None
                 weight = known / len(sr)
@@ -326,29 +341,33 @@ class TrainingStep:
         def reconstruction(parameters: dict[str, Tensor]) -> Tensor:
             return loss(call_with(self.student, split(parameters)[0] | buffers, low))
 
+        exact = _on_all_rows if not options.local else _on_own_rows
         phi = distillation.meta_parameters
         optimizer, state = self.inner_optimizer(theta)
         result = meta_gradient(
-            inner,
+            exact(inner),
             reconstruction,
             theta,
             phi,
             optimizer,
             options.steps,
             options.mode,
-            gradient_of(reconstruction) if options.closing_step else None,
+            exact(gradient_of(reconstruction)) if options.closing_step else None,
             state,
         )
+        ends = result.inner_losses[0], result.inner_losses[-1]
+        (objective, first, last), gradients = together((result.objective, *ends), result.gradients)
         values = {
-            "meta_objective": result.objective,
-            "inner_first": result.inner_losses[0],
-            "inner_last": result.inner_losses[-1],
-            "meta_gradient": gradient_norm(result.gradients),
+            "meta_objective": objective,
+            "inner_first": first,
+            "inner_last": last,
+            "meta_gradient": gradient_norm(gradients),
         }
-        gradients = result.gradients
         if options.kappa:
             kept = method.once_differentiable(seen, maps_of_teacher)
-            of_kept = torch.autograd.grad(kept, phi, allow_unused=True, materialize_grads=True)
+            of_kept = averaged(
+                *torch.autograd.grad(kept, phi, allow_unused=True, materialize_grads=True)
+            )
             gradients, told = distillation.balance.of_method(gradients, of_kept, options.kappa)
             values |= told
         require_finite(values)
@@ -374,6 +393,26 @@ class TrainingStep:
         count = states[0]["step"].double()
         moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
         return InnerAdam(rate), (count, *moments[0], *moments[1])
+
+
+def together(*parts: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ...]:
+    """The averages over all processes of several tuples of tensors, by one message."""
+    whole = iter(averaged(*(tensor for part in parts for tensor in part)))
+    return tuple(tuple(next(whole) for _ in part) for part in parts)
+
+
+def _on_all_rows(descent: Descent) -> Descent:
+    """A descent along the gradient of all processes' rows, given that of one's own."""
+
+    def whole(parameters: Parameters) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss, gradients = descent(parameters)
+        return loss, averaged(*gradients)
+
+    return whole
+
+
+def _on_own_rows(descent: Descent) -> Descent:
+    return descent
 
 
 def _gradients(

@@ -61,17 +61,18 @@ class FixedCrops(PatchSampler):
         batch_size: int,
         seed: int,
         crops: int,
+        rows: slice = slice(None),
     ) -> None:
         """Take `crops` crops of `patch_size` low-resolution pixels, `batch_size` of them a step."""
-        super().__init__(pairs, scale, patch_size, batch_size, seed)
+        super().__init__(pairs, scale, patch_size, batch_size, seed, rows=rows)
         self.crops = crops
         self.made_by = pairs.made_by
         self._single = PatchSampler(pairs, scale, patch_size, 1, seed)
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
-        """Which crops the batch of a step is made of, `[B]`."""
+        """Which crops the `rows` of a step's batch are, `[B]`."""
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, step]))
-        return random.integers(self.crops, size=self.batch_size)
+        return random.integers(self.crops, size=self.batch_size)[self.rows.start : self.rows.stop]
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """The batch of one step."""

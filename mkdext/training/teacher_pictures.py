@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mkdext._system.files import locked, write_json
+from mkdext._system.processes import processes
 from mkdext._system.reading import read_json
 from mkdext.data import BICUBIC, ImagePairs, StoredPair, read_store
 from mkdext.data.store import INDEX, PIXELS, checksum, map_pixels, stored_pair
@@ -90,6 +91,10 @@ class TeacherPictures:
             NonFiniteError: A picture is not finite.
             OSError: Writing failed; the same call goes on.
         """
+        with processes().in_turn("the teacher's pictures"):
+            return self._of(pool)
+
+    def _of(self, pool: Pool) -> ImagePairs:
         folder = self.folder / pool.name
         if not (folder / INDEX).exists():
             with locked(self.folder, "`teacher_cache`", "training"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +14,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from mkdext import __version__
+from mkdext._system.joining import device_of, joined
 from mkdext._system.memory import PeakMemory
 from mkdext._system.one_at_a_time import one_at_a_time
 from mkdext._system.plugins import error_in_words
+from mkdext._system.processes import processes
 from mkdext._system.saved_state import SavedState
 from mkdext._system.signals import StopSignals
 from mkdext._system.terminal import Terminal
@@ -22,6 +27,7 @@ from mkdext.data import ImagePairs
 from mkdext.models.convolutions import convolutions_on, stock_if
 from mkdext.models.handling import evaluation_mode, unwrapped
 from mkdext.training.assembly import Training
+from mkdext.training.batch_norm import normalised_together
 from mkdext.training.checks import check_teachers, rehearse
 from mkdext.training.data_free_options import Options, Resolved
 from mkdext.training.options import ResolvedTraining
@@ -43,8 +49,10 @@ from mkdext.training.setup import open_photographs, prepare
 from mkdext.training.sources import Source
 from mkdext.training.stages import Stage
 from mkdext.training.step import Batch, LifelessError, NonFiniteError, TrainingFailed
+from mkdext.training.teacher_cache import digest_of
 from mkdext.training.validation import measure, names_of
 
+_SHARED_WITHIN = 10.0  # seconds that a shared file system may take to show a new file
 _STILL = 20  # steps without a gradient, after which a student will have none
 
 Callback = Callable[[int, Mapping[str, float], nn.Module], bool | None]
@@ -62,7 +70,9 @@ def train(
     """Train a student, or continue a training that was interrupted.
 
     On a CPU a resumed training ends with the same weights, bit for bit, as one never stopped.
-    Without data no photograph is opened but those to measure student and teacher on.
+    Without data no photograph is opened but those to measure student and teacher on. Started in
+    several processes by `torchrun`, all train one student, which up to rounding is that of one
+    process; the first writes and shows.
 
     Args:
         options: What to do: `TrainOptions`, or `DataFreeOptions` to train without photographs.
@@ -87,15 +97,43 @@ def train(
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is kept.
         CollapseError: A generator makes constant images; likewise.
         TrainingStopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint of the last step is written.
+        LostProcess: One of several processes ended or does not answer.
     """
-    terminal = Terminal.of(console)
-    run = checked_run(options, resume)
-    summary = finished(run, terminal)
-    if summary:
-        return summary
-    run.require_files()
-    with stock_if(run.convolutions() == "stock"):
-        return carry_out(prepare(run.options), run, terminal, callback=callback)
+    with joined():
+        terminal = shown_by_first(console)
+        run = checked_run(options, resume)
+        divide(run)
+        summary = finished(run, terminal)
+        if summary:
+            return summary
+        run.require_files()
+        with stock_if(run.convolutions() == "stock"):
+            return carry_out(prepare(run.options), run, terminal, callback=callback)
+
+
+def shown_by_first(console: Console | None) -> Terminal:
+    """The terminal of a training, which is silent but in the first of several processes."""
+    return Terminal.of(console) if processes().is_first else Terminal(quiet=True)
+
+
+def divide(run: Run[Any]) -> None:
+    """Divide the batches of a run among the processes, which must all have begun the same.
+
+    Raises:
+        ValueError: They have not, or there are more than rows of a batch, or than GPUs.
+    """
+    together, options = processes(), run.options
+    if together.size == 1:
+        return
+    device_of(options.device)
+    versions = {
+        "mkdext": __version__,
+        "torch": str(torch.__version__),
+        "convolutions": run.convolutions(),
+        "is finished": run.directory.read_summary() is not None,
+    }
+    together.require_same(versions | dict(flat(run.config)))
+    together.divide(options.batch_size)
 
 
 def carry_out(
@@ -130,7 +168,11 @@ def carry_out(
     source = made or open_photographs(training, pairs, terminal)
     seconds: dict[str, float] = {}
     networks = training.by_network.items()
+    processes().require_same(
+        {"teacher": [digest_of(t) for t in training.networks.teachers.values()]}
+    )
     with run.opened():
+        require_one_folder(directory)
         states = {name: begun(directory, stages, options) for name, stages in networks}
         _, student_done = states["student"]
         tell_changes(run, training.student_stages, student_done.step, terminal)
@@ -141,6 +183,33 @@ def carry_out(
             done = trainer.run(*states[name])
             seconds[name] = done.seconds
         return conclude(training, trainer.stage, directory, sets, done.step, seconds, terminal)
+
+
+def require_one_folder(directory: RunDirectory) -> None:
+    """Check that all processes see the folder that the first one has opened.
+
+    Raises:
+        ValueError: One does not.
+    """
+    together = processes()
+    if together.size == 1:
+        return
+    sign = directory.root / f".seen-{together.all_of(uuid.uuid4().hex)[0]}"
+    if together.is_first:
+        sign.touch()
+    together.agreed(0)
+    until = time.monotonic() + _SHARED_WITHIN
+    while not sign.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    seen = together.all_of((socket.gethostname(), sign.exists()))
+    if together.is_first:
+        sign.unlink()
+    blind = [f"{rank} on {host}" for rank, (host, is_there) in enumerate(seen) if not is_there]
+    if blind:
+        raise ValueError(
+            f"`out` {directory.root} must be one folder for all processes, on a file system that "
+            f"they share; process {' and '.join(blind)} does not see what process 0 writes there"
+        )
 
 
 def begun(
@@ -220,7 +289,9 @@ class Trainer:
             if not done.step and self.training.made:
                 save_samples(self.training, self.stage.networks, self.directory, self.sets, 0)
             is_due = done.step and self._is_due(self.options.validate_every, done.step)
-            if self.sets and is_due and not self.directory.has_validation(done.step):
+            # The first process may be writing the metrics that the others would read.
+            is_missing = not processes().is_first or not self.directory.has_validation(done.step)
+            if self.sets and is_due and processes().all_of(is_missing)[0]:
                 self._validate(done.step)
             ends = done.step == self.total
             for stage in self.stages[self.stages.index(self.stage) :]:
@@ -239,11 +310,13 @@ class Trainer:
         self.stage = next(stage for stage in self.stages if done.step <= stage.schedule.end)
         self.stage.begin(None)
         self.directory.keep_metrics_until(done.step, self.stage.counter)
+        if state is not None:
+            self.stage.load(state)
+            if self.stage.is_student:
+                self.source.load(state)
+        self._share()
         if state is None:
             return
-        self.stage.load(state)
-        if self.stage.is_student:
-            self.source.load(state)
         if done.step < self.total:
             self.terminal.say(
                 f"continuing after step {done.step} of {self.total}{self.stage.whose}"
@@ -255,9 +328,17 @@ class Trainer:
             return
         before, self.stage = self.stage, stage
         said = stage.begin(before)
+        self._share()
         if said:
             self.source.end_part()
             self.terminal.say(said)
+
+    def _share(self) -> None:
+        """Begin a stage with the same numbers in all processes, whatever their processors are."""
+        for module in self.stage.modules:
+            processes().broadcast([*module.parameters(), *module.buffers()])
+        known = [*self.stage.modules, *self.training.teachers.values()]
+        self.normalised = normalised_together(known)
 
     def _take(self, step: int, batches: Iterator[Batch], stop: StopSignals) -> tuple[Done, bool]:
         """Take one step, and do all that is due after it.
@@ -269,14 +350,16 @@ class Trainer:
         ends = taken == self.total
         logs = self._is_due(options.log_every, taken)
         saves = self._is_due(options.checkpoint_every, taken)
-        # A network of the user's may draw at random, for dropout.
-        torch.manual_seed((options.seed + (step << 32)) % 2**63)
+        # A network of the user's may draw at random, for dropout: of other rows, other numbers.
+        own = processes().rank << 20
+        torch.manual_seed((options.seed + (step << 32) + own) % 2**63)
         with self._explained(taken):
             batch = next(batches)
-            values = self.stage.take(step, batch)
-            if self.stage.is_student:
-                values |= self.source.improve(step, self.stage.networks)
-            stopped = stop.received
+            with self.normalised:
+                values = self.stage.take(step, batch)
+                if self.stage.is_student:
+                    values |= self.source.improve(step, self.stage.networks)
+            stopped = processes().agreed(stop.received or 0)
             self.readings.add(step, values)
             if logs or saves or stopped:
                 self.readings.wait()
@@ -285,19 +368,23 @@ class Trainer:
             self.terminal.say(remark)
         latest = self.readings.values | self.stage.pace(step)
         self.progress.update(taken, {n: latest[n] for n in self.stage.shown if n in latest})
-        if self.callback and self.callback(taken, latest, unwrapped(self.stage.network)):
-            ends = logs = saves = True
-            with self._explained(taken):
-                self.readings.wait()
+        if self.callback:
+            asked = self.callback(taken, latest, unwrapped(self.stage.network))
+            if processes().agreed(bool(asked)):
+                ends = logs = saves = True
+                with self._explained(taken):
+                    self.readings.wait()
         if logs:
             speed, peak = round(self.progress.patches_per_second, 1), self.memory.bytes()
             costs = {"patches_per_second": speed, "peak_bytes": peak}
-            self._record({"step": taken, **latest, **costs, **self.stage.statistics(batch)})
+            told = processes().averaged_numbers(self.stage.statistics(batch))
+            self._record({"step": taken, **latest, **costs, **told})
         done = Done(taken, time.monotonic() - self.begin, latest)
         if saves or stopped:
             self.directory.sync_metrics()
             self._save(done)
         if stopped:
+            processes().agreed(0)  # The first one has written.
             after = f"step {taken}{self.stage.whose}"
             raise TrainingStopped(stopped, after, self.directory.root)
         if self.sets and (ends or self._is_due(options.validate_every, taken)):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mkdext._system.errors import is_out_of_memory
 from mkdext._system.plugins import error_in_words
+from mkdext._system.processes import processes
 from mkdext.data import BICUBIC, Degradation, ImagePairs, builtin_photographs, imresize
 from mkdext.metrics import mean_psnr, psnr_y, ssim_y, to_uint8
 from mkdext.models.handling import evaluation_mode
@@ -19,6 +20,9 @@ from mkdext.training.step import NonFiniteError, TrainingFailed
 
 Upscaler = Callable[[Tensor], Tensor]
 """Maps `[1, 3, h, w]` in [0, 1] to `[1, 3, scale*h, scale*w]`."""
+
+Progress = Callable[[Sequence[int]], Iterable[int]]
+"""Wraps an iteration over numbers of photographs, to show how far it has come."""
 
 
 class Scores(TypedDict):
@@ -34,42 +38,64 @@ class Scores(TypedDict):
 
 def measure(
     upscale: Upscaler,
-    pairs: Iterable[tuple[Tensor, Tensor]],
+    pairs: Sequence[tuple[Tensor, Tensor]],
     scale: int,
     names: Sequence[str] | None = None,
+    progress: Progress = iter,
 ) -> Scores:
     """PSNR and SSIM on Y of what `upscale` makes, rounded to 8-bit levels, border of `scale`.
+
+    Several processes divide the photographs among them.
 
     Args:
         upscale: A network or `bicubic`.
         pairs: `(low, high)`, uint8 `[3, h, w]` and `[3, scale*h, scale*w]`.
         scale: Enlargement factor.
         names: Of the photographs; none: their numbers from 0.
+        progress: Wraps the iteration over the numbers of photographs.
 
     Raises:
         NonFiniteError: What it makes of one is not finite.
         TrainingFailed: It fails on one, or makes another size of it.
     """
-    psnr, ssim, exact = [], [], []
-    for number, (low, high) in enumerate(pairs):
-        name = names[number] if names else f"picture {number}"
-        try:
-            sr = picture(upscale, low)
-            psnr.append(psnr_y(sr, high, scale))
-            ssim.append(ssim_y(sr, high, scale))
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{name}: {error}") from None
-        except (Exception, SystemExit) as error:  # Whatever code of others may raise.
-            if is_out_of_memory(error):
-                raise
-            size = f"{low.shape[2]}x{low.shape[1]} pixels"
-            raise TrainingFailed(
-                f"{name} of {size} in low resolution: {error_in_words(error)}"
-            ) from error
-        if math.isinf(psnr[-1]):
-            exact.append(name)
+    together = processes()
+    own: dict[int, tuple[float, float]] = {}
+    failed: TrainingFailed | None = None
+    try:
+        for number in progress(range(together.rank, len(pairs), together.size)):
+            name = names[number] if names else f"picture {number}"
+            own[number] = _measured(upscale, *pairs[number], scale, name)
+    except TrainingFailed as error:
+        failed = error  # The others wait for what this process has found.
+    found: dict[int, tuple[float, float]] = {}
+    for scores_of_one, error_of_one in together.all_of((own, failed)):
+        if error_of_one is not None:
+            raise error_of_one
+        found |= scores_of_one
+    psnr, ssim = zip(*(found[number] for number in range(len(pairs))), strict=True)
+    exact = [
+        names[n] if names else f"picture {n}" for n, value in enumerate(psnr) if math.isinf(value)
+    ]
     scores: Scores = {"psnr_y": mean_psnr(psnr)[0], "ssim_y": sum(ssim) / len(ssim)}
     return scores | {"exact": exact} if exact else scores
+
+
+def _measured(
+    upscale: Upscaler, low: Tensor, high: Tensor, scale: int, name: str
+) -> tuple[float, float]:
+    """PSNR and SSIM of one photograph."""
+    try:
+        sr = picture(upscale, low)
+        return psnr_y(sr, high, scale), ssim_y(sr, high, scale)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{name}: {error}") from None
+    except (Exception, SystemExit) as error:  # Whatever code of others may raise.
+        if is_out_of_memory(error):
+            raise
+        size = f"{low.shape[2]}x{low.shape[1]} pixels"
+        raise TrainingFailed(
+            f"{name} of {size} in low resolution: {error_in_words(error)}"
+        ) from error
 
 
 def names_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[str] | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from mkdext.methods.base import DistillationMethod, matching_convolutions, total
-from mkdext.methods.mkd.method import MKD
+from mkdext.methods.mkd.method import MKD, relative
 from mkdext.methods.mkd.piecewise_linear import mean_magnitude
 from mkdext.methods.registry import register
 
@@ -44,7 +44,7 @@ class _ConvolvedKnowledge(DistillationMethod):
         for of_student, of_teacher, fs, ft in points:
             knowledge = of_teacher(ft)
             gap = mean_magnitude(of_student(fs) - knowledge)
-            losses.append(gap / mean_magnitude(knowledge))
+            losses.append(relative(gap, mean_magnitude(knowledge)))
         return total(losses)
 
 

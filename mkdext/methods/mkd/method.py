@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mkdext._system.processes import averaged, var_mean
 from mkdext.methods.base import Descent, DistillationMethod, MetaDefaults, total
 from mkdext.methods.mkd.known_gradient import with_known_gradient
 from mkdext.methods.mkd.krnet import Knowledge, KRNet, MKDOptions
@@ -59,6 +60,7 @@ class MKD(DistillationMethod):
             leaf, phi = maps.detach().requires_grad_(), tuple(net.parameters())
             point = net(leaf, hints, source=leaf)
             gap, size, slope, teacher_slope = self._consume(point)
+            gap, size = averaged(gap, size)
             # d (gap / size): the slope of each magnitude is a sign, divided by the elements.
             slope /= slope.numel() * size
             teacher_slope *= -gap / (size * size * slope.numel()) if self.options.relative else 0
@@ -104,12 +106,13 @@ class MKD(DistillationMethod):
         moved = maps.view_as(maps)
         point = net(moved, hints, source=maps)
         gap, size, sign, teacher_sign = self._consume(point)
-        loss = gap / size
         if create_graph and self.options.relative:
             # The size is all in this that depends on the teacher's knowledge.
             gradients = torch.autograd.grad(point.teacher, point.kernels, teacher_sign)
             gradients = [gradient / teacher_sign.numel() for gradient in gradients]
             size = with_known_gradient(size, point.kernels, gradients)
+        gap, size = averaged(gap, size)
+        loss = (gap / size).detach()
         # What is divided by does not depend on what moves. Done last, the division leaves the sign
         # of the gap constant, and the second derivative is spared a convolution.
         (slope,) = torch.autograd.grad(point.student, moved, sign, create_graph=create_graph)
@@ -140,12 +143,8 @@ class MKD(DistillationMethod):
 
     def _loss(self, net: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
         point = net(student, teacher, source=student)
-        return mean_magnitude(point.student - point.teacher) / self._size(point)
-
-    def _size(self, point: Knowledge) -> Tensor:
-        """What the gap is divided by."""
-        teacher = point.teacher
-        return mean_magnitude(teacher) if self.options.relative else teacher.new_ones(())
+        gap = mean_magnitude(point.student - point.teacher)
+        return relative(gap, mean_magnitude(point.teacher)) if self.options.relative else gap
 
     @torch.no_grad()
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
@@ -163,15 +162,22 @@ class MKD(DistillationMethod):
         for point, hints in zip(self.knowledge(student, teacher, student), teacher, strict=True):
             first = point.kernels[0].flatten(2)
             axis = 1 if self.options.softmax_over == "student" else 2
-            entropy = torch.special.entr(point.correlation).sum(axis).mean()
-            teacher_size = point.teacher.abs().mean()
+            student_size, teacher_size, gap, norm, size, entropy = averaged(
+                point.student.abs().mean(),
+                point.teacher.abs().mean(),
+                functional.l1_loss(point.student, point.teacher),
+                first.norm(dim=2).mean(),
+                first.abs().mean(),
+                torch.special.entr(point.correlation).sum(axis).mean(),
+            )
+            spread, _ = var_mean(first.flatten(0, 1), (0,))
             rows.append(
                 {
-                    "knowledge_student": point.student.abs().mean(),
+                    "knowledge_student": student_size,
                     "knowledge_teacher": teacher_size,
-                    "gap": functional.l1_loss(point.student, point.teacher) / teacher_size,
-                    "kernel_norm": first.norm(dim=2).mean(),
-                    "kernel_spread": first.flatten(0, 1).std(0).mean() / first.abs().mean(),
+                    "gap": gap / teacher_size,
+                    "kernel_norm": norm,
+                    "kernel_spread": spread.sqrt().mean() / size,
                     "correlation_entropy": entropy / math.log(point.correlation.shape[axis]),
                     "detail_maps": _detail(hints),
                     "detail_knowledge": _detail(point.teacher),
@@ -180,10 +186,17 @@ class MKD(DistillationMethod):
         return {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
 
 
+def relative(gap: Tensor, size: Tensor) -> Tensor:
+    """A mean gap in relation to a mean size, both over the samples of all processes."""
+    gap, size = averaged(gap, size)
+    return gap / size
+
+
 def _detail(maps: Tensor) -> Tensor:
     varying = maps - maps.mean((2, 3), keepdim=True)
     smooth = functional.avg_pool2d(varying, 5, 1, padding=2, count_include_pad=False)
-    return (varying - smooth).square().mean() / varying.square().mean().clamp_min(1e-30)
+    details, whole = averaged((varying - smooth).square().mean(), varying.square().mean())
+    return details / whole.clamp_min(1e-30)
 
 
 def _magnitude(x: Tensor) -> Tensor:

@@ -265,6 +265,38 @@ class RunDirectory:
                 os.fsync(file.fileno())
 
 
+class WatchedRun(RunDirectory):
+    """The folder of a run that another process writes; here nothing is written."""
+
+    @contextlib.contextmanager
+    def opened(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """Leave the folder to the other process."""
+        yield
+
+    def checkpoint(self, network: str = "student") -> Checkpoint:
+        """A network that is trained in the run, which is read alone."""
+        return WatchedCheckpoint(**vars(super().checkpoint(network)))
+
+    def change(self, config: Mapping[str, Any], changes: Changes, step: int) -> None:
+        """Leave that to the other process."""
+
+    def keep_metrics_until(self, step: int, of: str = "step") -> None:
+        """Leave that to the other process."""
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Leave that to the other process."""
+
+    def sync_metrics(self) -> None:
+        """Leave that to the other process."""
+
+
+class WatchedCheckpoint(Checkpoint):
+    """A checkpoint that another process writes."""
+
+    def save(self, state: Mapping[str, Any], network: nn.Module, origin: Mapping[str, Any]) -> None:
+        """Leave that to the other process."""
+
+
 def changes_in_words(changes: Changes) -> str:
     """Changes of options.
 

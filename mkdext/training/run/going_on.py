@@ -23,12 +23,19 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args, overload
 from mkdext._system.device import checked_device
 from mkdext._system.files import check_writable
 from mkdext._system.plugins import absolute
+from mkdext._system.processes import processes
 from mkdext._system.saved_state import SavedState
 from mkdext.models.convolutions import Convolutions, convolutions_on
 from mkdext.training.data_free_options import DataFreeOptions, Options, ResolvedDataFree
 from mkdext.training.options import ResolvedShared, ResolvedTraining, SharedOptions, TrainOptions
 from mkdext.training.options_file import OptionsFile, as_flags, config_of
-from mkdext.training.run.directory import Changes, RunDirectory, changes_in_words, flat
+from mkdext.training.run.directory import (
+    Changes,
+    RunDirectory,
+    WatchedRun,
+    changes_in_words,
+    flat,
+)
 from mkdext.training.schedule import Phase
 
 _FREE = frozenset(
@@ -76,8 +83,9 @@ class Run(Generic[_Resolved]):
 
     @property
     def directory(self) -> RunDirectory:
-        """Where the run is kept."""
-        return RunDirectory(self.options.out)
+        """Where the run is kept, which the first of several processes writes."""
+        kind = RunDirectory if processes().is_first else WatchedRun
+        return kind(self.options.out)
 
     @property
     def config(self) -> dict[str, Any]:

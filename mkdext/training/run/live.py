@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from mkdext._system.processes import processes
 from mkdext._system.streams import printable
 from mkdext._system.terminal import Terminal, Words, progress_bar, track
 
@@ -91,8 +92,13 @@ class Arrival(NamedTuple):
         return cls(host, torch.cuda.current_stream(numbers.device).record_event())
 
     def is_there(self) -> bool:
-        """Whether `numbers` would not wait."""
-        return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
+        """Whether `numbers` would not wait.
+
+        Several processes read them at the same step, so that all see the same errors.
+        """
+        if self.copied is None or processes().size > 1:
+            return self.copied is None
+        return bool(self.copied.query())  # type: ignore[no-untyped-call]
 
     def numbers(self) -> list[float]:
         """Wait for them."""
@@ -179,9 +185,9 @@ def tensorboard(folder: Path, first: int) -> Iterator[Write]:
     """A function that adds one record of metrics to event files in `folder`.
 
     Events after step `first`, from a run that was interrupted, count no more. Where the package
-    `tensorboard` is missing the function does nothing.
+    `tensorboard` is missing the function does nothing, and where another process writes them.
     """
-    if importlib.util.find_spec("tensorboard") is None:
+    if importlib.util.find_spec("tensorboard") is None or not processes().is_first:
         yield lambda record: None
         return
     from torch.utils.tensorboard import SummaryWriter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from mkdext._system.figures import figure_file, label
 from mkdext._system.files import write_json
+from mkdext._system.processes import processes
 from mkdext._system.terminal import Terminal, text_table, track
 from mkdext.data.strips import save_sheet, save_strip
 from mkdext.metrics import exact_note, strongest_window, to_uint8
@@ -122,6 +124,8 @@ def conclude(
                 "seconds": round(seconds[other.network_name], 3),
                 "parameters": count_parameters(other.network),
             }
+    if not processes().is_first:
+        return summary
     if training.made:
         _save_made_summary(run, summary, _at_work(training, stage, sets), scales[0])
     else:
@@ -147,9 +151,11 @@ def _measured(
         for name, (scale, pairs, of_teacher) in sets.items():
             if of_teacher and way == training.teacher_name:
                 continue  # It is the measure.
-            shown = track(pairs, f"measuring {title} on {name}", terminal)
-            seen = ((high if of_high else low, high) for low, high in shown)
-            validation[name][way] = measure(upscalers[scale], seen, scale, names_of(pairs))
+            seen = _HighTwice(pairs) if of_high else pairs
+            told = functools.partial(
+                track, description=f"measuring {title} on {name}", console=terminal
+            )
+            validation[name][way] = measure(upscalers[scale], seen, scale, names_of(pairs), told)
 
     add("bicubic", "bicubic", {scale: bicubic(scale) for scale in training.options.scales})
     with evaluation_mode(stage.network):
@@ -159,6 +165,20 @@ def _measured(
         sees_high = training.options.privileged
         add(way, way.replace("_", " "), training.teachers, sees_high)
     return validation
+
+
+class _HighTwice(Sequence[tuple[Tensor, Tensor]]):
+    """Pairs for a network that sees the high-resolution picture."""
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        _, high = self._pairs[index]
+        return high, high
 
 
 def _at_work(
@@ -225,6 +245,8 @@ def save_samples(
         sets: What the student is measured on.
         step: How many steps were done.
     """
+    if not processes().is_first:
+        return
     if training.made:
         for scale, maker in training.made.makers.items():
             with evaluation_mode(networks[scale]):
