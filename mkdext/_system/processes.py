@@ -264,11 +264,8 @@ class Processes:
         missing: list[int] = []
         try:
             self._store.set(f"lives/{self.rank}", "1")
-            until = time.monotonic() + _GRACE
-            missing = list(range(self.size))
-            while missing and time.monotonic() < until:
-                missing = [r for r in missing if not self._store.check([f"lives/{r}"])]
-                time.sleep(_POLL)
+            self._come([f"lives/{rank}" for rank in range(self.size)])
+            missing = [r for r in range(self.size) if not self._store.check([f"lives/{r}"])]
         except (AttributeError, RuntimeError):
             # Without a store, or with the process that has it.
             missing = [0] if self._store is not None and not self.is_first else []
@@ -285,17 +282,30 @@ class Processes:
         ) from error
 
     def is_told_by_first(self, text: str) -> bool:
-        """Whether the first process ends with the same message as this one."""
+        """Whether the first process ends with the same message as this one.
+
+        The first, which may keep the messages, waits a little for the others.
+        """
         if self.size == 1 or self._store is None:
             return False
         with contextlib.suppress(RuntimeError):
             self._store.set(f"ended/{self.rank}", text)
-            until = time.monotonic() + _GRACE
-            while not self.is_first and time.monotonic() < until:
-                if self._store.check(["ended/0"]):
-                    return bool(self._store.get("ended/0").decode() == text)
-                time.sleep(_POLL)
+            if not self.is_first and self._come(["ended/0"]):
+                first = self._store.get("ended/0").decode()
+                self._store.set(f"heard/{self.rank}", "1")
+                return bool(first == text)
+            if self.is_first:
+                self._come([f"heard/{rank}" for rank in range(1, self.size)])
         return False
+
+    def _come(self, keys: Sequence[str]) -> bool:
+        """Whether messages come within a short time."""
+        until = time.monotonic() + _GRACE
+        while not all(self._store.check([key]) for key in keys):
+            if time.monotonic() > until:
+                return False
+            time.sleep(_POLL)
+        return True
 
 
 class _Averaged(Function):
