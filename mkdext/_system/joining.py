@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import PrefixStore, TCPStore, _get_default_store
 
 from mkdext._system.errors import mark_as_told
 from mkdext._system.processes import LostProcess, Processes, at_work, processes
@@ -115,7 +114,15 @@ def _meet(rank: int, size: int, limit: float) -> Any:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     patience = datetime.timedelta(seconds=limit)
     try:
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=patience))
+        store = TCPStore(
+            address,
+            int(port),
+            # An agent of torchrun keeps the messages of its processes itself.
+            is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=patience,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" in str(error):

@@ -132,7 +132,8 @@ def divide(run: Run[Any]) -> None:
         "convolutions": run.convolutions(),
         "is finished": run.directory.read_summary() is not None,
     }
-    together.require_same(versions | dict(flat(run.config)))
+    named = {f"`{name}`": value for name, value in flat(run.config)}
+    together.require_same(versions | named)
     together.divide(options.batch_size)
 
 

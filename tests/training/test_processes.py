@@ -95,7 +95,7 @@ def test_killed_stopped_and_continued_by_others_they_end_with_the_weights_of_one
 
 CACHED = ["--method", "fitnet", "--recipe", "mkd-paper", "--teacher-cache-crops", "12"]
 MIXED = [
-    *("--method", "response", "--recipe", "mkd-paper", "--imitation", "0.5", "--augment-colours"),
+    *("--method", "response", "--optimizer", "adam", "--imitation", "0.5", "--augment-colours"),
     *("--zoom-out-share", "0.2", "--made-share", "0.4", "--teacher-cache-crops", "4"),
 ]
 PRIVILEGED = ["--method", "pisr", "--recipe", "mkd-paper", "--privileged-iterations", "4"]
