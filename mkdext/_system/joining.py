@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import queue
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, TCPStore, _get_default_store
+from torch.distributed import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from mkdext._system.errors import mark_as_told
 from mkdext._system.processes import LostProcess, Processes, at_work, processes
@@ -20,6 +23,7 @@ from mkdext._system.processes import LostProcess, Processes, at_work, processes
 LIMIT = "MKDEXT_PROCESS_TIMEOUT"
 """Environment variable: seconds that one process waits for another."""
 _USUAL_LIMIT = 600.0
+_GRACE = 5.0  # seconds more than PyTorch's own limit, whose message tells more
 _NEEDED = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
 
 
@@ -113,16 +117,15 @@ def _meet(rank: int, size: int, limit: float) -> Any:
     """Join the others, and return where messages are left."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     patience = datetime.timedelta(seconds=limit)
+
+    def met() -> Any:
+        # An agent of torchrun keeps the messages of its processes itself.
+        keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        settings = {"is_master": keeps, "wait_for_workers": False, "multi_tenant": True}
+        return TCPStore(address, int(port), timeout=patience, **settings)
+
     try:
-        store = TCPStore(
-            address,
-            int(port),
-            # An agent of torchrun keeps the messages of its processes itself.
-            is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-            timeout=patience,
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
+        store = _within(limit + _GRACE, met)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" in str(error):
@@ -149,6 +152,30 @@ def _meet(rank: int, size: int, limit: float) -> Any:
             "to use"
         ) from None
     return store
+
+
+def _within(limit: float, function: Callable[[], Any]) -> Any:
+    """What a function returns, which may wait forever, such as for an answer of another program.
+
+    Raises:
+        RuntimeError: It takes too long, or it raises it.
+    """
+    answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put((function(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=limit)
+    except queue.Empty:
+        raise RuntimeError(f"there is no answer within {limit:.0f} seconds") from None
+    if error is not None:
+        raise error
+    return answer
 
 
 def _require_all(came: Any, size: int, limit: float) -> None:

@@ -110,11 +110,37 @@ def launched(
         for port in [free_port()]
         for rank in range(size)
     ]
+    with _started(code, files) as processes:
+        yield processes
+
+
+@contextlib.contextmanager
+def scripted(size: int, script: Path, arguments: Sequence[str], logs: Path) -> Iterator[Launched]:
+    """Start a script in several processes, with their rank and number as first arguments."""
+    files = [logs / f"{rank}.txt" for rank in range(size)]
+    code = [
+        _CODE.format(
+            environment={"GLOO_SOCKET_IFNAME": "lo"},
+            alone=False,
+            log=str(files[rank]),
+            argv=[str(script), str(rank), str(size), *arguments],
+            imports="import runpy",
+            before=f"runpy.run_path({str(script)!r}, run_name='__main__')",
+            call="0",
+        )
+        for rank in range(size)
+    ]
+    with _started(code, files) as processes:
+        yield processes
+
+
+@contextlib.contextmanager
+def _started(code: Sequence[str], logs: list[Path]) -> Iterator[Launched]:
     processes = [_FORKS.Process(target=exec, args=(text, {})) for text in code]
     try:
         for process in processes:
             process.start()
-        yield Launched(processes, files)
+        yield Launched(processes, logs)
     finally:
         for process in processes:
             if process.pid and process.is_alive():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from mkdext.training.run.directory import RunDirectory
-from tests.training.launching import free_port, launched
+from tests.training.launching import free_port, launched, scripted
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +53,31 @@ def reference(flags, tmp_path_factory) -> Path:
     with launched(1, "train", [*flags, "--out", str(folder / "run")], folder) as alone:
         assert alone.ended() == [0], alone.said()
     return folder / "run"
+
+
+TOGETHER = Path(__file__).with_name("several_processes.py")
+CHOSEN = [
+    *("vanilla", "response", "fitnet", "vid", "fakd", "ickd", "l2t-ww", "pisr", "mkd-case2"),
+    *("mkd", "mkd, unrolled", "mkd, replayed", "mkd, replayed adam", "mkd, no rollback"),
+    *("mkd, whole gradient", "mkd, not relative", "ickd, all by the meta-gradient", "hints"),
+    *("ratio of gradients", "muon", "mixture", "batch normalisation"),
+    *("generator", "generator of DFSR", "mkd, local"),
+]
+
+
+def test_every_training_is_that_of_one_process(tmp_path):
+    """In float64: all values of all steps, and all weights."""
+    results = tmp_path / "results.json"
+    given = [str(tmp_path / "meeting"), str(results), "3", *CHOSEN]
+    with scripted(4, TOGETHER, given, tmp_path) as four:
+        assert four.ended() == [0, 0, 0, 0], four.said()
+    found = json.loads(results.read_text())
+    assert len(found) == 3 * len(CHOSEN)
+    assert all(each["same"] for each in found.values())
+    gaps = {name: each["difference"] for name, each in found.items()}
+    exact = {name: gap for name, gap in gaps.items() if not name.startswith("mkd, local")}
+    assert {name: gap for name, gap in exact.items() if gap > 1e-9} == {}
+    assert all(gap > 1e-6 for name, gap in gaps.items() if name not in exact)
 
 
 def assert_same_run(out: Path, reference: Path) -> None:
@@ -93,12 +119,12 @@ def test_killed_stopped_and_continued_by_others_they_end_with_the_weights_of_one
     assert_same_run(out, reference)
 
 
-CACHED = ["--method", "fitnet", "--recipe", "mkd-paper", "--teacher-cache-crops", "12"]
+CACHED = ["--method", "fitnet", "--optimizer", "adam", "--teacher-cache-crops", "12"]
 MIXED = [
     *("--method", "response", "--optimizer", "adam", "--imitation", "0.5", "--augment-colours"),
     *("--zoom-out-share", "0.2", "--made-share", "0.4", "--teacher-cache-crops", "4"),
 ]
-PRIVILEGED = ["--method", "pisr", "--recipe", "mkd-paper", "--privileged-iterations", "4"]
+PRIVILEGED = ["--method", "pisr", "--optimizer", "adam", "--privileged-iterations", "4"]
 MADE = [
     *("--patch-size", "12", "--generator.every", "2", "--method", "fitnet", "--stages", "2"),
     *("--recipe", "plain", "--source", "mixed"),
