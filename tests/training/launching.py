@@ -15,7 +15,7 @@ from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["mkdext.train", "mkdext.datafree"])
-_LIMIT = 240  # seconds
+_LIMIT = 500  # seconds
 
 _CODE = """
 import os, sys
