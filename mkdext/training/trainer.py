@@ -438,7 +438,7 @@ class Trainer:
         self.terminal.say(f"step {step}: {scores_in_words(scores)}")
         save_samples(self.training, networks, self.directory, self.sets, step)
         self._record({"step": step, "validation": scores})
-        if step < self.total:
+        if step < self.total and processes().is_first:
             save_page_of_now(self.training, self.stage, self.directory, self.sets)
         # Whole pictures take more than a step does.
         self.memory.start()
