@@ -1,6 +1,7 @@
 """What a step of a training sends in several processes, and how long that takes on a network.
 
-Messages and bytes are counted in a real step, in which nothing is sent. Times follow from a model:
+Messages and bytes are counted in a real step, in which nothing is sent; the message of 8 bytes by
+which processes agree whether to stop is one of them. Times follow from a model:
 a ring passes `2 (N - 1) / N` times the bytes through each connection, and each message costs
 `2 log2(N)` latencies. What is computed meanwhile is not counted: here nothing overlaps.
 
@@ -16,6 +17,7 @@ import math
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -78,6 +80,7 @@ def counted(student: str, changes: dict[str, Any]) -> tuple[int, Counting]:
     together.divide(2)
     with at_work(together):
         stage.take(1, Batch(low, high, scale=4))
+        together.agreed(0)
     return count_parameters(stage.network), together
 
 
@@ -90,10 +93,11 @@ def seconds(sent: Counting, processes: int, gigabits: float, latency: float) -> 
 def main() -> None:
     """Print the table."""
     arguments = parse_arguments()
-    table = Table("student", "parameters", "method", "messages", "MB")
+    table = Table("student", "parameters", "method", "messages", "MB", box=box.MARKDOWN)
     for processes in PROCESSES:
         for gigabits in GIGABITS:
-            table.add_column(f"{processes} GPUs, {gigabits} Gbit/s: ms", justify="right")
+            table.add_column(f"{processes} GPUs, {gigabits} Gbit/s")
+    print("Times in milliseconds a step.")
     for student in arguments.students:
         for name, changes in METHODS.items():
             parameters, sent = counted(student, changes)
@@ -104,7 +108,7 @@ def main() -> None:
             ]
             row = f"{parameters:,}", name, str(sent.messages), f"{sent.bytes / 1e6:.3f}"
             table.add_row(student, *row, *times)
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

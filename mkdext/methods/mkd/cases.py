@@ -39,13 +39,13 @@ class _ConvolvedKnowledge(DistillationMethod):
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """`sum over points of mean |K^s - K^t| / mean |K^t|` (MKD eq. 7)."""
-        losses = []
+        gaps, sizes = [], []
         points = zip(self.of_student, self.of_teacher, student, teacher, strict=True)
         for of_student, of_teacher, fs, ft in points:
             knowledge = of_teacher(ft)
-            gap = mean_magnitude(of_student(fs) - knowledge)
-            losses.append(relative(gap, mean_magnitude(knowledge)))
-        return total(losses)
+            gaps.append(mean_magnitude(of_student(fs) - knowledge))
+            sizes.append(mean_magnitude(knowledge))
+        return total(relative(gaps, sizes))
 
 
 @register("mkd-case1")

@@ -51,7 +51,10 @@ class MKD(DistillationMethod):
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """L_kd of MKD eq. 7: the sum over the points of the mean gap between the knowledge."""
-        return total([self._loss(*point) for point in self._points(student, teacher)])
+        gaps, sizes = zip(
+            *(self._gap(*point) for point in self._points(student, teacher)), strict=True
+        )
+        return total(relative(gaps, sizes)) if self.options.relative else total(gaps)
 
     def once_differentiable(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The same loss, with the memory of one point."""
@@ -83,12 +86,21 @@ class MKD(DistillationMethod):
         """
         if not self.options.detach_kernels:
             return super().gradient(student, teacher, create_graph, parameters)
-        losses, slopes = zip(
+        gaps, sizes, slopes = zip(
             *(
                 self._partial_gradient(*point, create_graph)
                 for point in self._points(student, teacher)
             ),
             strict=True,
+        )
+        # What is divided by does not depend on what moves. Done last, the division leaves the sign
+        # of the gap constant, and the second derivative is spared a convolution.
+        whole = averaged(*gaps, *sizes)
+        gaps, sizes = whole[: len(gaps)], whole[len(gaps) :]
+        losses = [(gap / size).detach() for gap, size in zip(gaps, sizes, strict=True)]
+        slopes = tuple(
+            slope / (size * self._elements(slope))
+            for slope, size in zip(slopes, sizes, strict=True)
         )
         own: tuple[Tensor, ...] = ()
         if parameters:
@@ -102,7 +114,8 @@ class MKD(DistillationMethod):
 
     def _partial_gradient(
         self, net: nn.Module, maps: Tensor, hints: Tensor, create_graph: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean gap, what it is divided by, and the slope of the sum of the gap."""
         moved = maps.view_as(maps)
         point = net(moved, hints, source=maps)
         gap, size, sign, teacher_sign = self._consume(point)
@@ -111,12 +124,12 @@ class MKD(DistillationMethod):
             gradients = torch.autograd.grad(point.teacher, point.kernels, teacher_sign)
             gradients = [gradient / teacher_sign.numel() for gradient in gradients]
             size = with_known_gradient(size, point.kernels, gradients)
-        gap, size = averaged(gap, size)
-        loss = (gap / size).detach()
-        # What is divided by does not depend on what moves. Done last, the division leaves the sign
-        # of the gap constant, and the second derivative is spared a convolution.
         (slope,) = torch.autograd.grad(point.student, moved, sign, create_graph=create_graph)
-        return loss, slope / (size * sign.numel())
+        return gap, size, slope
+
+    def _elements(self, maps: Tensor) -> int:
+        """Numbers of the knowledge that is made of maps."""
+        return maps.numel() // maps.shape[1] * self.options.grid**2
 
     @torch.no_grad()
     def _consume(self, point: Knowledge) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -141,10 +154,11 @@ class MKD(DistillationMethod):
     ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         return zip(self.krnets, student, teacher, strict=True)
 
-    def _loss(self, net: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+    def _gap(self, net: nn.Module, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean gap, and the mean magnitude that it is divided by."""
         point = net(student, teacher, source=student)
-        gap = mean_magnitude(point.student - point.teacher)
-        return relative(gap, mean_magnitude(point.teacher)) if self.options.relative else gap
+        gap, teacher = mean_magnitude(point.student - point.teacher), point.teacher
+        return gap, mean_magnitude(teacher) if self.options.relative else teacher.new_ones(())
 
     @torch.no_grad()
     def statistics(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
@@ -186,10 +200,10 @@ class MKD(DistillationMethod):
         return {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
 
 
-def relative(gap: Tensor, size: Tensor) -> Tensor:
-    """A mean gap in relation to a mean size, both over the samples of all processes."""
-    gap, size = averaged(gap, size)
-    return gap / size
+def relative(gaps: Sequence[Tensor], sizes: Sequence[Tensor]) -> list[Tensor]:
+    """Mean gaps in relation to mean sizes, all over the samples of all processes."""
+    whole = averaged(*gaps, *sizes)
+    return [gap / size for gap, size in zip(whole, whole[len(gaps) :], strict=False)]
 
 
 def _detail(maps: Tensor) -> Tensor:
