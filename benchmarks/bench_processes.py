@@ -6,7 +6,7 @@ a ring passes `2 (N - 1) / N` times the bytes through each connection, and each 
 `2 log2(N)` latencies. What is computed meanwhile is not counted: here nothing overlaps.
 
     python benchmarks/bench_processes.py
-    python benchmarks/bench_processes.py --students rcan-a --latency 5
+    python benchmarks/bench_processes.py --students rcan-t --latency 5
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--students", nargs="+", default=["rcan-a", "vdsr", "rcan-t"])
+    parser.add_argument("--students", nargs="+", default=["rcan-a", "vdsr"])
     parser.add_argument(
         "--latency", type=float, default=10.0, help="of the network, in microseconds (default 10)"
     )
