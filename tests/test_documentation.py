@@ -27,6 +27,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from mkdext import __main__ as dispatch
 from mkdext.methods import registry
@@ -42,7 +43,10 @@ TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"\n]*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-PROGRAMS = ("python", "mkdext", "pip", "pytest", "ruff", "mypy", "mkdocs", "pre-commit", "cmake")
+PROGRAMS = (
+    *("python", "mkdext", "pip", "pytest", "ruff", "mypy", "mkdocs", "pre-commit", "cmake"),
+    "torchrun",
+)
 IGNORED = {"cmake", "g++", "which", "rm", "phases", ".ci/run"}
 OF_OTHERS = {"--help", "--rgb_range"}
 
@@ -155,6 +159,11 @@ def check(program: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -
             check("mkdext", rest, monkeypatch)
         case "python", ["-m", module, *rest] if module.startswith("mkdext."):
             check("mkdext", [module.removeprefix("mkdext."), *rest], monkeypatch)
+        case "torchrun", arguments:
+            # Its own flags are PyTorch's, which tells what to run and with which flags.
+            run = get_args_parser().parse_args(arguments)
+            assert run.module
+            check("python", ["-m", run.training_script, *run.training_script_args], monkeypatch)
         case "python", ["-m", "pytest", *rest]:
             check("pytest", rest, monkeypatch)
         case "python", ["-m", "venv", _]:

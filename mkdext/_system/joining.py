@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from mkdext._system.errors import mark_as_told
 from mkdext._system.processes import LostProcess, Processes, at_work, processes
@@ -67,6 +65,13 @@ def joined() -> Iterator[Processes]:
     if processes().size > 1 or size == 1:
         yield processes()
         return
+    if not dist.is_available():
+        raise ValueError(
+            f"this PyTorch cannot train in {size} processes, it was built without torch.distributed"
+        )
+    # Not every PyTorch has it.
+    from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
     limit = _limit()
     was_there = dist.is_initialized()
     store = _get_default_store() if was_there else _meet(rank, size, limit)
@@ -115,6 +120,9 @@ def _limit() -> float:
 
 def _meet(rank: int, size: int, limit: float) -> Any:
     """Join the others, and return where messages are left."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.distributed_c10d import PrefixStore
+
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     patience = datetime.timedelta(seconds=limit)
 
