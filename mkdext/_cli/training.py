@@ -97,7 +97,7 @@ def _heard(is_heard: bool) -> Iterator[None]:
     """Let help and complaints about flags be printed, or by one of several processes alone."""
     with contextlib.ExitStack() as stack:
         if not is_heard:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         yield

@@ -56,7 +56,7 @@ class Launched:
     def wait_for(self, path: Path, text: str) -> None:
         """Wait until a file has a text."""
         until = time.monotonic() + _LIMIT
-        while not (path.exists() and text in path.read_text()):
+        while not (path.exists() and text in path.read_text(encoding="utf-8")):
             assert any(process.is_alive() for process in self.processes), self.said()
             assert time.monotonic() < until, self.said()
             time.sleep(0.02)

@@ -224,7 +224,7 @@ def main() -> None:
                 gap = difference(got, expected)
                 found[f"{name}, {count} processes"] = {"difference": gap, "same": same}
         if rank == 0:
-            Path(results).write_text(json.dumps(found))
+            Path(results).write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
