@@ -288,9 +288,9 @@ class Broken(nn.Module):
     def forward(self, lr):
         return lr.repeat_interleave(2, 2).repeat_interleave(2, 3) * float("nan")
 
-class Windows(nn.Module):
+class OneSize(nn.Module):
     def forward(self, lr):
-        sr = lr.view(3, lr.shape[2] // 4, 4, lr.shape[3] // 4, 4).softmax(2).view(lr.shape)
+        sr = lr.view(3, 2, 4, 100, 4).softmax(2).view(lr.shape)
         return sr.repeat_interleave(2, 2).repeat_interleave(2, 3)
 """
 
@@ -327,7 +327,7 @@ def test_a_network_of_the_users_is_exported(own_network: tuple[str, Path], tmp_p
 def test_a_network_that_takes_one_size_only_is_exported_for_that(
     networks: Path, tmp_path: Path
 ) -> None:
-    out, name = tmp_path / "own.onnx", f"{networks}:Windows"
+    out, name = tmp_path / "own.onnx", f"{networks}:OneSize"
     with pytest.raises(ValueError, match=r"it must take any size.*`shape` HEIGHTxWIDTH$"):
         attempt_in_this_process(out, model=name, scale=2)
     # Larger than the photograph, which is repeated.

@@ -214,7 +214,7 @@ def test_a_picture_that_is_damaged_inside_does_not_stop_the_others(
             " MB decoded; --memory 0.001 GB leaves 0 MB for it, as the",
         ),
         (["huge.png", "--memory", "2"], "has 13000x13000 pixels, which take 10,816 MB decoded"),
-        (["a.png", "--model", "rcan-c"], "--model rcan-c needs --weights FILE"),
+        (["a.png", "--model", "rcan-b"], "--model rcan-b needs --weights FILE"),
         (["a.png", "--scale", "2"], "for scale 4 only, got --scale 2; give --weights FILE"),
         (["a.png", "--weights", "a.png"], "weights file a.png is neither"),
         (["a.png", "--out", "letter.png"], "--out letter.png cannot be written: letter.png is not"),

@@ -121,7 +121,11 @@ def following(
         return None
     # Not of other folders: the lengths of a file hold for these too.
     flags = dataclasses.replace(first, train_dir=None, train_low_dir=None)
-    there, now = (_flat(usual_of(each, file, names)) for each in (FirstFlags(), flags))
+    now = _flat(usual_of(flags, file, names))
+    try:
+        there = _flat(usual_of(FirstFlags(), file, names))
+    except ValueError:  # Its method is not there any more, and nothing is known of it.
+        return file
     return file.without({name: value for name, value in there.items() if value != now[name]})
 
 

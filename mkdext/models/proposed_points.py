@@ -55,8 +55,8 @@ def possible_points(model: nn.Module, side: int = _SIDE) -> list[PointMap]:
     Example:
         >>> from mkdext.models import create_model
         >>> points = possible_points(create_model("edsr-s", scale=4))
-        >>> [(point.name, point.channels) for point in points if point.name.endswith("1")]
-        [('body.1', 16), ('tail.0.1', 16)]
+        >>> [(p.name, p.channels) for p in points if p.name in ("body.1", "tail.0.1", "tail.1")]
+        [('body.1', 16), ('tail.0.1', 16), ('tail.1', 3)]
     """
     network = unwrapped(model)
     like = next(model.parameters(), torch.empty(0))

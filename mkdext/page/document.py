@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
+from html import escape as as_html
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ def write_page(path: Path, page: Page) -> None:
         "right": gallery.other if gallery else "",
     }
     parts = {
-        "title": html.escape(page.title),
+        "title": as_html(page.title),
         "refresh": f'<meta http-equiv="refresh" content="{page.refresh}">' if page.refresh else "",
         "style": _asset("page.css"),
         "script": _asset("page.js"),

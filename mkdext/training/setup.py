@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mkdext._system.device import checked_device
-from mkdext._system.plugins import named_options
+from mkdext._system.plugins import is_reference, named_options
 from mkdext._system.processes import Processes, at_work, processes
 from mkdext._system.terminal import Terminal, track
 from mkdext.data import ImagePairs, LowImages, PatchSampler
@@ -146,8 +146,8 @@ def coloured_teacher(teacher: SuperResolver, options: Resolved) -> FoundColours:
     if options.teacher_range is not None:
         return FoundColours(in_colours(teacher, options.teacher_range, "`teacher_range`"), None)
     named = options.teacher
-    # Those of spandrel are known, and what is trained here takes the usual ones.
-    if named is None or is_of_spandrel(named):
+    # Those of this package and of spandrel are known; what is trained here takes the usual ones.
+    if named is None or not is_reference(named) or is_of_spandrel(named):
         return FoundColours(teacher, None)
     weights = options.teacher_weights
     if weights is not None and read_metadata(weights) is not None:

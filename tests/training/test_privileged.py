@@ -311,7 +311,6 @@ def test_a_network_of_enlarged_luma_can_be_the_decoder(options):
     [
         (Detached, ("0", "2"), "student Detached must pass a gradient to its image, .* arrives"),
         (Rounded, ("0", "2"), "student Rounded must pass a gradient .*: no gradient arrives"),
-        (Sharpener, (), "`student_points`: network Sharpener declares no distillation points"),
     ],
 )
 def test_a_network_that_cannot_be_a_decoder_is_refused(student, points, reason, options):

@@ -344,7 +344,7 @@ def broken(case: str, folder: Path) -> list[str]:
         ("output among photographs", "among whose photographs its pictures would count; give an"),
         ("output below photographs to measure on", "lies in"),
         ("large patch", "needs at least 68"),
-        ("large patch", "a smaller --patch-size will do (now 17)"),
+        ("large patch", "take a smaller --patch-size (now 17)"),
         ("truncated weights", "cut.safetensors"),
         ("weights of another scale", "x2"),
         ("weights of another network", "architecture"),

@@ -150,7 +150,7 @@ def test_no_photograph_is_opened_before_the_training_is_done(
 ):
     flags = [flag for flag in flags if flag not in ("--val-dir", str(photographs))]
     held_out = [photographs / "smooth.png"]
-    monkeypatch.setattr("mkdext.training.sources.builtin_photographs", lambda split: held_out)
+    monkeypatch.setattr("mkdext.training.photographs.builtin_photographs", lambda split: held_out)
     opened = Opened()
     measured = []
     sets_of = report.validation_sets
