@@ -130,8 +130,9 @@ def conclude(
         _save_made_summary(run, summary, _at_work(training, stage, sets), scales[0])
     else:
         save_curves(run.picture, run.records(), validation)
-    write_json(run.summary, summary)
+    # The summary comes last: a run that has one is finished.
     save_page(training, stage, run, sets, summary, terminal)
+    write_json(run.summary, summary)
     samples = "low resolution, student, teacher and truth side by side"
     if any(measured.of_teacher for measured in sets.values()):
         samples = "low resolution, student and teacher side by side"
